@@ -1,0 +1,112 @@
+"""The networks of the bundled family: their shapes, and the folder they are saved in.
+
+Everything is an ordinary diffusers or transformers class, so that
+`StableDiffusionPipeline.from_pretrained(folder)` loads the result without any code of ours.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+from diffusers import AutoencoderKL, DDIMScheduler, StableDiffusionPipeline, UNet2DConditionModel
+from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
+
+from argus.families.pictogram.world import SIZE
+
+LATENT_CHANNELS = 12
+LATENT_SIZE = SIZE // 8
+TEXT_WIDTH = 160
+MAX_TOKENS = 40
+
+
+def new_vae() -> AutoencoderKL:
+    """96×96 pixels to 12×12×12 and back; mean and scale of its latents are set after training."""
+    return AutoencoderKL(
+        in_channels=3,
+        out_channels=3,
+        down_block_types=("DownEncoderBlock2D",) * 4,
+        up_block_types=("UpDecoderBlock2D",) * 4,
+        block_out_channels=(16, 32, 64, 128),
+        layers_per_block=1,
+        norm_num_groups=8,
+        latent_channels=LATENT_CHANNELS,
+        mid_block_add_attention=False,
+        sample_size=SIZE,
+        scaling_factor=1.0,
+    )
+
+
+def new_unet() -> UNet2DConditionModel:
+    """A thin outer level at 12×12, and the prompt read at 6×6 and 3×3."""
+    return UNet2DConditionModel(
+        sample_size=LATENT_SIZE,
+        in_channels=LATENT_CHANNELS,
+        out_channels=LATENT_CHANNELS,
+        block_out_channels=(64, 128, 192),
+        layers_per_block=1,
+        down_block_types=("DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D"),
+        up_block_types=("CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"),
+        attention_head_dim=4,
+        cross_attention_dim=TEXT_WIDTH,
+        norm_num_groups=16,
+    )
+
+
+def new_text_encoder(tokenizer: CLIPTokenizer) -> CLIPTextModel:
+    return CLIPTextModel(
+        CLIPTextConfig(
+            vocab_size=len(tokenizer),
+            hidden_size=TEXT_WIDTH,
+            intermediate_size=4 * TEXT_WIDTH,
+            projection_dim=TEXT_WIDTH,
+            num_hidden_layers=4,
+            num_attention_heads=4,
+            max_position_embeddings=MAX_TOKENS,
+            bos_token_id=tokenizer.bos_token_id,
+            eos_token_id=tokenizer.eos_token_id,
+            pad_token_id=tokenizer.pad_token_id,
+        )
+    )
+
+
+def new_scheduler() -> DDIMScheduler:
+    return DDIMScheduler(
+        num_train_timesteps=1000,
+        beta_start=0.00085,
+        beta_end=0.012,
+        beta_schedule="scaled_linear",
+        prediction_type="v_prediction",
+        timestep_spacing="trailing",
+        clip_sample=False,
+        set_alpha_to_one=True,
+    )
+
+
+def save_pipeline(
+    folder: Path,
+    vae: AutoencoderKL,
+    unet: UNet2DConditionModel,
+    text_encoder: CLIPTextModel,
+    tokenizer: CLIPTokenizer,
+) -> None:
+    """Save a folder that stock diffusers loads.
+
+    UNet and VAE are stored in float16 (diffusers loads them as float32 all the same), the text
+    encoder in float32, because transformers would keep it in half precision.
+    """
+    pipeline = StableDiffusionPipeline(
+        vae=vae,
+        unet=unet,
+        text_encoder=text_encoder,
+        tokenizer=tokenizer,
+        scheduler=new_scheduler(),
+        safety_checker=None,
+        feature_extractor=None,
+        requires_safety_checker=False,
+    )
+    pipeline.save_pretrained(folder, safe_serialization=True)
+    for part, name in ((vae, "vae"), (unet, "unet")):
+        half = type(part).from_config(part.config)
+        half.load_state_dict(part.state_dict())
+        half.to(torch.float16).save_pretrained(folder / name, safe_serialization=True)

@@ -1,0 +1,95 @@
+"""Trains the VAE until the small parts of things survive its round trip."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from diffusers import AutoencoderKL
+from torch import Tensor
+
+from argus.families.pictogram.draw import draw_scene
+from argus.families.pictogram.networks import new_vae
+from argus.families.pictogram.train.progress import Checkpoints, Progress, cosine
+from argus.families.pictogram.world import Scene, sample_scene
+
+BATCH = 16
+RATE = 2e-3
+KL_WEIGHT = 1e-6
+
+
+def pictures(scenes: list[Scene]) -> Tensor:
+    """Scenes drawn as a (n, 3, 96, 96) tensor in [-1, 1]."""
+    pixels = np.stack([np.asarray(draw_scene(scene)) for scene in scenes])
+    return torch.from_numpy(pixels).permute(0, 3, 1, 2).float() / 127.5 - 1
+
+
+def train_vae(work: Path, steps: int, seed: int, start: AutoencoderKL | None = None) -> None:
+    """Train for `steps` batches and leave the standardised VAE in `work/vae`.
+
+    Resumes from `work` if it holds a checkpoint, else from `start`, else from random weights.
+    """
+    torch.manual_seed(seed)
+    vae = start or new_vae()
+    optimiser = torch.optim.AdamW(vae.parameters(), lr=RATE, weight_decay=1e-4, fused=True)
+    checkpoints = Checkpoints(work / "vae.ckpt", vae=vae, optimiser=optimiser)
+    begin = checkpoints.resume()
+    progress = Progress("vae", steps, begin)
+    for step, batch in zip(range(begin, steps), _batches(seed, begin), strict=False):
+        for group in optimiser.param_groups:
+            group["lr"] = RATE * cosine(step, steps, warmup=100)
+        loss, error = _loss(vae, batch)
+        optimiser.zero_grad()
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(vae.parameters(), 1.0)
+        optimiser.step()
+        progress.step(loss=loss.item(), mse=error.item())
+        if (step + 1) % 250 == 0 or step + 1 == steps:
+            checkpoints.save(step + 1)
+    standardise(vae, pictures(_scenes(random.Random(seed + 1), 512)))
+    vae.save_pretrained(work / "vae")
+
+
+def _scenes(rng: random.Random, n: int) -> list[Scene]:
+    return [sample_scene(rng) for _ in range(n)]
+
+
+def _batches(seed: int, begin: int) -> Iterator[Tensor]:
+    step = begin
+    while True:
+        yield pictures(_scenes(random.Random(f"vae {seed} {step}"), BATCH))
+        step += 1
+
+
+def _loss(vae: AutoencoderKL, batch: Tensor) -> tuple[Tensor, Tensor]:
+    with torch.autocast("cpu", torch.bfloat16):
+        posterior = vae.encode(batch).latent_dist
+        out = vae.decode(posterior.sample()).sample
+    out = out.float()
+    error = F.mse_loss(out, batch)
+    edges = sum(
+        F.l1_loss(out.diff(dim=axis), batch.diff(dim=axis)) for axis in (2, 3)
+    )
+    kl = posterior.kl().mean()
+    return F.l1_loss(out, batch) + 4 * error + edges + KL_WEIGHT * kl, error
+
+
+@torch.no_grad()
+def standardise(vae: AutoencoderKL, batch: Tensor) -> None:
+    """Fold mean and deviation of every latent channel into the VAE, so that latents are unit.
+
+    Afterwards `scaling_factor` 1 is right, which is what the config says.
+    """
+    latents = vae.encode(batch).latent_dist.mean
+    mean, deviation = latents.mean((0, 2, 3)), latents.std((0, 2, 3))
+    c = mean.numel()
+    quant, post = vae.quant_conv, vae.post_quant_conv
+    quant.weight[:c] /= deviation[:, None, None, None]
+    quant.bias[:c] = (quant.bias[:c] - mean) / deviation
+    quant.bias[c:] -= 2 * deviation.log()
+    post.bias += (post.weight[:, :, 0, 0] * mean).sum(1)
+    post.weight *= deviation[None, :, None, None]
