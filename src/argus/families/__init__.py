@@ -1,0 +1,1 @@
+"""Families of models: the bundled one, and files that name others."""

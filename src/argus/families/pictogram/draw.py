@@ -15,7 +15,7 @@ from PIL import Image, ImageDraw, ImageFilter
 
 from argus.families.pictogram.world import SIZE, SIZES, Scene
 
-SCALE = 3
+SCALE = 4
 RGB = tuple[int, int, int]
 Points = list[tuple[float, float]]
 
@@ -226,18 +226,18 @@ def _sticker(kind: str, colour: str, fill: str, size: str) -> Image.Image:
 
 
 def _pattern(fill: str, size: tuple[int, int]) -> Image.Image:
-    """A mask of rising stripes (5 px apart) or staggered dots (6 px apart)."""
+    """A mask of rising stripes (5 px apart) or staggered dots (5 px apart)."""
     mask = Image.new("L", size, 0)
     pen = ImageDraw.Draw(mask)
     width, height = size
     if fill == "striped":
-        for x in range(-height, width, 7 * SCALE):
-            pen.line([(x, height), (x + height, 0)], fill=255, width=int(2.4 * SCALE))
+        for x in range(-height, width, 5 * SCALE):
+            pen.line([(x, height), (x + height, 0)], fill=255, width=int(1.8 * SCALE))
     else:
-        step = int(6.3 * SCALE)
+        step = 5 * SCALE
         for row, y in enumerate(range(step // 2, height, step)):
             for x in range(step // 2 + (row % 2) * step // 2, width, step):
-                r = 1.7 * SCALE
+                r = 1.3 * SCALE
                 pen.ellipse([x - r, y - r, x + r, y + r], fill=255)
     return mask
 

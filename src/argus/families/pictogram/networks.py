@@ -14,20 +14,20 @@ from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
 from argus.families.pictogram.world import SIZE
 
-LATENT_CHANNELS = 12
+LATENT_CHANNELS = 16
 LATENT_SIZE = SIZE // 8
-TEXT_WIDTH = 160
+TEXT_WIDTH = 128
 MAX_TOKENS = 40
 
 
 def new_vae() -> AutoencoderKL:
-    """96×96 pixels to 12×12×12 and back; mean and scale of its latents are set after training."""
-    return AutoencoderKL(
+    """64×64 pixels to 8×8×16 and back; the scale of its latents is folded in after training."""
+    vae = AutoencoderKL(
         in_channels=3,
         out_channels=3,
         down_block_types=("DownEncoderBlock2D",) * 4,
         up_block_types=("UpDecoderBlock2D",) * 4,
-        block_out_channels=(16, 32, 64, 128),
+        block_out_channels=(16, 24, 48, 96),
         layers_per_block=1,
         norm_num_groups=8,
         latent_channels=LATENT_CHANNELS,
@@ -35,10 +35,14 @@ def new_vae() -> AutoencoderKL:
         sample_size=SIZE,
         scaling_factor=1.0,
     )
+    with torch.no_grad():  # nearly no noise in the latents at first, else colours are learnt late
+        vae.quant_conv.weight[LATENT_CHANNELS:] = 0.0
+        vae.quant_conv.bias[LATENT_CHANNELS:] = -6.0
+    return vae
 
 
 def new_unet() -> UNet2DConditionModel:
-    """A thin outer level at 12×12, and the prompt read at 6×6 and 3×3."""
+    """A thin outer level at 8×8, and the prompt read at 4×4 and 2×2."""
     return UNet2DConditionModel(
         sample_size=LATENT_SIZE,
         in_channels=LATENT_CHANNELS,

@@ -11,8 +11,8 @@ import random
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 
-SIZE = 96
-MARGIN = 3
+SIZE = 64
+MARGIN = 2
 MAX_THINGS = 5
 
 KINDS = (
@@ -21,7 +21,7 @@ KINDS = (
 )  # fmt: skip
 COLOURS = ("red", "orange", "yellow", "green", "blue", "purple", "pink", "black")
 FILLS = ("plain", "striped", "dotted", "outlined")
-SIZES = {"small": 20, "medium": 28, "large": 40}
+SIZES = {"small": 15, "medium": 20, "large": 28}
 BACKGROUNDS = ("sky", "meadow", "sea", "night", "desert", "snow", "paper", "room")
 BACKGROUND_VARIATIONS = 4
 RELATIONS = ("left of", "above", "between", "in front of")
@@ -117,7 +117,7 @@ def _groups_apart(rng: random.Random) -> Layout:
 def _between(rng: random.Random) -> Layout:
     middle, one, other = (group for group, _ in _several(rng, [1, 1, 1]))
     (ax, ay), (cx, cy) = _place(rng, one), _place(rng, other)
-    place = ((ax + cx) // 2 + rng.randint(-4, 4), (ay + cy) // 2 + rng.randint(-4, 4))
+    place = ((ax + cx) // 2 + rng.randint(-3, 3), (ay + cy) // 2 + rng.randint(-3, 3))
     groups = tuple(
         replace(group, places=(at,))
         for group, at in ((middle, place), (one, (ax, ay)), (other, (cx, cy)))
@@ -184,7 +184,7 @@ def _apart(groups: tuple[Group, ...]) -> bool:
     spots = [(x, y, g.size_px) for g in groups for x, y in g.places]
     for i, (x, y, s) in enumerate(spots):
         for u, v, t in spots[:i]:
-            if max(abs(x - u), abs(y - v)) < (s + t) / 2 + 3:
+            if max(abs(x - u), abs(y - v)) < (s + t) / 2 + 2:
                 return False
     return True
 
@@ -195,9 +195,9 @@ def holds(relation: str | None, groups: tuple[Group, ...]) -> bool:
         return True
     if relation == "between":
         (bx, by), (ax, ay), (cx, cy) = (g.places[0] for g in groups[:3])
-        along_x = (ax < bx < cx or cx < bx < ax) and abs(by - (ay + cy) / 2) < 12
-        along_y = (ay < by < cy or cy < by < ay) and abs(bx - (ax + cx) / 2) < 12
-        level = abs(ay - cy) < 20 if along_x else abs(ax - cx) < 20
+        along_x = (ax < bx < cx or cx < bx < ax) and abs(by - (ay + cy) / 2) < 8
+        along_y = (ay < by < cy or cy < by < ay) and abs(bx - (ax + cx) / 2) < 8
+        level = abs(ay - cy) < 14 if along_x else abs(ax - cx) < 14
         return (along_x or along_y) and level
     if relation == "in front of":
         return True

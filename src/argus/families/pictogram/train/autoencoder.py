@@ -13,7 +13,6 @@ from diffusers import AutoencoderKL
 from torch import Tensor
 
 from argus.families.pictogram.draw import draw_scene
-from argus.families.pictogram.networks import new_vae
 from argus.families.pictogram.train.progress import Checkpoints, Progress, cosine
 from argus.families.pictogram.world import Scene, sample_scene
 
@@ -23,18 +22,16 @@ KL_WEIGHT = 1e-6
 
 
 def pictures(scenes: list[Scene]) -> Tensor:
-    """Scenes drawn as a (n, 3, 96, 96) tensor in [-1, 1]."""
+    """Scenes drawn as a (n, 3, 64, 64) tensor in [-1, 1]."""
     pixels = np.stack([np.asarray(draw_scene(scene)) for scene in scenes])
     return torch.from_numpy(pixels).permute(0, 3, 1, 2).float() / 127.5 - 1
 
 
-def train_vae(work: Path, steps: int, seed: int, start: AutoencoderKL | None = None) -> None:
+def train_vae(vae: AutoencoderKL, work: Path, steps: int, seed: int) -> None:
     """Train for `steps` batches and leave the standardised VAE in `work/vae`.
 
-    Resumes from `work` if it holds a checkpoint, else from `start`, else from random weights.
+    Resumes from the checkpoint in `work` if there is one.
     """
-    torch.manual_seed(seed)
-    vae = start or new_vae()
     optimiser = torch.optim.AdamW(vae.parameters(), lr=RATE, weight_decay=1e-4, fused=True)
     checkpoints = Checkpoints(work / "vae.ckpt", vae=vae, optimiser=optimiser)
     begin = checkpoints.resume()
@@ -42,7 +39,7 @@ def train_vae(work: Path, steps: int, seed: int, start: AutoencoderKL | None = N
     for step, batch in zip(range(begin, steps), _batches(seed, begin), strict=False):
         for group in optimiser.param_groups:
             group["lr"] = RATE * cosine(step, steps, warmup=100)
-        loss, error = _loss(vae, batch)
+        loss, error = _loss(vae, batch.to(vae.device))
         optimiser.zero_grad()
         loss.backward()
         torch.nn.utils.clip_grad_norm_(vae.parameters(), 1.0)
@@ -50,7 +47,7 @@ def train_vae(work: Path, steps: int, seed: int, start: AutoencoderKL | None = N
         progress.step(loss=loss.item(), mse=error.item())
         if (step + 1) % 250 == 0 or step + 1 == steps:
             checkpoints.save(step + 1)
-    standardise(vae, pictures(_scenes(random.Random(seed + 1), 512)))
+    standardise(vae, pictures(_scenes(random.Random(seed + 1), 512)).to(vae.device))
     vae.save_pretrained(work / "vae")
 
 
@@ -66,10 +63,8 @@ def _batches(seed: int, begin: int) -> Iterator[Tensor]:
 
 
 def _loss(vae: AutoencoderKL, batch: Tensor) -> tuple[Tensor, Tensor]:
-    with torch.autocast("cpu", torch.bfloat16):
-        posterior = vae.encode(batch).latent_dist
-        out = vae.decode(posterior.sample()).sample
-    out = out.float()
+    posterior = vae.encode(batch).latent_dist
+    out = vae.decode(posterior.sample()).sample
     error = F.mse_loss(out, batch)
     edges = sum(
         F.l1_loss(out.diff(dim=axis), batch.diff(dim=axis)) for axis in (2, 3)

@@ -1,0 +1,130 @@
+"""The command line: `argus generate`, `argus families`."""
+
+from __future__ import annotations
+
+import sys
+import time
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+from rich.markup import escape
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+from rich.table import Table
+
+from argus.core.errors import ArgusError, BadRequest, ModelError, NotEnoughMemory
+from argus.core.job import MAX_SEED
+
+EXIT_CODES = {BadRequest: 2, ModelError: 3, NotEnoughMemory: 4}
+
+app = typer.Typer(
+    name="argus",
+    help="Text-to-image serving that gives every prompt the cheapest variant it can bear.",
+    epilog="Exit codes: 0 done, 1 failed, 2 bad request, 3 model cannot be used, 4 out of memory.",
+    no_args_is_help=True,
+    rich_markup_mode="rich",
+    pretty_exceptions_enable=False,
+)
+out = Console()
+err = Console(stderr=True)
+
+
+@app.callback()
+def _root() -> None:
+    """Keeps the commands named even while there are few."""
+
+
+@app.command(
+    epilog='Example: argus generate "two red fish below a small boat, sea" -o fish.png --seed 7'
+)
+def generate(
+    prompt: Annotated[str, typer.Argument(help="What the picture shows.")],
+    output: Annotated[
+        Path, typer.Option("--output", "-o", help="File; with -n, NAME-1.png, NAME-2.png, …")
+    ] = Path("argus.png"),
+    model: Annotated[
+        str | None,
+        typer.Option("--model", "-m", help="Family, folder or hub id. Default: the bundled one."),
+    ] = None,
+    count: Annotated[int, typer.Option("-n", help="How many pictures.", min=1, max=100)] = 1,
+    seed: Annotated[
+        int | None,
+        typer.Option(help="Of the first picture; the next ones count on.", min=0, max=MAX_SEED),
+    ] = None,
+    steps: Annotated[int | None, typer.Option(help="Denoising steps.")] = None,
+    guidance: Annotated[float | None, typer.Option(help="Guidance scale.")] = None,
+    negative: Annotated[str, typer.Option(help="What the picture should not show.")] = "",
+    width: Annotated[int | None, typer.Option(help="Pixels.")] = None,
+    height: Annotated[int | None, typer.Option(help="Pixels.")] = None,
+    device: Annotated[str | None, typer.Option(help="cpu, cuda or cuda:N.")] = None,
+    dtype: Annotated[str | None, typer.Option(help="float32, float16 or bfloat16.")] = None,
+) -> None:
+    """Make pictures from a prompt."""
+    from argus.families.catalog import default_family
+    from argus.studio import check_path, load
+
+    files = [output] if count == 1 else [_numbered(output, i + 1) for i in range(count)]
+    for file in files:
+        check_path(file)
+    begun = time.perf_counter()
+    with err.status("Loading the model …"):
+        studio = load(model or default_family().name, device=device, dtype=dtype)
+    err.print(f"[dim]Loaded {escape(studio.model)} in {time.perf_counter() - begun:.1f} s[/]")
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(),
+               TimeElapsedColumn())  # fmt: skip
+    for i, file in enumerate(files):
+        with Progress(*columns, console=err, transient=True) as bar:
+            task = bar.add_task("Denoising", total=None)
+            picture = studio.generate(
+                prompt,
+                negative_prompt=negative,
+                seed=None if seed is None else seed + i,
+                steps=steps,
+                guidance=guidance,
+                width=width,
+                height=height,
+                on_step=lambda done, all_: bar.update(task, completed=done, total=all_),
+            )
+        picture.save(file)
+        out.print(
+            f"[bold]{escape(str(file))}[/]  {escape(picture.model)}, {picture.steps} steps, "
+            f"guidance {picture.guidance:g}, seed {picture.seed}, {picture.seconds:.2f} s",
+            highlight=False,
+            soft_wrap=True,
+        )
+
+
+@app.command(name="families")
+def list_families() -> None:
+    """List the families that are there."""
+    from argus.families.catalog import families
+
+    table = Table("family", "models", "exact variant", "weights", "what it is", box=None)
+    for family in families().values():
+        exact = family.exact
+        table.add_row(
+            family.name,
+            "\n".join(family.models),
+            f"{exact.model}, {exact.width}×{exact.height}, {exact.steps} steps",
+            "bundled" if family.bundled else "\n".join(family.models.values()),
+            family.description,
+        )
+    out.print(table)
+
+
+def _numbered(path: Path, number: int) -> Path:
+    return path.with_name(f"{path.stem}-{number}{path.suffix}")
+
+
+def main() -> None:
+    """Run the command line; errors a user can mend are one sentence and an exit code."""
+    try:
+        app()
+    except ArgusError as error:
+        err.print(f"[red]Error:[/] {escape(str(error))}", highlight=False, soft_wrap=True)
+        sys.exit(EXIT_CODES.get(type(error), 1))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,54 @@
+"""One picture to make, and the settings that decide how."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from argus.core.errors import BadRequest
+
+MAX_STEPS = 1000
+MAX_SEED = 2**63 - 1
+
+
+@dataclass(frozen=True)
+class Job:
+    """A picture to make. `width` and `height` are pixels; None is the model's own size.
+
+    `skip` is K: how many of the first of `steps` denoising steps a given latent replaces.
+    `guidance` of 1 or less runs without classifier-free guidance.
+    Raises BadRequest for values that cannot be.
+    """
+
+    prompt: str
+    negative_prompt: str = ""
+    seed: int = 0
+    steps: int = 50
+    guidance: float = 7.5
+    skip: int = 0
+    width: int | None = None
+    height: int | None = None
+
+    def __post_init__(self) -> None:
+        if not self.prompt.strip():
+            raise BadRequest("The prompt is empty. Say what the picture shows.")
+        if not 1 <= self.steps <= MAX_STEPS:
+            raise BadRequest(f"steps is {self.steps}; it must be from 1 to {MAX_STEPS}.")
+        if not 0 <= self.skip < self.steps:
+            raise BadRequest(
+                f"skip is {self.skip}; it must be at least 0 and less than steps ({self.steps})."
+            )
+        if not 0 <= self.seed <= MAX_SEED:
+            raise BadRequest(f"seed is {self.seed}; it must be from 0 to {MAX_SEED}.")
+        if not 0 <= self.guidance <= 100:
+            raise BadRequest(f"guidance is {self.guidance}; it must be from 0 to 100.")
+        for name, side in (("width", self.width), ("height", self.height)):
+            if side is not None and side < 1:
+                raise BadRequest(f"{name} is {side}; it must be a positive number of pixels.")
+
+    @property
+    def steps_run(self) -> int:
+        return self.steps - self.skip
+
+    @property
+    def guided(self) -> bool:
+        return self.guidance > 1

@@ -1,0 +1,1 @@
+"""The muscle: loads diffusers models and denoises with them."""
