@@ -1,12 +1,12 @@
 """Argus: text-to-image serving that gives every prompt the cheapest variant it can bear.
 
-    import argus
-    picture = argus.load("pictogram").generate("two red fish below a small boat, sea")
-    picture.save("boat.png")
+import argus
+picture = argus.load("pictogram").generate("two red fish below a small boat, sea")
+picture.save("boat.png")
 """
 
 from argus.core.errors import ArgusError, BadRequest, ModelError, NotEnoughMemory
-from argus.families.catalog import families
+from argus.families.catalog import list_families
 from argus.studio import Picture, Studio, load
 
 __version__ = "0.1.0"
@@ -17,6 +17,6 @@ __all__ = [
     "NotEnoughMemory",
     "Picture",
     "Studio",
-    "families",
+    "list_families",
     "load",
 ]

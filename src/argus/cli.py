@@ -10,7 +10,14 @@ from typing import Annotated
 import typer
 from rich.console import Console
 from rich.markup import escape
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    TaskID,
+    TextColumn,
+    TimeElapsedColumn,
+)
 from rich.table import Table
 
 from argus.core.errors import ArgusError, BadRequest, ModelError, NotEnoughMemory
@@ -76,6 +83,10 @@ def generate(
     for i, file in enumerate(files):
         with Progress(*columns, console=err, transient=True) as bar:
             task = bar.add_task("Denoising", total=None)
+
+            def advance(done: int, steps: int, bar: Progress = bar, task: TaskID = task) -> None:
+                bar.update(task, completed=done, total=steps)
+
             picture = studio.generate(
                 prompt,
                 negative_prompt=negative,
@@ -84,7 +95,7 @@ def generate(
                 guidance=guidance,
                 width=width,
                 height=height,
-                on_step=lambda done, all_: bar.update(task, completed=done, total=all_),
+                on_step=advance,
             )
         picture.save(file)
         out.print(
@@ -95,13 +106,13 @@ def generate(
         )
 
 
-@app.command(name="families")
-def list_families() -> None:
+@app.command()
+def families() -> None:
     """List the families that are there."""
-    from argus.families.catalog import families
+    from argus.families.catalog import list_families
 
     table = Table("family", "models", "exact variant", "weights", "what it is", box=None)
-    for family in families().values():
+    for family in list_families().values():
         exact = family.exact
         table.add_row(
             family.name,

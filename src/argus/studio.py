@@ -13,7 +13,7 @@ from PIL import Image, PngImagePlugin
 from argus.core.errors import BadRequest
 from argus.core.family import Variant
 from argus.core.job import Job
-from argus.families.catalog import families
+from argus.families.catalog import list_families
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -130,7 +130,7 @@ def load(name: str, *, device: str | None = None, dtype: str | None = None) -> S
 
     device = device or ("cuda" if torch.cuda.is_available() else "cpu")
     dtype = dtype or ("float16" if device.startswith("cuda") else "float32")
-    family = families().get(name)
+    family = list_families().get(name)
     if family is not None:
         exact = family.exact
         engine = Engine.load(family.models[exact.model], device, dtype, exact.sampler)

@@ -46,7 +46,7 @@ def load_pipeline(source: str, device: str = "cpu", dtype: str = "float32") -> A
     try:
         pipeline = pipeline_class.from_pretrained(
             folder,
-            torch_dtype=precision,
+            dtype=precision,
             use_safetensors=True,
             local_files_only=True,
             **({"safety_checker": None, "requires_safety_checker": False} if unchecked else {}),

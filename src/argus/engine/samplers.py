@@ -32,8 +32,6 @@ def new_scheduler(sampler: str, own: Any) -> Any:
     if sampler == DEFAULT:
         return type(own).from_config(own.config)
     if sampler not in SAMPLERS:
-        raise BadRequest(
-            f"There is no sampler {sampler!r}: use {DEFAULT}, {', '.join(SAMPLERS)}."
-        )
+        raise BadRequest(f"There is no sampler {sampler!r}: use {DEFAULT}, {', '.join(SAMPLERS)}.")
     scheduler_class, options = SAMPLERS[sampler]
     return scheduler_class.from_config(own.config, **options)

@@ -31,7 +31,7 @@ class _FamilyFile(BaseModel):
     exact: _VariantFile
 
 
-def families() -> dict[str, Family]:
+def list_families() -> dict[str, Family]:
     """Every family by name, bundled ones first."""
     files = [*sorted(HERE.glob("*/family.yaml")), *sorted(HERE.glob("*.yaml"))]
     found = [read_family(path) for path in files]
@@ -40,7 +40,7 @@ def families() -> dict[str, Family]:
 
 def default_family() -> Family:
     """The family that needs no download."""
-    for family in families().values():
+    for family in list_families().values():
         if family.bundled:
             return family
     raise ModelError("This installation bundles no family; name one, or give a model's folder.")

@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 import random
 from collections.abc import Callable
-from functools import lru_cache
+from functools import cache
 
 from PIL import Image, ImageDraw, ImageFilter
 
@@ -202,7 +202,7 @@ _DRAWINGS: dict[str, Drawing] = {
 }  # fmt: skip
 
 
-@lru_cache(maxsize=None)
+@cache
 def _sticker(kind: str, colour: str, fill: str, size: str) -> Image.Image:
     """One thing as an RGBA picture, `SCALE` times its size, with its white edge."""
     side, edge = SIZES[size] * SCALE, 4
@@ -256,7 +256,7 @@ def _mix(a: RGB, b: RGB, share: float) -> RGB:
 _SIDE = SIZE * SCALE
 
 
-@lru_cache(maxsize=None)
+@cache
 def _background(name: str, variation: int) -> Image.Image:
     rng = random.Random(f"{name} {variation}")
     return _BACKGROUNDS[name](rng)

@@ -156,9 +156,7 @@ def _several(rng: random.Random, counts: list[int]) -> list[tuple[Group, int]]:
     return list(zip(chosen, counts, strict=True))
 
 
-def _spread(
-    rng: random.Random, wanted: list[tuple[Group, int]], relation: str | None
-) -> Layout:
+def _spread(rng: random.Random, wanted: list[tuple[Group, int]], relation: str | None) -> Layout:
     """Put every thing somewhere free of the others, as the relation asks; None if it fails."""
     for _ in range(60):
         groups = tuple(

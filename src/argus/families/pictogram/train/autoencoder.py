@@ -4,19 +4,21 @@ from __future__ import annotations
 
 import random
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from diffusers import AutoencoderKL
 from torch import Tensor
 
 from argus.families.pictogram.draw import draw_scene
 from argus.families.pictogram.train.progress import Checkpoints, Progress, cosine
-from argus.families.pictogram.world import Scene, sample_scene
+from argus.families.pictogram.world import SIZE, Scene, sample_scene
 
 BATCH = 16
+CROP, CROPPED_SHARE = 32, 0.8  # most batches are quarter pictures around a thing: four times faster
+THING_WEIGHT = 3.0
 RATE = 2e-3
 KL_WEIGHT = 1e-6
 
@@ -36,10 +38,12 @@ def train_vae(vae: AutoencoderKL, work: Path, steps: int, seed: int) -> None:
     checkpoints = Checkpoints(work / "vae.ckpt", vae=vae, optimiser=optimiser)
     begin = checkpoints.resume()
     progress = Progress("vae", steps, begin)
-    for step, batch in zip(range(begin, steps), _batches(seed, begin), strict=False):
+    for step, (batch, weights) in zip(
+        range(begin, steps), _batches(seed, begin, steps), strict=False
+    ):
         for group in optimiser.param_groups:
             group["lr"] = RATE * cosine(step, steps, warmup=100)
-        loss, error = _loss(vae, batch.to(vae.device))
+        loss, error = _loss(vae, batch.to(vae.device), weights.to(vae.device))
         optimiser.zero_grad()
         loss.backward()
         torch.nn.utils.clip_grad_norm_(vae.parameters(), 1.0)
@@ -55,22 +59,48 @@ def _scenes(rng: random.Random, n: int) -> list[Scene]:
     return [sample_scene(rng) for _ in range(n)]
 
 
-def _batches(seed: int, begin: int) -> Iterator[Tensor]:
+def _batches(seed: int, begin: int, steps: int) -> Iterator[tuple[Tensor, Tensor]]:
+    """Pictures, and the weight of each of their pixels (n, 1, h, w)."""
     step = begin
     while True:
-        yield pictures(_scenes(random.Random(f"vae {seed} {step}"), BATCH))
+        rng = random.Random(f"vae {seed} {step}")
+        scenes = _scenes(rng, BATCH)
+        drawn = pictures(scenes)
+        empty = pictures([replace(scene, groups=()) for scene in scenes])
+        things = ((drawn - empty).abs().amax(1, keepdim=True) > 0.02).float()
+        weights = 1 + (THING_WEIGHT - 1) * things
+        if step < CROPPED_SHARE * steps:
+            corners = [_corner(scene, rng) for scene in scenes]
+            drawn, weights = _cropped(drawn, corners), _cropped(weights, corners)
+        yield drawn, weights / weights.mean()
         step += 1
 
 
-def _loss(vae: AutoencoderKL, batch: Tensor) -> tuple[Tensor, Tensor]:
+def _corner(scene: Scene, rng: random.Random) -> tuple[int, int]:
+    """The upper left of a crop that has one of the scene's things in it."""
+    x, y = rng.choice(rng.choice(scene.groups).places)
+    left, top = x - rng.randint(8, CROP - 8), y - rng.randint(8, CROP - 8)
+    return min(max(left, 0), SIZE - CROP), min(max(top, 0), SIZE - CROP)
+
+
+def _cropped(pixels: Tensor, corners: list[tuple[int, int]]) -> Tensor:
+    return torch.stack(
+        [
+            image[:, y : y + CROP, x : x + CROP]
+            for image, (x, y) in zip(pixels, corners, strict=True)
+        ]
+    )
+
+
+def _loss(vae: AutoencoderKL, batch: Tensor, weights: Tensor) -> tuple[Tensor, Tensor]:
     posterior = vae.encode(batch).latent_dist
     out = vae.decode(posterior.sample()).sample
-    error = F.mse_loss(out, batch)
-    edges = sum(
-        F.l1_loss(out.diff(dim=axis), batch.diff(dim=axis)) for axis in (2, 3)
-    )
+    error = out - batch
+    pixels = (weights * (error.abs() + 4 * error.square())).mean()
+    across = (weights[..., 1:] * error.diff(dim=3).abs()).mean()
+    down = (weights[..., 1:, :] * error.diff(dim=2).abs()).mean()
     kl = posterior.kl().mean()
-    return F.l1_loss(out, batch) + 4 * error + edges + KL_WEIGHT * kl, error
+    return pixels + across + down + KL_WEIGHT * kl, error.square().mean()
 
 
 @torch.no_grad()

@@ -117,9 +117,7 @@ def train_painter(
             checkpoints.save(step + 1)
         if (step + 1) % sheet_every == 0 or last:
             painters = average.module
-            sheet = draw_sheet(
-                vae, painters["unet"], painters["text_encoder"], tokenizer
-            )
+            sheet = draw_sheet(vae, painters["unet"], painters["text_encoder"], tokenizer)
             sheet.save(work / f"sheet_{step + 1:06d}.png")
     trained.load_state_dict(average.module.state_dict())
     trained.eval()
