@@ -143,7 +143,10 @@ class Engine:
     def _noise(self, generator: torch.Generator, width: int, height: int) -> Tensor:
         unet, scale = self.pipeline.unet, self.pipeline.vae_scale_factor
         shape = (1, unet.config.in_channels, height // scale, width // scale)
-        return randn_tensor(shape, generator=generator, device=unet.device, dtype=unet.dtype)
+        noise: Tensor = randn_tensor(
+            shape, generator=generator, device=unet.device, dtype=unet.dtype
+        )
+        return noise
 
     def _decode(self, latents: Tensor) -> Image.Image:
         pipeline, vae = self.pipeline, self.pipeline.vae

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 import psutil
 import torch
@@ -22,8 +22,8 @@ from huggingface_hub.errors import (
 
 from argus.core.errors import BadRequest, ModelError, NotEnoughMemory
 
-AnyPipeline = StableDiffusionPipeline | StableDiffusionXLPipeline
-PIPELINES: dict[str, type[AnyPipeline]] = {
+AnyPipeline: TypeAlias = "StableDiffusionPipeline | StableDiffusionXLPipeline"
+PIPELINES: dict[str, Any] = {
     "StableDiffusionPipeline": StableDiffusionPipeline,
     "StableDiffusionXLPipeline": StableDiffusionXLPipeline,
 }
@@ -44,7 +44,7 @@ def load_pipeline(source: str, device: str = "cpu", dtype: str = "float32") -> A
     _check_memory(source, folder, where, precision)
     unchecked = pipeline_class is StableDiffusionPipeline
     try:
-        pipeline = pipeline_class.from_pretrained(
+        pipeline: AnyPipeline = pipeline_class.from_pretrained(
             folder,
             dtype=precision,
             use_safetensors=True,

@@ -21,7 +21,10 @@ from argus.families.pictogram.tokenizer import learn_tokenizer
 from argus.families.pictogram.train.autoencoder import train_vae
 from argus.families.pictogram.train.painter import train_painter
 
+app = typer.Typer(add_completion=False)
 
+
+@app.command()
 def main(
     work: Annotated[Path, typer.Option(help="Folder for checkpoints, sheets and the result.")],
     vae_steps: Annotated[int, typer.Option(help="Batches of 16 pictures for the VAE.")] = 3000,
@@ -74,4 +77,4 @@ def _tokenizer(work: Path) -> CLIPTokenizer:
 
 
 if __name__ == "__main__":
-    typer.run(main)
+    app()

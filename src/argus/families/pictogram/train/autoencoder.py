@@ -29,6 +29,10 @@ def pictures(scenes: list[Scene]) -> Tensor:
     return torch.from_numpy(pixels).permute(0, 3, 1, 2).float() / 127.5 - 1
 
 
+def training_scenes(seed: int, count: int) -> list[Scene]:
+    return [sample_scene(random.Random(f"scene {seed} {i}")) for i in range(count)]
+
+
 def train_vae(vae: AutoencoderKL, work: Path, steps: int, seed: int) -> None:
     """Train for `steps` batches and leave the standardised VAE in `work/vae`.
 
@@ -51,7 +55,7 @@ def train_vae(vae: AutoencoderKL, work: Path, steps: int, seed: int) -> None:
         progress.step(loss=loss.item(), mse=error.item())
         if (step + 1) % 250 == 0 or step + 1 == steps:
             checkpoints.save(step + 1)
-    standardise(vae, pictures(_scenes(random.Random(seed + 1), 512)).to(vae.device))
+    standardise(vae, pictures(training_scenes(seed, 512)).to(vae.device))
     vae.save_pretrained(work / "vae")
 
 

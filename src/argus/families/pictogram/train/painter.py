@@ -15,11 +15,11 @@ from transformers import CLIPTextModel, CLIPTokenizer
 
 from argus.families.pictogram.captions import caption
 from argus.families.pictogram.networks import TEXT_WIDTH, new_scheduler
-from argus.families.pictogram.train.autoencoder import pictures
+from argus.families.pictogram.train.autoencoder import pictures, training_scenes
 from argus.families.pictogram.train.progress import Checkpoints, Progress, cosine
 from argus.families.pictogram.train.reading import Reader, facts_of
 from argus.families.pictogram.train.sheet import draw_sheet
-from argus.families.pictogram.world import Scene, sample_scene
+from argus.families.pictogram.world import Scene
 
 BATCH = 48
 RATE = 1e-3
@@ -28,10 +28,6 @@ AVERAGING = 0.999
 UNCONDITIONAL = 0.1
 SNR_LIMIT = 5.0
 READING_WEIGHT = 0.05
-
-
-def training_scenes(seed: int, count: int) -> list[Scene]:
-    return [sample_scene(random.Random(f"scene {seed} {i}")) for i in range(count)]
 
 
 @torch.no_grad()
@@ -47,7 +43,7 @@ def latents_of(scenes: list[Scene], vae: AutoencoderKL, cached: Path) -> Tensor:
         batch = pictures(scenes[begin : begin + 64]).to(vae.device)
         parts.append(vae.encode(batch).latent_dist.mean.half().cpu())
         progress.step()
-    latents = torch.cat(parts)
+    latents = torch.cat(parts).contiguous()
     save_file({"latents": latents}, cached)
     return latents
 
@@ -76,6 +72,7 @@ def train_painter(
     reader = Reader(TEXT_WIDTH).to(device)
     trained = nn.ModuleDict({"unet": unet, "text_encoder": text_encoder})
     average = AveragedModel(trained, avg_fn=_average)
+    averaged_unet, averaged_text_encoder = average.module.children()
     optimiser = torch.optim.AdamW(
         [
             {"params": unet.parameters(), "rate": RATE},
@@ -116,8 +113,7 @@ def train_painter(
         if (step + 1) % 500 == 0 or last:
             checkpoints.save(step + 1)
         if (step + 1) % sheet_every == 0 or last:
-            painters = average.module
-            sheet = draw_sheet(vae, painters["unet"], painters["text_encoder"], tokenizer)
+            sheet = draw_sheet(vae, averaged_unet, averaged_text_encoder, tokenizer)
             sheet.save(work / f"sheet_{step + 1:06d}.png")
     trained.load_state_dict(average.module.state_dict())
     trained.eval()

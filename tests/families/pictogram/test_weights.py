@@ -1,0 +1,40 @@
+"""The shipped weights: an ordinary folder that makes pictures of what prompts say."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from diffusers import StableDiffusionPipeline
+
+import argus
+from argus.families.catalog import default_family
+from argus.families.pictogram import WEIGHTS
+
+
+@pytest.fixture(scope="module")
+def studio() -> argus.Studio:
+    return argus.load(default_family().name, device="cpu")
+
+
+def test_the_folder_is_small_and_safe() -> None:
+    files = [path for path in WEIGHTS.rglob("*") if path.is_file()]
+    assert sum(path.stat().st_size for path in files) <= 30e6
+    assert {path.suffix for path in files} <= {".json", ".safetensors", ".txt"}
+
+
+def test_stock_diffusers_makes_the_same_picture(studio: argus.Studio) -> None:
+    pipeline = StableDiffusionPipeline.from_pretrained(WEIGHTS)
+    pipeline.set_progress_bar_config(disable=True)
+    prompt, exact = "a red house in the snow", studio.settings
+    expected = pipeline(
+        prompt,
+        num_inference_steps=exact.steps,
+        guidance_scale=exact.guidance,
+        generator=torch.Generator().manual_seed(1),
+    ).images[0]
+    assert studio.generate(prompt, seed=1).image.tobytes() == expected.tobytes()
+
+
+def test_words_it_never_saw_still_give_a_picture(studio: argus.Studio) -> None:
+    picture = studio.generate("Zebras 🦓 spielen Geige", seed=1, steps=4)
+    assert len(picture.image.getcolors(10_000) or []) > 100
