@@ -5,7 +5,7 @@ VENV   ?= .venv
 BIN    := $(VENV)/bin
 READY  := $(VENV)/.ready
 
-.PHONY: help setup picture grid test lint clean
+.PHONY: help setup picture grid test lint bench clean
 
 help: ## what can be made
 	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 12
@@ -31,9 +31,14 @@ test: $(READY) ## all tests
 
 lint: $(READY) ## ruff and mypy
 	@echo "Checking style and types ..."
-	@$(BIN)/ruff check src tests
-	@$(BIN)/ruff format --check src tests
+	@$(BIN)/ruff check src tests benchmarks
+	@$(BIN)/ruff format --check src tests benchmarks
 	@$(BIN)/mypy
+
+bench: $(READY) ## what steps and skips cost in quality and time
+	@echo "Painting prompts at many step counts and skips (minutes) ..."
+	@$(BIN)/python benchmarks/steps.py
+	@$(BIN)/python benchmarks/steps.py --skips
 
 clean: ## remove the virtual environment and caches
 	@echo "Removing $(VENV) and caches ..."

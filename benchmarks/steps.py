@@ -140,9 +140,10 @@ def kind_in(image: Tensor, colour: str) -> str | None:
 
 
 def mask_of(image: Tensor, colour: str) -> Tensor:
-    """Per pixel, how near it is to a colour: 1 at it, 0 from 90 of 255 on, less the mean."""
+    """Per pixel, how near it is to a colour: 1 at it, 0 from a distance of 90 on (of 255)."""
     ink = torch.tensor(PALETTE[colour], dtype=torch.float32)[:, None, None]
-    return (1 - (image - ink).norm(dim=0) / 90).clamp(min=0)
+    mask: Tensor = (1 - (image - ink).norm(dim=0) / 90).clamp(min=0)
+    return mask
 
 
 def silhouettes(colour: str) -> dict[str, list[Tensor]]:

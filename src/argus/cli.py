@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 import time
 from pathlib import Path
@@ -111,12 +112,13 @@ def families() -> None:
     """List the families that are there."""
     from argus.families.catalog import list_families
 
-    table = Table("family", "models", "exact variant", "weights", "what it is", box=None)
+    table = Table("family", "exact variant", box=None, padding=(0, 2, 0, 0))
+    table.add_column("weights", overflow="fold")
+    table.add_column("what it is")
     for family in list_families().values():
         exact = family.exact
         table.add_row(
             family.name,
-            "\n".join(family.models),
             f"{exact.model}, {exact.width}×{exact.height}, {exact.steps} steps",
             "bundled" if family.bundled else "\n".join(family.models.values()),
             family.description,
@@ -130,6 +132,8 @@ def _numbered(path: Path, number: int) -> Path:
 
 def main() -> None:
     """Run the command line; errors a user can mend are one sentence and an exit code."""
+    for library in ("TRANSFORMERS", "HF_HUB"):  # their notices are not for who runs a command
+        os.environ.setdefault(f"{library}_VERBOSITY", "error")
     try:
         app()
     except ArgusError as error:

@@ -64,7 +64,6 @@ def train_painter(
     Resumes from the checkpoint in `work`. Every `sheet_every` steps the averaged weights paint a
     contact sheet of unseen prompts into `work`.
     """
-    torch.manual_seed(seed)
     scenes = training_scenes(seed, scene_count)
     device = unet.device
     latents = latents_of(scenes, vae, work / "latents.safetensors").to(device)
@@ -92,6 +91,7 @@ def train_painter(
     trained.train()
     for step in range(begin, steps):
         rng = random.Random(f"painter {seed} {step}")
+        torch.manual_seed(rng.getrandbits(60))  # so that a resumed run sees the same noise
         for group in optimiser.param_groups:
             group["lr"] = group["rate"] * cosine(step, steps, warmup=200)
         chosen = [rng.randrange(len(scenes)) for _ in range(BATCH)]
