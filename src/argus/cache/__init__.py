@@ -1,0 +1,1 @@
+"""The approximate cache: half-finished pictures of earlier prompts, found by similarity."""

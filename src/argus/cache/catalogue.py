@@ -1,0 +1,239 @@
+"""What the cache holds: entries, their latents, and how often each was used. The truth on disk."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+
+import numpy as np
+import sqlalchemy as sa
+
+from argus.cache.index import Vector
+from argus.cache.latents import StoredLatents
+from argus.cache.scope import Scope
+
+_meta = sa.MetaData()
+_entries = sa.Table(
+    "entries",
+    _meta,
+    sa.Column("id", sa.Integer, primary_key=True, autoincrement=True),
+    sa.Column("scope", sa.String(32), nullable=False),
+    sa.Column("namespace", sa.Text, nullable=False, index=True),
+    sa.Column("model", sa.Text, nullable=False),
+    sa.Column("prompt", sa.Text, nullable=False),
+    sa.Column("vector", sa.LargeBinary, nullable=False),
+    sa.Column("created_at", sa.Float, nullable=False),
+    sa.Index("entries_by_scope", "scope"),
+    sqlite_autoincrement=True,
+)
+_latents = sa.Table(
+    "latents",
+    _meta,
+    sa.Column("entry", sa.Integer, primary_key=True, autoincrement=False),
+    sa.Column("k", sa.Integer, primary_key=True, autoincrement=False),
+    sa.Column("name", sa.Text, nullable=False),
+    sa.Column("sha256", sa.String(64), nullable=False),
+    sa.Column("size_bytes", sa.Integer, nullable=False),
+    sa.Column("uses", sa.Integer, nullable=False),
+    sa.Column("used_at", sa.Float, nullable=False),
+)
+
+
+@dataclass(frozen=True)
+class Entry:
+    """A cached prompt. `skips` are the K whose latents are there, ascending."""
+
+    id: int
+    scope: str
+    namespace: str
+    model: str
+    prompt: str
+    created_at: float
+    skips: tuple[int, ...]
+    size_bytes: int
+
+
+@dataclass(frozen=True)
+class Removed:
+    """Latents that left the catalogue; `scope` is set when their entry left with them."""
+
+    entry: int
+    name: str
+    scope: str | None
+
+
+class Catalogue:
+    """SQLAlchemy Core on SQLite by default; any database SQLAlchemy speaks to by URL."""
+
+    def __init__(self, url: str) -> None:
+        self._engine = sa.create_engine(url)
+        if self._engine.dialect.name == "sqlite":
+            sa.event.listen(self._engine, "connect", _set_up_sqlite)
+        _meta.create_all(self._engine)
+
+    def close(self) -> None:
+        self._engine.dispose()
+
+    def add(
+        self,
+        scope: Scope,
+        prompt: str,
+        vector: Vector,
+        latents: Iterable[StoredLatents],
+        now: float,
+    ) -> int:
+        """Add an entry with its latents, all or nothing. Gives its id."""
+        with self._engine.begin() as connection:
+            entry = connection.execute(
+                _entries.insert().values(
+                    scope=scope.key,
+                    namespace=scope.namespace,
+                    model=scope.model,
+                    prompt=prompt,
+                    vector=vector.astype(np.float16).tobytes(),
+                    created_at=now,
+                )
+            ).inserted_primary_key
+            assert entry is not None
+            rows = [
+                {
+                    "entry": entry[0],
+                    "k": stored.k,
+                    "name": stored.name,
+                    "sha256": stored.sha256,
+                    "size_bytes": stored.size_bytes,
+                    "uses": 1,
+                    "used_at": now,
+                }
+                for stored in latents
+            ]
+            connection.execute(_latents.insert(), rows)
+        return int(entry[0])
+
+    def entry(self, entry: int) -> Entry | None:
+        return next(iter(self._select(_entries.c.id == entry)), None)
+
+    def entries(
+        self, namespace: str | None = None, prompt: str | None = None, limit: int | None = None
+    ) -> list[Entry]:
+        """Entries, newest first, of a namespace or a prompt if given."""
+        conditions = []
+        if namespace is not None:
+            conditions.append(_entries.c.namespace == namespace)
+        if prompt is not None:
+            conditions.append(_entries.c.prompt == prompt)
+        return self._select(*conditions, limit=limit)
+
+    def holds(self, scope: Scope, prompt: str) -> bool:
+        query = sa.select(_entries.c.id).where(
+            _entries.c.scope == scope.key, _entries.c.prompt == prompt
+        )
+        with self._engine.connect() as connection:
+            return connection.execute(query.limit(1)).first() is not None
+
+    def vectors(self) -> Iterator[tuple[int, str, Vector]]:
+        """Id, scope and vector of every entry, to rebuild the index from."""
+        query = sa.select(_entries.c.id, _entries.c.scope, _entries.c.vector)
+        with self._engine.connect() as connection:
+            for entry, scope, data in connection.execute(query):
+                yield entry, scope, np.frombuffer(data, np.float16).astype(np.float32)
+
+    def names(self) -> set[str]:
+        """The names of all latents objects."""
+        with self._engine.connect() as connection:
+            return set(connection.execute(sa.select(_latents.c.name)).scalars())
+
+    def latents(self, entry: int, k: int) -> StoredLatents | None:
+        query = sa.select(_latents).where(_latents.c.entry == entry, _latents.c.k == k)
+        with self._engine.connect() as connection:
+            row = connection.execute(query).first()
+        return None if row is None else StoredLatents(row.k, row.name, row.sha256, row.size_bytes)
+
+    def used(self, entry: int, k: int, now: float) -> None:
+        """Count one use of an entry's latents."""
+        with self._engine.begin() as connection:
+            connection.execute(
+                _latents.update()
+                .where(_latents.c.entry == entry, _latents.c.k == k)
+                .values(uses=_latents.c.uses + 1, used_at=now)
+            )
+
+    def size(self) -> tuple[int, int, int]:
+        """The number of entries and of latents, and the bytes of all latents."""
+        with self._engine.connect() as connection:
+            entries = connection.execute(sa.select(sa.func.count(_entries.c.id))).scalar_one()
+            count, total = connection.execute(
+                sa.select(sa.func.count(), sa.func.coalesce(sa.func.sum(_latents.c.size_bytes), 0))
+            ).one()
+        return int(entries), int(count), int(total)
+
+    def least_worth(self) -> Iterator[tuple[int, int, int]]:
+        """(entry, K, bytes) from the least to the most worth keeping, by LCBFU.
+
+        What latents are worth is their uses times the steps each use saves; the oldest use goes
+        first among equals (Nirvana, NSDI 2024, section 4.3). Storing counts as the first use.
+        """
+        query = sa.select(_latents.c.entry, _latents.c.k, _latents.c.size_bytes).order_by(
+            _latents.c.uses * _latents.c.k, _latents.c.used_at
+        )
+        with self._engine.connect() as connection:
+            for row in connection.execute(query):
+                yield row.entry, row.k, row.size_bytes
+
+    def remove_latents(self, pairs: Iterable[tuple[int, int]]) -> list[Removed]:
+        """Remove latents by (entry, K), and entries that have none left."""
+        removed: list[Removed] = []
+        with self._engine.begin() as connection:
+            for entry, k in pairs:
+                where = (_latents.c.entry == entry) & (_latents.c.k == k)
+                name = connection.execute(sa.select(_latents.c.name).where(where)).scalar()
+                if name is None:
+                    continue
+                connection.execute(_latents.delete().where(where))
+                left = connection.execute(
+                    sa.select(_latents.c.k).where(_latents.c.entry == entry).limit(1)
+                ).first()
+                scope = None
+                if left is None:
+                    scope = connection.execute(
+                        sa.select(_entries.c.scope).where(_entries.c.id == entry)
+                    ).scalar_one()
+                    connection.execute(_entries.delete().where(_entries.c.id == entry))
+                removed.append(Removed(entry, name, scope))
+        return removed
+
+    def remove_entry(self, entry: int) -> list[Removed]:
+        """Remove an entry with all its latents."""
+        query = sa.select(_latents.c.k).where(_latents.c.entry == entry)
+        with self._engine.connect() as connection:
+            skips = connection.execute(query).scalars().all()
+        return self.remove_latents((entry, k) for k in skips)
+
+    def _select(self, *conditions: sa.ColumnElement[bool], limit: int | None = None) -> list[Entry]:
+        query = (
+            sa.select(_entries, _latents.c.k, _latents.c.size_bytes)
+            .join(_latents, _latents.c.entry == _entries.c.id)
+            .where(*conditions)
+            .order_by(_entries.c.id.desc(), _latents.c.k)
+        )
+        found: dict[int, Entry] = {}
+        with self._engine.connect() as connection:
+            for row in connection.execute(query):
+                known = found.get(row.id)
+                if known is None and limit is not None and len(found) == limit:
+                    break
+                skips = (row.k,) if known is None else (*known.skips, row.k)
+                size = row.size_bytes + (known.size_bytes if known else 0)
+                found[row.id] = Entry(
+                    row.id, row.scope, row.namespace, row.model, row.prompt,
+                    row.created_at, skips, size,
+                )  # fmt: skip
+        return list(found.values())
+
+
+def _set_up_sqlite(connection: sa.engine.interfaces.DBAPIConnection, _: object) -> None:
+    cursor = connection.cursor()
+    cursor.execute("PRAGMA journal_mode=WAL")
+    cursor.execute("PRAGMA synchronous=NORMAL")
+    cursor.execute("PRAGMA busy_timeout=10000")
+    cursor.close()

@@ -1,0 +1,30 @@
+"""What has to be equal before one run's latents may serve another."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from dataclasses import asdict, dataclass
+
+
+@dataclass(frozen=True)
+class Scope:
+    """The settings of a run, and whose it is. Entries are only ever matched within one scope.
+
+    `namespace` keeps tenants apart; `width` and `height` are pixels.
+    """
+
+    namespace: str
+    model: str
+    sampler: str
+    width: int
+    height: int
+    steps: int
+    guidance: float
+    negative_prompt: str
+
+    @property
+    def key(self) -> str:
+        """A short name that is the same for equal scopes, in every process."""
+        text = json.dumps(asdict(self), sort_keys=True)
+        return hashlib.sha256(text.encode()).hexdigest()[:32]
