@@ -171,7 +171,7 @@ class Catalogue:
         """(entry, K, bytes) from the least to the most worth keeping, by LCBFU.
 
         What latents are worth is their uses times the steps each use saves; the oldest use goes
-        first among equals (Nirvana, NSDI 2024, section 4.3). Storing counts as the first use.
+        first among equals (Nirvana, NSDI 2024). Storing counts as the first use.
         """
         query = sa.select(_latents.c.entry, _latents.c.k, _latents.c.size_bytes).order_by(
             _latents.c.uses * _latents.c.k, _latents.c.used_at

@@ -28,6 +28,7 @@ AVERAGING = 0.999
 UNCONDITIONAL = 0.1
 SNR_LIMIT = 5.0
 READING_WEIGHT = 0.05
+EASY_SHARE = 0.25
 
 
 @torch.no_grad()
@@ -67,6 +68,7 @@ def train_painter(
     scenes = training_scenes(seed, scene_count)
     device = unet.device
     latents = latents_of(scenes, vae, work / "latents.safetensors").to(device)
+    easy_first = sorted(range(len(scenes)), key=lambda i: (scenes[i].things, len(scenes[i].groups)))
     facts = torch.tensor([facts_of(scene) for scene in scenes], device=device)
     reader = Reader(TEXT_WIDTH).to(device)
     trained = nn.ModuleDict({"unet": unet, "text_encoder": text_encoder})
@@ -94,7 +96,7 @@ def train_painter(
         torch.manual_seed(rng.getrandbits(60))  # so that a resumed run sees the same noise
         for group in optimiser.param_groups:
             group["lr"] = group["rate"] * cosine(step, steps, warmup=200)
-        chosen = [rng.randrange(len(scenes)) for _ in range(BATCH)]
+        chosen = rng.choices(easy_first[: pool_size(step / steps, len(scenes))], k=BATCH)
         blind = torch.tensor([rng.random() < UNCONDITIONAL for _ in chosen], device=device)
         prompts = [
             "" if dark else caption(scenes[i], rng)
@@ -117,6 +119,16 @@ def train_painter(
             sheet.save(work / f"sheet_{step + 1:06d}.png")
     trained.load_state_dict(average.module.state_dict())
     trained.eval()
+
+
+def pool_size(done: float, scene_count: int) -> int:
+    """How many of the scenes, easiest first, are used when a share `done` of the steps is done.
+
+    Single things teach what the words mean, so the first third of training sees little else; the
+    whole world is reached at four fifths.
+    """
+    share = EASY_SHARE + (1 - EASY_SHARE) * (done - 1 / 3) / (4 / 5 - 1 / 3)
+    return max(1, round(scene_count * min(1.0, max(EASY_SHARE, share))))
 
 
 def token_ids(tokenizer: CLIPTokenizer, prompts: list[str]) -> Tensor:
