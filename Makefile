@@ -20,7 +20,7 @@ $(READY): pyproject.toml constraints.txt
 setup: $(READY) ## a virtual environment in .venv with everything in it
 
 picture: $(READY) ## a first picture, in argus.png
-	@$(BIN)/argus generate "a small red boat at sea" --output argus.png
+	@$(BIN)/argus generate "a red house in the snow" --output argus.png
 
 grid: $(READY) ## the README's grid of pictures, by the shipped weights
 	@$(BIN)/python -m argus.families.pictogram.grid docs/grid.png

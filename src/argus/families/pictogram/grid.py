@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 from pathlib import Path
 from typing import Annotated
 
@@ -10,7 +11,10 @@ import typer
 from argus.core.job import Job
 from argus.engine.engine import Engine
 from argus.families.pictogram import WEIGHTS
+from argus.families.pictogram.captions import caption
+from argus.families.pictogram.draw import draw_scene
 from argus.families.pictogram.train.sheet import UNSEEN, lay_out
+from argus.families.pictogram.world import sample_scene
 
 app = typer.Typer(add_completion=False)
 
@@ -20,8 +24,16 @@ def main(
     file: Annotated[Path, typer.Argument(help="The picture to write.")],
     steps: Annotated[int, typer.Option(help="Denoising steps.")] = 30,
     guidance: Annotated[float, typer.Option(help="Guidance scale.")] = 3.0,
+    world: Annotated[bool, typer.Option("--world", help="Scenes as code draws them.")] = False,
 ) -> None:
     """Paint the prompts of the training's contact sheet, each once, from its own seed."""
+    if world:
+        rng = random.Random(3)
+        scenes = [sample_scene(rng) for _ in UNSEEN]
+        labels = [caption(scene, rng) for scene in scenes]
+        lay_out([draw_scene(scene) for scene in scenes], labels).save(file)
+        typer.echo(f"saved {file}")
+        return
     engine = Engine.load(str(WEIGHTS))
     jobs = [
         Job(prompt, seed=seed, steps=steps, guidance=guidance) for seed, prompt in enumerate(UNSEEN)
