@@ -48,7 +48,7 @@ def test_generate_saves_pictures_and_says_how_they_were_made(
         (["a fish", "-o", "no/such/folder/fish.png"], 2, "no folder"),
         (["a fish", "--device", "toaster", "-m", "TINY"], 2, "use cpu, cuda"),
         ([" ", "-m", "TINY", "-o", "x.png"], 2, "prompt is empty"),
-        (["a fish", "-n", "0"], 2, "not in the range"),
+        (["a fish", "-n", "0"], 2, "Invalid value for '-n'"),
     ],
 )
 def test_errors_are_a_sentence_and_an_exit_code(
