@@ -161,6 +161,7 @@ def test_half_precision_runs(tiny_sdxl: Path) -> None:
         (Job("x", steps=4), torch.zeros(1, 4, 16, 16), [], "skips no step"),
         (Job("x", steps=4, skip=2), torch.zeros(1, 4, 8, 8), [], "must be \\(1, 4, 16, 16\\)"),
         (Job("x", steps=4), None, [5], "passes 0 to 4"),
+        (Job("x", steps=1000), None, [], "steps is 1000"),
     ],
 )
 def test_what_the_model_cannot_make_is_refused(

@@ -110,6 +110,8 @@ class Engine:
                 f"{type(scheduler).__name__} makes {len(scheduler.timesteps)} timesteps "
                 f"of {job.steps} steps; Argus runs samplers with one timestep a step."
             )
+        if scheduler.timesteps.max() >= scheduler.config.num_train_timesteps:
+            raise BadRequest(f"steps is {job.steps}; this model's sampler has room for fewer.")
         if start is None:
             latents = self._noise(generator, width, height) * scheduler.init_noise_sigma
         else:
