@@ -23,6 +23,8 @@ from rich.table import Table
 
 from argus.core.errors import ArgusError, BadRequest, ModelError, NotEnoughMemory
 from argus.core.job import MAX_SEED
+from argus.families.catalog import default_family, list_families
+from argus.studio import check_path, load
 
 EXIT_CODES = {BadRequest: 2, ModelError: 3, NotEnoughMemory: 4}
 
@@ -69,9 +71,6 @@ def generate(
     dtype: Annotated[str | None, typer.Option(help="float32, float16 or bfloat16.")] = None,
 ) -> None:
     """Make pictures from a prompt."""
-    from argus.families.catalog import default_family
-    from argus.studio import check_path, load
-
     files = [output] if count == 1 else [_numbered(output, i + 1) for i in range(count)]
     for file in files:
         check_path(file)
@@ -110,8 +109,6 @@ def generate(
 @app.command()
 def families() -> None:
     """List the families that are there."""
-    from argus.families.catalog import list_families
-
     table = Table("family", "exact variant", box=None, padding=(0, 2, 0, 0))
     table.add_column("weights", overflow="fold")
     table.add_column("what it is")

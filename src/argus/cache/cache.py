@@ -122,8 +122,7 @@ class ApproximateCache:
             for found in self._catalogue.entries(namespace, prompt)
             if entry is None or found.id == entry
         ]
-        for number in numbers:
-            self._forget(self._catalogue.remove_entry(number))
+        self._forget([gone for number in numbers for gone in self._catalogue.remove_entry(number)])
         return len(numbers)
 
     def _evict(self) -> None:

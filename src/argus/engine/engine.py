@@ -143,8 +143,7 @@ class Engine:
         return latents, kept
 
     def _noise(self, generator: torch.Generator, width: int, height: int) -> Tensor:
-        unet, scale = self.pipeline.unet, self.pipeline.vae_scale_factor
-        shape = (1, unet.config.in_channels, height // scale, width // scale)
+        unet, shape = self.pipeline.unet, self._latent_shape(width, height)
         noise: Tensor = randn_tensor(
             shape, generator=generator, device=unet.device, dtype=unet.dtype
         )
@@ -174,6 +173,10 @@ class Engine:
         width, height = self.default_size
         return job.width or width, job.height or height
 
+    def _latent_shape(self, width: int, height: int) -> tuple[int, int, int, int]:
+        scale = self.pipeline.vae_scale_factor
+        return 1, self.pipeline.unet.config.in_channels, height // scale, width // scale
+
     def _check(
         self, job: Job, start: Tensor | None, keep: Collection[int], width: int, height: int
     ) -> None:
@@ -185,7 +188,7 @@ class Engine:
             raise BadRequest(f"A job that skips {job.skip} steps needs the latents to start from.")
         if start is not None and not job.skip:
             raise BadRequest("Latents to start from were given, but the job skips no step.")
-        shape = (1, self.pipeline.unet.config.in_channels, height // scale, width // scale)
+        shape = self._latent_shape(width, height)
         if start is not None and tuple(start.shape) != shape:
             raise BadRequest(f"The given latents are {tuple(start.shape)}; they must be {shape}.")
         wrong = [k for k in keep if not job.skip <= k <= job.steps]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from pathlib import Path
 from typing import Any, TypeAlias
 
@@ -155,10 +156,6 @@ def _weight_bytes(folder: Path, dtype: torch.dtype) -> int:
         with path.open("rb") as file:
             header = json.loads(file.read(int.from_bytes(file.read(8), "little")))
         for name, tensor in header.items():
-            if name == "__metadata__":
-                continue
-            count = 1
-            for side in tensor["shape"]:
-                count *= side
-            total += count * dtype.itemsize
+            if name != "__metadata__":
+                total += math.prod(tensor["shape"]) * dtype.itemsize
     return total

@@ -87,6 +87,25 @@ def new_scheduler() -> DDIMScheduler:
     )
 
 
+def assemble(
+    vae: AutoencoderKL,
+    unet: UNet2DConditionModel,
+    text_encoder: CLIPTextModel,
+    tokenizer: CLIPTokenizer,
+) -> StableDiffusionPipeline:
+    """The networks as the stock pipeline, with the family's scheduler."""
+    return StableDiffusionPipeline(
+        vae=vae,
+        unet=unet,
+        text_encoder=text_encoder,
+        tokenizer=tokenizer,
+        scheduler=new_scheduler(),
+        safety_checker=None,
+        feature_extractor=None,
+        requires_safety_checker=False,
+    )
+
+
 def save_pipeline(
     folder: Path,
     vae: AutoencoderKL,
@@ -99,16 +118,7 @@ def save_pipeline(
     UNet and VAE are stored in float16 (diffusers loads them as float32 all the same), the text
     encoder in float32, because transformers would keep it in half precision.
     """
-    pipeline = StableDiffusionPipeline(
-        vae=vae,
-        unet=unet,
-        text_encoder=text_encoder,
-        tokenizer=tokenizer,
-        scheduler=new_scheduler(),
-        safety_checker=None,
-        feature_extractor=None,
-        requires_safety_checker=False,
-    )
+    pipeline = assemble(vae, unet, text_encoder, tokenizer)
     pipeline.save_pretrained(folder, safe_serialization=True)
     for part, name in ((vae, "vae"), (unet, "unet")):
         half = type(part).from_config(part.config)

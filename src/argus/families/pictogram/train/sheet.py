@@ -6,11 +6,11 @@ import textwrap
 from collections.abc import Sequence
 
 import torch
-from diffusers import AutoencoderKL, StableDiffusionPipeline, UNet2DConditionModel
+from diffusers import AutoencoderKL, UNet2DConditionModel
 from PIL import Image, ImageDraw, ImageFont
 from transformers import CLIPTextModel, CLIPTokenizer
 
-from argus.families.pictogram.networks import new_scheduler
+from argus.families.pictogram.networks import assemble
 
 UNSEEN = (
     "a red house in the snow",
@@ -50,16 +50,7 @@ def draw_sheet(
     guidance: float = 3.0,
 ) -> Image.Image:
     """Paint each prompt once, from its own seed, and lay the pictures out under one another."""
-    pipeline = StableDiffusionPipeline(
-        vae=vae,
-        unet=unet,
-        text_encoder=text_encoder,
-        tokenizer=tokenizer,
-        scheduler=new_scheduler(),
-        safety_checker=None,
-        feature_extractor=None,
-        requires_safety_checker=False,
-    )
+    pipeline = assemble(vae, unet, text_encoder, tokenizer)
     pipeline.set_progress_bar_config(disable=True)
     seeds = [torch.Generator().manual_seed(i) for i in range(len(prompts))]
     painted = pipeline(
