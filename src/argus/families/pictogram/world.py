@@ -3,6 +3,10 @@
 A scene is a background and up to five things, kept in groups of alike things and tied by at most
 one relation. It is sampled here, drawn in `draw` and put into words in `captions`.
 Positions and sizes are pixels of a `SIZE` × `SIZE` picture, the origin at its upper left.
+
+Centres of things are multiples of `GRID`. At 8, which is what one latent covers, a shape looks the
+same to the networks wherever it stands; at 1 they have to learn it in 64 positions against the
+latents, which takes many times longer. A world grows harder by making `GRID` smaller.
 """
 
 from __future__ import annotations
@@ -12,7 +16,8 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 SIZE = 64
-MARGIN = 2
+MARGIN = 1
+GRID = 8
 MAX_THINGS = 5
 
 KINDS = (
@@ -117,7 +122,7 @@ def _groups_apart(rng: random.Random) -> Layout:
 def _between(rng: random.Random) -> Layout:
     middle, one, other = (group for group, _ in _several(rng, [1, 1, 1]))
     (ax, ay), (cx, cy) = _place(rng, one), _place(rng, other)
-    place = ((ax + cx) // 2 + rng.randint(-3, 3), (ay + cy) // 2 + rng.randint(-3, 3))
+    place = (_snapped((ax + cx) / 2), _snapped((ay + cy) / 2))
     groups = tuple(
         replace(group, places=(at,))
         for group, at in ((middle, place), (one, (ax, ay)), (other, (cx, cy)))
@@ -133,7 +138,7 @@ def _in_front(rng: random.Random) -> Layout:
     (x, y) = _place(rng, back)
     reach = int(0.42 * back.size_px)
     sx, sy = rng.choice((-1, 1)), rng.choice((-1, 1))
-    fx, fy = x + sx * rng.randint(reach // 2, reach), y + sy * rng.randint(reach // 2, reach)
+    fx, fy = _snapped(x + sx * reach), _snapped(y + sy * reach)
     if not _inside(fx, fy, front):
         return None
     return "in front of", (replace(back, places=((x, y),)), replace(front, places=((fx, fy),)))
@@ -170,7 +175,12 @@ def _spread(rng: random.Random, wanted: list[tuple[Group, int]], relation: str |
 
 def _place(rng: random.Random, group: Group) -> tuple[int, int]:
     edge = group.size_px // 2 + MARGIN
-    return rng.randint(edge, SIZE - edge), rng.randint(edge, SIZE - edge)
+    first = -(-edge // GRID) * GRID
+    return rng.randrange(first, SIZE - edge + 1, GRID), rng.randrange(first, SIZE - edge + 1, GRID)
+
+
+def _snapped(position: float) -> int:
+    return round(position / GRID) * GRID
 
 
 def _inside(x: int, y: int, group: Group) -> bool:
@@ -182,7 +192,7 @@ def _apart(groups: tuple[Group, ...]) -> bool:
     spots = [(x, y, g.size_px) for g in groups for x, y in g.places]
     for i, (x, y, s) in enumerate(spots):
         for u, v, t in spots[:i]:
-            if max(abs(x - u), abs(y - v)) < (s + t) / 2 + 2:
+            if max(abs(x - u), abs(y - v)) < (s + t) / 2 + 1:
                 return False
     return True
 

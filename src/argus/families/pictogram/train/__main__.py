@@ -27,7 +27,7 @@ app = typer.Typer(add_completion=False)
 @app.command()
 def main(
     work: Annotated[Path, typer.Option(help="Folder for checkpoints, sheets and the result.")],
-    vae_steps: Annotated[int, typer.Option(help="Batches of 16 pictures for the VAE.")] = 3000,
+    vae_steps: Annotated[int, typer.Option(help="Batches of 16 pictures for the VAE.")] = 8000,
     steps: Annotated[int, typer.Option(help="Batches of 48 for UNet and text encoder.")] = 10_000,
     scenes: Annotated[int, typer.Option(help="Scenes whose latents are computed once.")] = 40_000,
     seed: Annotated[int, typer.Option(help="Seed of weights, scenes and captions.")] = 0,
@@ -38,8 +38,8 @@ def main(
     """Train the pictogram family and leave a StableDiffusionPipeline folder in WORK/weights.
 
     Run again with the same options, it goes on where it was stopped. With --go-on it starts from
-    the shipped weights, keeps their VAE (use another WORK and another --seed, so that it sees new
-    scenes), and --vae-steps is not used.
+    the shipped weights (use another WORK and another --seed, so that it sees new scenes); their VAE
+    stays as it is with --vae-steps 0.
     """
     work.mkdir(parents=True, exist_ok=True)
     torch.manual_seed(seed)
@@ -49,9 +49,10 @@ def main(
         vae, tokenizer = shipped.vae, shipped.tokenizer
         unet, text_encoder = shipped.unet, shipped.text_encoder
     else:
-        vae = _vae(work, vae_steps, seed, where)
-        tokenizer = _tokenizer(work)
+        vae, tokenizer = new_vae(), _tokenizer(work)
         unet, text_encoder = new_unet(), new_text_encoder(tokenizer)
+    if vae_steps:
+        vae = _trained(vae, work, vae_steps, seed, where)
     vae.requires_grad_(False).eval().to(where)
     train_painter(
         work, steps, seed, scenes, vae, unet.to(where), text_encoder.to(where), tokenizer,
@@ -62,10 +63,12 @@ def main(
     print(f"saved {work / 'weights'}, {size / 1e6:.1f} MB")
 
 
-def _vae(work: Path, steps: int, seed: int, device: torch.device) -> AutoencoderKL:
+def _trained(
+    vae: AutoencoderKL, work: Path, steps: int, seed: int, device: torch.device
+) -> AutoencoderKL:
     folder = work / "vae"
     if not folder.exists():
-        train_vae(new_vae().to(device), work, steps, seed)
+        train_vae(vae.to(device), work, steps, seed)
     return AutoencoderKL.from_pretrained(folder, use_safetensors=True)
 
 

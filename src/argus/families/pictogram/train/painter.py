@@ -26,7 +26,7 @@ RATE = 1e-3
 TEXT_RATE = 5e-4
 AVERAGING = 0.999
 UNCONDITIONAL = 0.1
-SNR_LIMIT = 5.0
+SNR_LIMIT = 6.0
 READING_WEIGHT = 0.05
 EASY_SHARE = 0.25
 
@@ -147,15 +147,19 @@ def token_ids(tokenizer: CLIPTokenizer, prompts: list[str]) -> Tensor:
 def painting_loss(
     unet: UNet2DConditionModel, latents: Tensor, states: Tensor, alphas: Tensor
 ) -> Tensor:
-    """v-prediction with min-SNR weights (Hang et al. 2023, arXiv 2303.09556, section 3.4)."""
+    """v-prediction, steps of little noise weighted less.
+
+    The weight of the implied error of x0 is min(SNR + 1, limit). Min-SNR weights (Hang et al. 2023,
+    arXiv 2303.09556), min(SNR, limit), all but ignore the noisiest steps, which is where latents
+    this small decide what stands where.
+    """
     noise = torch.randn_like(latents)
     times = torch.randint(0, len(alphas), (len(latents),), device=latents.device)
     alpha = alphas[times][:, None, None, None]
     noisy = alpha.sqrt() * latents + (1 - alpha).sqrt() * noise
     velocity = alpha.sqrt() * noise - (1 - alpha).sqrt() * latents
     guess = unet(noisy, times, states).sample
-    snr = alphas[times] / (1 - alphas[times])
-    weights = snr.clamp(max=SNR_LIMIT) / (snr + 1)
+    weights = (SNR_LIMIT * (1 - alphas[times])).clamp(max=1.0)
     return (weights * F.mse_loss(guess, velocity, reduction="none").mean((1, 2, 3))).mean()
 
 
