@@ -45,6 +45,25 @@ def tiny_sd(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session")
+def tiny_family(tiny_sd: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A family's YAML file: `tiny`, 6 steps, of which 2 or 3 may be skipped.
+
+    The thresholds let nothing but the very same prompt match, whatever random weights make of it.
+    """
+    file = tmp_path_factory.mktemp("families") / "tiny.yaml"
+    file.write_text(
+        f"""
+        name: tiny
+        description: Random weights.
+        models: {{tiny: {tiny_sd}}}
+        exact: {{model: tiny, sampler: ddim, width: 32, height: 32, steps: 6, guidance: 3.0}}
+        skips: {{2: 0.995, 3: 0.999}}
+        """
+    )
+    return file
+
+
+@pytest.fixture(scope="session")
 def tiny_sdxl(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A StableDiffusionXLPipeline folder with two text encoders and an Euler sampler."""
     torch.manual_seed(0)

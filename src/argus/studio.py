@@ -124,12 +124,11 @@ def load(name: str, *, device: str | None = None, dtype: str | None = None) -> S
     Raises BadRequest for a device or dtype that cannot be, ModelError when there is no such
     model, NotEnoughMemory when it does not fit.
     """
-    import torch  # here, because it takes seconds and `import argus` should not
+    from argus.engine.engine import Engine  # here, because torch takes seconds to import
+    from argus.engine.loading import default_device, default_dtype
 
-    from argus.engine.engine import Engine
-
-    device = device or ("cuda" if torch.cuda.is_available() else "cpu")
-    dtype = dtype or ("float16" if device.startswith("cuda") else "float32")
+    device = device or default_device()
+    dtype = dtype or default_dtype(device)
     family = list_families().get(name)
     if family is not None:
         exact = family.exact

@@ -13,7 +13,7 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from argus.cache.cache import ApproximateCache
+from argus.cache.cache import ApproximateCache, Neighbour
 from argus.cache.catalogue import Catalogue
 from argus.cache.index import Vector
 from argus.cache.latents import LatentStore
@@ -45,22 +45,35 @@ def latents(*skips: int, seed: int = 0) -> dict[int, torch.Tensor]:
     return {k: torch.randn(1, 4, 8, 8, generator=generator) for k in skips}
 
 
+def nearest(cache: ApproximateCache, scope: Scope, query: Vector) -> Neighbour | None:
+    return next(iter(cache.find(scope, query)), None)
+
+
 def test_the_nearest_prompt_is_found_with_its_similarity(tmp_path: Path) -> None:
     cache = open_cache(tmp_path)
     cache.keep(SCOPE, "a red fish", vector(1, 0), latents(5, 10))
     cache.keep(SCOPE, "a blue boat", vector(0, 1), latents(5))
-    found = cache.find(SCOPE, vector(2, 1))
+    found = nearest(cache, SCOPE, vector(2, 1))
     assert found is not None
     assert found.prompt == "a red fish"
     assert found.skips == (5, 10)
     assert found.similarity == pytest.approx(2 / 5**0.5, abs=2e-3)
 
 
+def test_several_neighbours_come_nearest_first(tmp_path: Path) -> None:
+    cache = open_cache(tmp_path)
+    for x in (3, 1, 2):
+        cache.keep(SCOPE, f"{x} fish", vector(x, 1), latents(5))
+    found = cache.find(SCOPE, vector(1, 0), count=2)
+    assert [one.prompt for one in found] == ["3 fish", "2 fish"]
+    assert len(cache.find(SCOPE, vector(1, 0), count=9)) == 3
+
+
 def test_latents_come_back_as_they_went_in_after_a_restart(tmp_path: Path) -> None:
     kept = latents(5, 10)
     open_cache(tmp_path).keep(SCOPE, "a red fish", vector(1), kept)
     cache = open_cache(tmp_path)
-    found = cache.find(SCOPE, vector(1))
+    found = nearest(cache, SCOPE, vector(1))
     assert found is not None
     for k, expected in kept.items():
         fetched = cache.fetch(found, k)
@@ -85,7 +98,7 @@ def test_latents_come_back_as_they_went_in_after_a_restart(tmp_path: Path) -> No
 def test_entries_match_within_their_scope_only(tmp_path: Path, other: Scope) -> None:
     cache = open_cache(tmp_path)
     cache.keep(SCOPE, "a red fish", vector(1), latents(5))
-    assert cache.find(other, vector(1)) is None
+    assert nearest(cache, other, vector(1)) is None
 
 
 def test_a_prompt_is_stored_once_a_scope(tmp_path: Path) -> None:
@@ -111,7 +124,7 @@ def test_broken_latents_are_dropped_and_logged_once(
 ) -> None:
     cache = open_cache(tmp_path)
     cache.keep(SCOPE, "a red fish", vector(1), latents(5, 10))
-    found = cache.find(SCOPE, vector(1))
+    found = nearest(cache, SCOPE, vector(1))
     assert found is not None
     for path in (tmp_path / "latents").glob("*-5.safetensors"):
         damage(path, how)
@@ -119,7 +132,7 @@ def test_broken_latents_are_dropped_and_logged_once(
         assert cache.fetch(found, 5) is None
         assert cache.fetch(found, 5) is None
     assert len(caplog.records) == 1
-    again = cache.find(SCOPE, vector(1))
+    again = nearest(cache, SCOPE, vector(1))
     assert again is not None
     assert again.skips == (10,)
     assert cache.fetch(again, 10) is not None
@@ -128,12 +141,12 @@ def test_broken_latents_are_dropped_and_logged_once(
 def test_an_entry_without_latents_is_gone(tmp_path: Path) -> None:
     cache = open_cache(tmp_path)
     cache.keep(SCOPE, "a red fish", vector(1), latents(5))
-    found = cache.find(SCOPE, vector(1))
+    found = nearest(cache, SCOPE, vector(1))
     assert found is not None
     for path in (tmp_path / "latents").iterdir():
         path.unlink()
     assert cache.fetch(found, 5) is None
-    assert cache.find(SCOPE, vector(1)) is None
+    assert nearest(cache, SCOPE, vector(1)) is None
     assert cache.size_bytes == 0
 
 
@@ -141,13 +154,13 @@ def test_the_least_used_times_steps_saved_goes_first(tmp_path: Path) -> None:
     cache = open_cache(tmp_path)
     cache.keep(SCOPE, "a red fish", vector(1, 0), latents(5, 20))
     one = cache.size_bytes // 2
-    found = cache.find(SCOPE, vector(1, 0))
+    found = nearest(cache, SCOPE, vector(1, 0))
     assert found is not None
     for _ in range(5):
         cache.fetch(found, 5)  # 6 uses × 5 steps is worth more than 1 × 20
     small = open_cache(tmp_path, limit_bytes=int(3.2 * one))
     small.keep(SCOPE, "a blue boat", vector(0, 1), latents(25, 30))
-    red, blue = small.find(SCOPE, vector(1, 0)), small.find(SCOPE, vector(0, 1))
+    red, blue = nearest(small, SCOPE, vector(1, 0)), nearest(small, SCOPE, vector(0, 1))
     assert red is not None and red.skips == (5,)
     assert blue is not None and blue.skips == (25, 30)
 
@@ -179,9 +192,9 @@ def test_entries_are_removed_by_id_prompt_and_namespace(tmp_path: Path) -> None:
     cache.keep(bob, "a blue boat", vector(0, 1), latents(5))
     cache.keep(bob, "a green cup", vector(0, 0, 1), latents(5))
     assert cache.remove(entry=first) == 1
-    assert cache.find(SCOPE, vector(1)) is not None  # the boat, far away
+    assert nearest(cache, SCOPE, vector(1)) is not None  # the boat, far away
     assert cache.remove(prompt="a blue boat") == 2
-    assert cache.find(SCOPE, vector(1)) is None
+    assert nearest(cache, SCOPE, vector(1)) is None
     assert cache.remove(namespace="bob") == 1
     assert cache.remove() == 0
     assert not list((tmp_path / "latents").iterdir())
@@ -191,7 +204,7 @@ def test_what_another_process_removed_is_not_found(tmp_path: Path) -> None:
     cache = open_cache(tmp_path)
     cache.keep(SCOPE, "a red fish", vector(1), latents(5))
     open_cache(tmp_path).remove()
-    assert cache.find(SCOPE, vector(1)) is None
+    assert nearest(cache, SCOPE, vector(1)) is None
 
 
 WRITER = """
@@ -226,13 +239,13 @@ def test_killing_in_the_middle_of_writes_tears_nothing(tmp_path: Path) -> None:
     assert len(cache) >= told
     for entry in cache.entries():
         number = int(entry.prompt.split()[1])
-        found = cache.find(SCOPE, vector(1, number / 1e4))
+        found = nearest(cache, SCOPE, vector(1, number / 1e4))
         assert found is not None
         assert entry.skips == (5, 10)
     for number in range(1, told + 1):
         [entry] = cache.entries(prompt=f"prompt {number}")
         expected = latents(5, 10, seed=number)
-        found = cache.find(SCOPE, vector(1, number / 1e4))
+        found = nearest(cache, SCOPE, vector(1, number / 1e4))
         assert found is not None
         own = replace(found, entry=entry.id)
         for k in (5, 10):

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import logging
+import threading
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 from torch import Tensor
 
-from argus.cache.catalogue import Catalogue, Entry, Removed
+from argus.cache.catalogue import Catalogue, Entry, Removed, Stats
 from argus.cache.index import SimilarityIndex, Vector
 from argus.cache.latents import BrokenLatents, LatentStore
 from argus.cache.scope import Scope
@@ -36,7 +37,7 @@ class ApproximateCache:
     What is on disk is whole or absent: objects are written before the catalogue names them and
     deleted after it has forgotten them; what a crash leaves in between is removed at the next
     start. Several processes may use one catalogue; each sees what the others removed at once and
-    what they added when it starts.
+    what they added when it starts. Threads may share one cache.
     """
 
     def __init__(
@@ -48,28 +49,40 @@ class ApproximateCache:
     ) -> None:
         self._catalogue, self._store, self._limit = catalogue, store, limit_bytes
         self._clock = clock
+        self._lock = threading.RLock()
         self._index = SimilarityIndex()
         for entry, scope, vector in catalogue.vectors():
             self._index.add(scope, entry, vector)
-        self._bytes = catalogue.size()[2]
+        self._bytes = catalogue.size_bytes()
         store.delete(self._orphans())
 
     @property
     def size_bytes(self) -> int:
         return self._bytes
 
+    @property
+    def limit_bytes(self) -> int:
+        return self._limit
+
     def __len__(self) -> int:
         return len(self._index)
 
-    def find(self, scope: Scope, vector: Vector) -> Neighbour | None:
-        """The nearest entry of a scope; `vector` (d,) need not have unit length."""
-        while (found := self._index.nearest(scope.key, vector)) is not None:
-            number, similarity = found
+    def close(self) -> None:
+        self._catalogue.close()
+
+    def find(self, scope: Scope, vector: Vector, count: int = 1) -> list[Neighbour]:
+        """The `count` nearest entries of a scope, nearest first, or as many as there are.
+
+        `vector` (d,) need not have unit length.
+        """
+        found = []
+        for number, similarity in self._index.nearest(scope.key, vector, count):
             entry = self._catalogue.entry(number)
-            if entry is not None:
-                return Neighbour(number, entry.prompt, similarity, entry.skips)
-            self._index.remove(scope.key, number)  # another process removed it
-        return None
+            if entry is None:  # another process removed it
+                self._index.remove(scope.key, number)
+                return self.find(scope, vector, count)
+            found.append(Neighbour(number, entry.prompt, similarity, entry.skips))
+        return found
 
     def fetch(self, neighbour: Neighbour, k: int) -> Tensor | None:
         """A neighbour's latents (1, c, h, w) after K steps, or None if they are gone or broken.
@@ -100,10 +113,17 @@ class ApproximateCache:
         stored = [self._store.put(k, tensor) for k, tensor in sorted(latents.items())]
         entry = self._catalogue.add(scope, prompt, vector, stored, self._clock())
         self._index.add(scope.key, entry, vector)
-        self._bytes += sum(one.size_bytes for one in stored)
-        if self._bytes > self._limit:
-            self._evict()
+        with self._lock:
+            self._bytes += sum(one.size_bytes for one in stored)
+            if self._bytes > self._limit:
+                self._evict()
         return entry
+
+    def holds(self, scope: Scope, prompt: str) -> bool:
+        return self._catalogue.holds(scope, prompt)
+
+    def stats(self) -> Stats:
+        return self._catalogue.stats()
 
     def entries(
         self, namespace: str | None = None, prompt: str | None = None, limit: int | None = None
@@ -127,7 +147,7 @@ class ApproximateCache:
 
     def _evict(self) -> None:
         """Remove the least worth keeping until a little room is left below the limit."""
-        excess = self._catalogue.size()[2] - self._limit * (1 - ROOM)
+        excess = self._catalogue.size_bytes() - self._limit * (1 - ROOM)
         chosen = []
         for entry, k, size in self._catalogue.least_worth():
             if excess <= 0:
@@ -141,7 +161,8 @@ class ApproximateCache:
             if one.scope is not None:
                 self._index.remove(one.scope, one.entry)
         self._store.delete([one.name for one in removed])
-        self._bytes = self._catalogue.size()[2]
+        with self._lock:
+            self._bytes = self._catalogue.size_bytes()
 
     def _orphans(self) -> list[str]:
         """Objects no catalogue row names, and old enough that nobody is still writing them."""

@@ -54,6 +54,17 @@ class Entry:
 
 
 @dataclass(frozen=True)
+class Stats:
+    """What the cache holds. `uses` counts fetches; `namespaces` maps each to its entries."""
+
+    entries: int
+    latents: int
+    size_bytes: int
+    uses: int
+    namespaces: dict[str, int]
+
+
+@dataclass(frozen=True)
 class Removed:
     """Latents that left the catalogue; `scope` is set when their entry left with them."""
 
@@ -158,14 +169,26 @@ class Catalogue:
                 .values(uses=_latents.c.uses + 1, used_at=now)
             )
 
-    def size(self) -> tuple[int, int, int]:
-        """The number of entries and of latents, and the bytes of all latents."""
+    def size_bytes(self) -> int:
+        """The bytes of all latents."""
+        query = sa.select(sa.func.coalesce(sa.func.sum(_latents.c.size_bytes), 0))
         with self._engine.connect() as connection:
-            entries = connection.execute(sa.select(sa.func.count(_entries.c.id))).scalar_one()
-            count, total = connection.execute(
-                sa.select(sa.func.count(), sa.func.coalesce(sa.func.sum(_latents.c.size_bytes), 0))
+            return int(connection.execute(query).scalar_one())
+
+    def stats(self) -> Stats:
+        by_namespace = (
+            sa.select(_entries.c.namespace, sa.func.count())
+            .group_by(_entries.c.namespace)
+            .order_by(_entries.c.namespace)
+        )
+        stored = sa.func.coalesce(sa.func.sum(_latents.c.size_bytes), 0)
+        used = sa.func.coalesce(sa.func.sum(_latents.c.uses - 1), 0)  # storing counts as one
+        with self._engine.connect() as connection:
+            namespaces = {name: int(n) for name, n in connection.execute(by_namespace)}
+            count, size, uses = connection.execute(
+                sa.select(sa.func.count(), stored, used).select_from(_latents)
             ).one()
-        return int(entries), int(count), int(total)
+        return Stats(sum(namespaces.values()), int(count), int(size), int(uses), namespaces)
 
     def least_worth(self) -> Iterator[tuple[int, int, int]]:
         """(entry, K, bytes) from the least to the most worth keeping, by LCBFU.

@@ -38,13 +38,14 @@ class SimilarityIndex:
             if not len(graph):
                 del self._graphs[scope]
 
-    def nearest(self, scope: str, vector: Vector) -> tuple[int, float] | None:
-        """The entry nearest to a vector and the cosine of the two, or None if there is none."""
+    def nearest(self, scope: str, vector: Vector, count: int = 1) -> list[tuple[int, float]]:
+        """The `count` entries nearest to a vector with their cosines to it, nearest first."""
         with self._lock:
             graph = self._graphs.get(scope)
             if graph is None or not len(graph):
-                return None
-            found = graph.search(vector, 1)
-        if not len(found):
-            return None
-        return int(found.keys[0]), 1.0 - float(found.distances[0])
+                return []
+            found = graph.search(vector, count)
+        return [
+            (int(key), 1.0 - float(distance))
+            for key, distance in zip(found.keys, found.distances, strict=True)
+        ]

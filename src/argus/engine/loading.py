@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import math
 from pathlib import Path
@@ -28,6 +29,7 @@ PIPELINES: dict[str, Any] = {
     "StableDiffusionPipeline": StableDiffusionPipeline,
     "StableDiffusionXLPipeline": StableDiffusionXLPipeline,
 }
+SAMPLE_BYTES = 1 << 20
 DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
 
 
@@ -40,7 +42,7 @@ def load_pipeline(source: str, device: str = "cpu", dtype: str = "float32") -> A
     NotEnoughMemory when the weights do not fit.
     """
     where, precision = _device(device), _dtype(dtype)
-    folder = _folder(source)
+    folder = model_folder(source)
     pipeline_class = PIPELINES[_class_name(source, folder / "model_index.json")]
     _check_memory(source, folder, where, precision)
     unchecked = pipeline_class is StableDiffusionPipeline
@@ -79,8 +81,43 @@ def _dtype(dtype: str) -> torch.dtype:
     return DTYPES[dtype]
 
 
-def _folder(source: str) -> Path:
-    """The local folder of `source`, downloaded first if it is a hub id."""
+def check_device(device: str, dtype: str) -> None:
+    """Raise BadRequest for a device or dtype that cannot be used here."""
+    _device(device)
+    _dtype(dtype)
+
+
+def default_device() -> str:
+    """CUDA where there is one."""
+    return "cuda" if torch.cuda.is_available() else "cpu"
+
+
+def default_dtype(device: str) -> str:
+    """float32 on a CPU, float16 on CUDA."""
+    return "float16" if device.startswith("cuda") else "float32"
+
+
+def fingerprint(folder: Path) -> str:
+    """A short name for the weights in `folder`, another for others.
+
+    Covers the size and the ends of every safetensors file, since whole ones take seconds to read.
+    """
+    digest = hashlib.sha256()
+    for path in sorted(folder.glob("*/*.safetensors")):
+        size = path.stat().st_size
+        digest.update(f"{path.relative_to(folder)} {size}".encode())
+        with path.open("rb") as file:
+            digest.update(file.read(SAMPLE_BYTES))
+            file.seek(max(0, size - SAMPLE_BYTES))
+            digest.update(file.read())
+    return digest.hexdigest()[:16]
+
+
+def model_folder(source: str) -> Path:
+    """The local folder of a model's `source`, downloaded first if it is a hub id.
+
+    Raises ModelError if there is none.
+    """
     folder = Path(source).expanduser()
     if folder.is_dir():
         if not (folder / "model_index.json").is_file():

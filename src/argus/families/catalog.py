@@ -29,6 +29,7 @@ class _FamilyFile(BaseModel):
     description: str
     models: dict[str, str]
     exact: _VariantFile
+    skips: dict[int, float] = {}
 
 
 def list_families() -> dict[str, Family]:
@@ -46,6 +47,21 @@ def default_family() -> Family:
     raise ModelError("This installation bundles no family; name one, or give a model's folder.")
 
 
+def find_family(name: str) -> Family:
+    """A known family by name, or one of your own by the path of its YAML file.
+
+    Raises ModelError if there is none.
+    """
+    if name.endswith((".yaml", ".yml")):
+        return read_family(Path(name))
+    known = list_families()
+    if name not in known:
+        raise ModelError(
+            f"There is no family {name!r}: use {', '.join(known)}, or the path of a family's YAML."
+        )
+    return known[name]
+
+
 def read_family(path: Path) -> Family:
     """Read one family file. A model source that is a folder beside the file counts as bundled.
 
@@ -60,12 +76,20 @@ def read_family(path: Path) -> Family:
             f"The family file {path} names {content.exact.model!r} as the exact model, "
             f"but its models are {', '.join(content.models)}."
         )
+    steps = content.exact.steps
+    wrong = [k for k in content.skips if not 0 < k < steps]
+    if wrong:
+        raise ModelError(
+            f"The family file {path} skips {wrong[0]} of {steps} steps; "
+            f"a skip must be from 1 to {steps - 1}."
+        )
     models = {name: _source(path.parent, source) for name, source in content.models.items()}
     return Family(
         name=content.name,
         description=content.description,
         models=models,
         exact=Variant(**content.exact.model_dump()),
+        skips=dict(sorted(content.skips.items())),
         bundled=all(Path(source).is_dir() for source in models.values()),
     )
 

@@ -1,15 +1,12 @@
-"""The command line: `argus generate`, `argus families`."""
+"""`argus generate` and `argus families`: pictures without a server."""
 
 from __future__ import annotations
 
-import os
-import sys
 import time
 from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.console import Console
 from rich.markup import escape
 from rich.progress import (
     BarColumn,
@@ -21,33 +18,12 @@ from rich.progress import (
 )
 from rich.table import Table
 
-from argus.core.errors import ArgusError, BadRequest, ModelError, NotEnoughMemory
+from argus.cli.consoles import err, out
 from argus.core.job import MAX_SEED
 from argus.families.catalog import default_family, list_families
 from argus.studio import check_path, load
 
-EXIT_CODES = {BadRequest: 2, ModelError: 3, NotEnoughMemory: 4}
 
-app = typer.Typer(
-    name="argus",
-    help="Text-to-image serving that gives every prompt the cheapest variant it can bear.",
-    epilog="Exit codes: 0 done, 1 failed, 2 bad request, 3 model cannot be used, 4 out of memory.",
-    no_args_is_help=True,
-    rich_markup_mode="rich",
-    pretty_exceptions_enable=False,
-)
-out = Console()
-err = Console(stderr=True)
-
-
-@app.callback()
-def _root() -> None:
-    """Keeps the commands named even while there are few."""
-
-
-@app.command(
-    epilog='Example: argus generate "two red fish below a small boat, sea" -o fish.png --seed 7'
-)
 def generate(
     prompt: Annotated[str, typer.Argument(help="What the picture shows.")],
     output: Annotated[
@@ -106,7 +82,6 @@ def generate(
         )
 
 
-@app.command()
 def families() -> None:
     """List the families that are there."""
     table = Table("family", "exact variant", box=None, padding=(0, 2, 0, 0))
@@ -125,18 +100,3 @@ def families() -> None:
 
 def _numbered(path: Path, number: int) -> Path:
     return path.with_name(f"{path.stem}-{number}{path.suffix}")
-
-
-def main() -> None:
-    """Run the command line; errors a user can mend are one sentence and an exit code."""
-    for library in ("TRANSFORMERS", "HF_HUB"):  # their notices are not for who runs a command
-        os.environ.setdefault(f"{library}_VERBOSITY", "error")
-    try:
-        app()
-    except ArgusError as error:
-        err.print(f"[red]Error:[/] {escape(str(error))}", highlight=False, soft_wrap=True)
-        sys.exit(EXIT_CODES.get(type(error), 1))
-
-
-if __name__ == "__main__":
-    main()

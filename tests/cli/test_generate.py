@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from argus import cli
+from argus.cli import main as cli
 
 
 def run(monkeypatch: pytest.MonkeyPatch, *arguments: str) -> int:

@@ -1,0 +1,133 @@
+"""`argus cache`: look into the approximate cache, take things out, fill it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+from rich.markup import escape
+from rich.progress import track
+from rich.table import Table
+
+from argus.cli.consoles import err, out
+from argus.cli.serve import ConfigFile, Data, FamilyName
+from argus.config import Settings, read_settings
+from argus.core.errors import BadRequest
+
+if TYPE_CHECKING:
+    from argus.cache.cache import ApproximateCache
+
+app = typer.Typer(help="The approximate cache of a server's data folder.", no_args_is_help=True)
+Namespace = Annotated[
+    str | None, typer.Option(help="Only of this namespace: an API key's name, or everyone.")
+]
+Yes = Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.")]
+
+
+@app.command()
+def stats(config: ConfigFile = None, data: Data = None) -> None:
+    """How much is cached, and how often it was used."""
+    with _opened(config, data) as (settings, cache):
+        kept = cache.stats()
+    share = kept.size_bytes / settings.cache_limit
+    table = Table("what", "", box=None, show_header=False, padding=(0, 2, 0, 0))
+    table.add_row("prompts", f"{kept.entries:,}")
+    table.add_row("latents", f"{kept.latents:,}")
+    table.add_row("bytes", f"{kept.size_bytes:,} ({share:.1%} of {settings.cache_limit:,})")
+    table.add_row("uses", f"{kept.uses:,}")
+    for namespace, entries in kept.namespaces.items():
+        table.add_row(f"prompts of {namespace or 'all, shared'}", f"{entries:,}")
+    out.print(table, highlight=False)
+
+
+@app.command("list")
+def list_entries(
+    config: ConfigFile = None,
+    data: Data = None,
+    namespace: Namespace = None,
+    limit: Annotated[int, typer.Option(help="At most so many, newest first.", min=1)] = 50,
+) -> None:
+    """The cached prompts, newest first."""
+    with _opened(config, data) as (_, cache):
+        entries = cache.entries(namespace, limit=limit)
+    table = Table("entry", "namespace", "cached", "K", "bytes", box=None, padding=(0, 2, 0, 0))
+    table.add_column("prompt", overflow="fold")
+    for one in entries:
+        when = datetime.fromtimestamp(one.created_at, UTC).strftime("%Y-%m-%d %H:%M")
+        skips = " ".join(map(str, one.skips))
+        table.add_row(
+            str(one.id), one.namespace or "all", when, skips, f"{one.size_bytes:,}",
+            escape(one.prompt),
+        )  # fmt: skip
+    out.print(table, highlight=False)
+
+
+@app.command()
+def rm(
+    entry: Annotated[int | None, typer.Argument(help="The entry's number, from `list`.")] = None,
+    prompt: Annotated[str | None, typer.Option(help="The exact prompt.")] = None,
+    namespace: Namespace = None,
+    config: ConfigFile = None,
+    data: Data = None,
+) -> None:
+    """Remove an entry, a prompt, or all of a namespace. What is given narrows."""
+    if entry is None and prompt is None and namespace is None:
+        raise BadRequest("Say what to remove: an entry, --prompt or --namespace; or use `clear`.")
+    with _opened(config, data) as (_, cache):
+        count = cache.remove(entry, prompt, namespace)
+    if not count:
+        raise BadRequest("Nothing in the cache is like that: see `argus cache list`.")
+    out.print(f"Removed {count} {'entry' if count == 1 else 'entries'}.")
+
+
+@app.command()
+def clear(yes: Yes = False, config: ConfigFile = None, data: Data = None) -> None:
+    """Remove everything."""
+    with _opened(config, data) as (_, cache):
+        if not yes and not typer.confirm(f"Remove all {len(cache)} entries?"):
+            raise BadRequest("Nothing was removed.")
+        out.print(f"Removed {cache.remove()} entries.")
+
+
+@app.command()
+def warm(
+    prompts: Annotated[Path, typer.Argument(help="Text file, one prompt a line.")],
+    namespace: Annotated[str, typer.Option(help="For whom: an API key's name.")] = "everyone",
+    family: FamilyName = None,
+    config: ConfigFile = None,
+    data: Data = None,
+) -> None:
+    """Make the pictures of a file's prompts and keep their latents.
+
+    A server that is running sees them after its next start.
+    """
+    if not prompts.is_file():
+        raise BadRequest(f"There is no file {prompts}.")
+    wanted = [line.strip() for line in prompts.read_text().splitlines() if line.strip()]
+    settings, _ = read_settings({"data": data, "family": family}, config)
+    with err.status("Loading the model …"):
+        from argus.server.service import open_cache
+        from argus.server.warm import Warmer
+
+        warmer = Warmer(settings, open_cache(settings), namespace)
+    kept = sum(warmer.warm(one) for one in track(wanted, "Denoising", console=err, transient=True))
+    out.print(f"Kept {kept} of {len(wanted)} prompts; the others were there already.")
+
+
+@contextmanager
+def _opened(config: Path | None, data: Path | None) -> Iterator[tuple[Settings, ApproximateCache]]:
+    settings, _ = read_settings({"data": data}, config)
+    if settings.cache_catalogue is None and not (settings.data / "catalogue.db").is_file():
+        raise BadRequest(f"{settings.data} holds no cache; name the server's folder with --data.")
+    with err.status("Opening the cache …"):
+        from argus.server.service import open_cache
+
+        cache = open_cache(settings)
+    try:
+        yield settings, cache
+    finally:
+        cache.close()

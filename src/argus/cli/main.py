@@ -1,0 +1,43 @@
+"""The command line. Its commands are in the files beside this one."""
+
+from __future__ import annotations
+
+import os
+import sys
+
+import typer
+from rich.markup import escape
+
+from argus.cli import cache, config, generate, serve
+from argus.cli.consoles import err
+from argus.core.errors import ArgusError, BadRequest, ModelError, NotEnoughMemory
+
+EXIT_CODES = {BadRequest: 2, ModelError: 3, NotEnoughMemory: 4}
+
+app = typer.Typer(
+    name="argus",
+    help="Text-to-image serving that gives every prompt the cheapest variant it can bear.",
+    epilog="Exit codes: 0 done, 1 failed, 2 bad request, 3 model cannot be used, 4 out of memory.",
+    no_args_is_help=True,
+    rich_markup_mode="rich",
+    pretty_exceptions_enable=False,
+)
+app.command(
+    epilog='Example: argus generate "two red fish below a small boat, sea" -o fish.png --seed 7'
+)(generate.generate)
+app.command(epilog="Example: argus serve --port 9000 --policy clipper-ha")(serve.serve)
+app.command()(serve.key)
+app.command()(generate.families)
+app.add_typer(cache.app, name="cache")
+app.add_typer(config.app, name="config")
+
+
+def main() -> None:
+    """Run the command line; errors a user can mend are one sentence and an exit code."""
+    for library in ("TRANSFORMERS", "HF_HUB"):  # their notices are not for who runs a command
+        os.environ.setdefault(f"{library}_VERBOSITY", "error")
+    try:
+        app()
+    except ArgusError as error:
+        err.print(f"[red]Error:[/] {escape(str(error))}", highlight=False, soft_wrap=True)
+        sys.exit(EXIT_CODES.get(type(error), 1))

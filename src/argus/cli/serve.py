@@ -1,0 +1,71 @@
+"""`argus serve` and `argus key`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.markup import escape
+
+from argus.cli.consoles import err, out
+from argus.config import read_settings
+
+ConfigFile = Annotated[
+    Path | None, typer.Option("--config", "-c", help="YAML file of settings; or ARGUS_CONFIG.")
+]
+Data = Annotated[Path | None, typer.Option(help="Folder for everything the server keeps.")]
+FamilyName = Annotated[
+    str | None, typer.Option(help="Name or YAML file of a family. Default: the bundled one.")
+]
+
+
+def serve(
+    config: ConfigFile = None,
+    host: Annotated[str | None, typer.Option(help="Address to listen on.")] = None,
+    port: Annotated[int | None, typer.Option(help="Port to listen on.")] = None,
+    data: Data = None,
+    family: FamilyName = None,
+    policy: Annotated[str | None, typer.Option(help="nirvana or clipper-ha.")] = None,
+    device: Annotated[str | None, typer.Option(help="cpu, cuda or cuda:N.")] = None,
+    dtype: Annotated[str | None, typer.Option(help="float32, float16 or bfloat16.")] = None,
+    api_key_file: Annotated[
+        Path | None, typer.Option(help="Hashed keys, written by `argus key`.")
+    ] = None,
+    cache_limit: Annotated[str | None, typer.Option(help="Bytes of latents, e.g. 20GB.")] = None,
+    grace_s: Annotated[float | None, typer.Option(help="Seconds to finish after SIGTERM.")] = None,
+) -> None:
+    """Serve pictures behind the OpenAI Images API.
+
+    Every setting can also stand in the YAML file or the environment (`argus config show`).
+    """
+    flags: dict[str, Any] = {
+        "host": host,
+        "port": port,
+        "data": data,
+        "family": family,
+        "policy": policy,
+        "device": device,
+        "dtype": dtype,
+        "api_key_file": api_key_file,
+        "cache_limit": cache_limit,
+        "grace_s": grace_s,
+    }
+    settings, _ = read_settings(flags, config)
+    with err.status("Loading the prompt encoder …"):
+        from argus.server import run  # torch takes seconds to import
+
+    run.serve(settings)
+
+
+def key(
+    name: Annotated[str, typer.Argument(help="Whose key it is; its pictures are its own.")],
+    file: Annotated[Path, typer.Option(help="File of hashed keys to add to.")] = Path("keys.txt"),
+) -> None:
+    """Make an API key. It is shown once; the file gets its hash."""
+    from argus.server.keys import add_key
+
+    made = add_key(file, name)
+    err.print(f"Added {escape(name)} to {escape(str(file))}; serve with --api-key-file {file}. "
+              "This is the key, shown only now:", highlight=False, soft_wrap=True)  # fmt: skip
+    out.print(made, highlight=False, soft_wrap=True)

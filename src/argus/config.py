@@ -1,0 +1,113 @@
+"""The one configuration: defaults, a YAML file, the environment, flags, in rising precedence."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import yaml
+from pydantic import ByteSize, Field, ValidationError
+from pydantic_settings import (
+    BaseSettings,
+    EnvSettingsSource,
+    SettingsConfigDict,
+    YamlConfigSettingsSource,
+)
+
+from argus.core.errors import BadRequest
+
+FILE_VARIABLE = "ARGUS_CONFIG"
+
+Seconds = Annotated[float, Field(gt=0)]
+
+
+class Settings(BaseSettings):
+    """What a server runs with. Every field's description is what `argus config show` explains."""
+
+    model_config = SettingsConfigDict(env_prefix="ARGUS_", extra="forbid", frozen=True)
+
+    host: str = Field("127.0.0.1", description="Address to listen on.")
+    port: int = Field(8000, ge=0, le=65535, description="Port to listen on; 0 takes a free one.")
+    public_url: str | None = Field(
+        None, description="What the server is called from outside, for the URLs in answers."
+    )
+    data: Path = Field(Path("argus-data"), description="Folder for everything the server keeps.")
+    family: str | None = Field(
+        None, description="Name or YAML file of the family it serves. Default: the bundled one."
+    )
+    policy: str = Field("nirvana", description="How a variant is chosen: nirvana or clipper-ha.")
+    device: str | None = Field(None, description="cpu, cuda or cuda:N. Default: CUDA if there.")
+    dtype: str | None = Field(None, description="float32, float16 or bfloat16.")
+    api_key_file: Path | None = Field(
+        None, description="Hashed API keys, written by `argus key`. Without it anyone may ask."
+    )
+    cache_limit: ByteSize = Field(
+        ByteSize(1_000_000_000), description="Bytes of latents the cache may hold, e.g. 20GB."
+    )
+    cache_scope: Literal["key", "shared"] = Field(
+        "key", description="Who shares cached pictures: each API key its own, or all."
+    )
+    cache_latents: str | None = Field(
+        None, description="Folder or fsspec URL of the latents. Default: in the data folder."
+    )
+    cache_catalogue: str | None = Field(
+        None, description="SQLAlchemy URL of the catalogue. Default: SQLite in the data folder."
+    )
+    queue_limit: int = Field(
+        64, ge=1, description="Pictures that may wait or run; more are answered with 429."
+    )
+    body_limit: ByteSize = Field(ByteSize(1_000_000), description="Bytes of a request's body.")
+    url_ttl_s: Seconds = Field(3600.0, description="Seconds for which an answer's URL works.")
+    grace_s: Seconds = Field(
+        30.0, description="Seconds that requests in flight get to finish after SIGTERM."
+    )
+
+
+def read_settings(
+    flags: Mapping[str, Any], file: Path | None = None
+) -> tuple[Settings, dict[str, str]]:
+    """The settings in force, and for those that are not defaults where they come from.
+
+    `flags` that are None were not given. Without `file`, ARGUS_CONFIG may name one.
+    Raises BadRequest naming the setting, where it was set, and what would be right.
+    """
+    if file is None and os.environ.get(FILE_VARIABLE):
+        file = Path(os.environ[FILE_VARIABLE])
+    layers = [
+        ({} if file is None else _read_file(file), f"{file}"),
+        (EnvSettingsSource(Settings)(), "the environment"),
+        ({name: value for name, value in flags.items() if value is not None}, "a flag"),
+    ]
+    values: dict[str, Any] = {}
+    origins: dict[str, str] = {}
+    for layer, origin in layers:
+        values |= layer
+        origins |= dict.fromkeys(layer, origin)
+    try:
+        return Settings(**values), origins
+    except ValidationError as error:
+        raise BadRequest(_sentence(error, origins)) from None
+
+
+def _read_file(file: Path) -> dict[str, Any]:
+    if not file.is_file():
+        raise BadRequest(f"There is no configuration file {file}.")
+    try:
+        return YamlConfigSettingsSource(Settings, yaml_file=file)()
+    except (yaml.YAMLError, ValueError) as error:
+        raise BadRequest(f"{file} is no YAML mapping of settings: {error}") from None
+
+
+def _sentence(error: ValidationError, origins: Mapping[str, str]) -> str:
+    parts = []
+    for one in error.errors():
+        name = str(one["loc"][0])
+        if one["type"] == "extra_forbidden":
+            known = ", ".join(Settings.model_fields)
+            parts.append(f"There is no setting {name} (in {origins[name]}); there are {known}.")
+        else:
+            where = f"from {origins[name]}"
+            parts.append(f"{name} is {one['input']!r} ({where}): {one['msg'].lower()}.")
+    return " ".join(parts)

@@ -1,0 +1,1 @@
+"""The brain: numbers in, decisions out. No clock, no torch, no network."""

@@ -1,0 +1,59 @@
+"""Turns prompts into vectors whose cosine says how alike they are."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from numpy.typing import NDArray
+from transformers import CLIPTextModel, CLIPTokenizer
+
+from argus.core.errors import ModelError
+
+
+@dataclass(frozen=True)
+class Embedding:
+    """A prompt's vector (d,) of unit length; `truncated` if the prompt was longer than the model
+    reads, so that its end had no say."""
+
+    vector: NDArray[np.float32]
+    truncated: bool
+
+
+class PromptEncoder:
+    """The text encoder of a diffusers pipeline, on the CPU. Safe to call from any thread.
+
+    A prompt's vector is the mean of its tokens' last hidden states. (The end token's state, which
+    CLIP pools, means nothing in an encoder that was trained with its UNet and not with CLIP.)
+    """
+
+    def __init__(self, tokenizer: CLIPTokenizer, model: CLIPTextModel) -> None:
+        self._tokenizer, self._model = tokenizer, model.eval()
+
+    @classmethod
+    def load(cls, folder: Path) -> PromptEncoder:
+        """Load `text_encoder` and `tokenizer` of the pipeline saved in `folder`.
+
+        Raises ModelError when they are not there.
+        """
+        try:
+            return cls(
+                CLIPTokenizer.from_pretrained(folder / "tokenizer", local_files_only=True),
+                CLIPTextModel.from_pretrained(
+                    folder / "text_encoder", local_files_only=True, use_safetensors=True
+                ).float(),
+            )
+        except (OSError, ValueError) as error:
+            raise ModelError(f"{folder} holds no CLIP text encoder: {error}") from error
+
+    @torch.inference_mode()
+    def embed(self, prompt: str) -> Embedding:
+        limit = self._tokenizer.model_max_length
+        ids = self._tokenizer(prompt).input_ids
+        kept = [*ids[: limit - 1], ids[-1]] if len(ids) > limit else ids
+        states = self._model(torch.tensor([kept])).last_hidden_state[0]
+        vector = F.normalize(states.mean(0), dim=0)
+        return Embedding(vector.numpy().astype(np.float32), len(ids) > limit)

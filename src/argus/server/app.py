@@ -1,0 +1,171 @@
+"""The HTTP API: OpenAI's Images API, and what an operator asks a server."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from http import HTTPStatus
+from typing import Annotated, Any
+
+from fastapi import Depends, FastAPI, Request, Response
+from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
+
+from argus import __version__
+from argus.server.body_limit import BodyLimit
+from argus.server.errors import ApiError, answer_errors
+from argus.server.generate import CLIENT_LEFT, generate, unless_left
+from argus.server.keys import owner_of
+from argus.server.pictures import MEDIA_TYPES
+from argus.server.schema import (
+    ErrorBody,
+    GenerationRequest,
+    GenerationResponse,
+    ModelData,
+    ModelList,
+)
+from argus.server.service import Service
+from argus.workers.local import State
+
+log = logging.getLogger(__name__)
+
+EVERYONE = "everyone"
+SWEEP_EVERY_S = 60.0
+ERRORS: dict[int | str, dict[str, Any]] = {
+    status: {"model": ErrorBody} for status in (400, 401, 404, 413, 429, 500, 503)
+}
+
+
+def tenant_of(request: Request) -> str:
+    """The name of the request's API key, or everyone if the server asks for none."""
+    keys = request.app.state.keys
+    if keys is None:
+        return EVERYONE
+    scheme, _, key = request.headers.get("authorization", "").partition(" ")
+    owner = owner_of(key.strip(), keys) if scheme.lower() == "bearer" else None
+    if owner is None:
+        raise ApiError(
+            HTTPStatus.UNAUTHORIZED,
+            "Missing or wrong API key. Send it as 'Authorization: Bearer KEY'.",
+            "invalid_api_key",
+            headers={"WWW-Authenticate": "Bearer"},
+        )
+    return owner
+
+
+Tenant = Annotated[str, Depends(tenant_of)]
+
+
+def new_app(service: Service) -> FastAPI:
+    """The API over a service that the app starts and closes."""
+
+    @asynccontextmanager
+    async def lifespan(_: FastAPI) -> AsyncIterator[None]:
+        service.start()
+        sweeping = asyncio.create_task(_sweep(service))
+        yield
+        sweeping.cancel()
+        await service.close()
+
+    app = FastAPI(
+        title="Argus",
+        version=__version__,
+        description="Text-to-image serving behind the OpenAI Images API.",
+        lifespan=lifespan,
+        redoc_url=None,
+    )
+    app.state.keys = service.keys
+    app.add_middleware(BodyLimit, limit=service.settings.body_limit)
+    answer_errors(app)
+    _operator_routes(app, service)
+    _api_routes(app, service)
+    _without_422(app)
+    return app
+
+
+def _operator_routes(app: FastAPI, service: Service) -> None:
+    @app.get("/health", summary="Whether the server answers")
+    async def health() -> dict[str, str]:
+        return {"status": "ok", "version": __version__}
+
+    @app.get("/ready", summary="Whether pictures can be made", responses={503: ERRORS[503]})
+    async def ready() -> dict[str, str]:
+        worker = service.worker
+        if worker.state is not State.READY or service.draining:
+            raise service.unavailable()
+        return {"status": "ready"}
+
+    @app.get("/metrics", summary="Prometheus metrics", response_class=Response)
+    async def metrics() -> Response:
+        service.measure()
+        return Response(generate_latest(service.metrics.registry), media_type=CONTENT_TYPE_LATEST)
+
+
+def _api_routes(app: FastAPI, service: Service) -> None:
+    @app.get("/v1/models", summary="Families and variants", responses={401: ERRORS[401]})
+    async def models(_: Tenant) -> ModelList:
+        return ModelList(data=[_model(service, name) for name in service.model_names])
+
+    @app.get("/v1/models/{name:path}", responses={s: ERRORS[s] for s in (401, 404)})
+    async def model(name: str, _: Tenant) -> ModelData:
+        service.variant_of(name)
+        return _model(service, name)
+
+    @app.post("/v1/images/generations", response_model_exclude_none=True, responses=ERRORS)
+    async def generations(
+        body: GenerationRequest, request: Request, tenant: Tenant
+    ) -> GenerationResponse:
+        begun = time.perf_counter()
+        status = CLIENT_LEFT
+        try:
+            answer = await unless_left(
+                request, generate(service, body, tenant, str(request.base_url))
+            )
+            status = 200
+            return answer
+        except ApiError as error:
+            status = error.status_code
+            raise
+        except Exception:
+            status = 500
+            raise
+        finally:
+            service.metrics.requests.labels(str(status)).inc()
+            service.metrics.request_seconds.observe(time.perf_counter() - begun)
+
+    @app.get(
+        "/v1/images/{name}",
+        summary="A picture of a url answer",
+        response_class=Response,
+        responses={200: {"content": {m: {} for m in MEDIA_TYPES.values()}}, 404: ERRORS[404]},
+    )
+    async def picture(name: str) -> Response:
+        data = await asyncio.to_thread(service.pictures.get, name)
+        if data is None:
+            raise ApiError(HTTPStatus.NOT_FOUND, "No such picture, or it expired.", "not_found")
+        return Response(data, media_type=MEDIA_TYPES[name.rpartition(".")[2]])
+
+
+def _model(service: Service, name: str) -> ModelData:
+    return ModelData(id=name, created=service.created)
+
+
+async def _sweep(service: Service) -> None:
+    while True:
+        try:
+            await asyncio.to_thread(service.pictures.sweep)
+        except OSError as error:
+            log.warning("Expired pictures cannot be deleted: %s", error)
+        await asyncio.sleep(SWEEP_EVERY_S)
+
+
+def _without_422(app: FastAPI) -> None:
+    """FastAPI documents 422 for wrong bodies; here they are 400, as OpenAI answers them."""
+    schema = app.openapi()
+    for path in schema["paths"].values():
+        for operation in path.values():
+            operation["responses"].pop("422", None)
+    for name in ("HTTPValidationError", "ValidationError"):
+        schema["components"]["schemas"].pop(name, None)

@@ -1,0 +1,82 @@
+"""Errors as the OpenAI API words them."""
+
+from __future__ import annotations
+
+from http import HTTPStatus
+from typing import Any
+
+from fastapi import FastAPI, Request
+from fastapi.exceptions import RequestValidationError
+from fastapi.responses import JSONResponse
+from starlette.exceptions import HTTPException
+
+from argus.server.schema import ArgusOptions
+
+
+class ApiError(HTTPException):
+    """An answer that is an error. `param` names the field to mend, `code` the kind for machines."""
+
+    def __init__(
+        self,
+        status: int,
+        message: str,
+        code: str,
+        param: str | None = None,
+        headers: dict[str, str] | None = None,
+    ) -> None:
+        super().__init__(status, message, headers)
+        self.code, self.param = code, param
+
+    @property
+    def body(self) -> dict[str, Any]:
+        kind = "server_error" if self.status_code >= 500 else "invalid_request_error"
+        return {
+            "error": {
+                "message": self.detail,
+                "type": _KINDS.get(self.status_code, kind),
+                "param": self.param,
+                "code": self.code,
+            }
+        }
+
+
+_KINDS = {401: "authentication_error", 429: "rate_limit_error"}
+
+
+def invalid(message: str, param: str | None) -> ApiError:
+    return ApiError(HTTPStatus.BAD_REQUEST, message, "invalid_value", param)
+
+
+def answer_errors(app: FastAPI) -> None:
+    """Give the app's every error OpenAI's form."""
+
+    def answer(error: ApiError) -> JSONResponse:
+        return JSONResponse(error.body, error.status_code, headers=error.headers)
+
+    @app.exception_handler(ApiError)
+    async def ours(_: Request, error: ApiError) -> JSONResponse:
+        return answer(error)
+
+    @app.exception_handler(RequestValidationError)
+    async def wrong(_: Request, error: RequestValidationError) -> JSONResponse:
+        first = error.errors()[0]
+        if first["type"] == "json_invalid":
+            reason = first.get("ctx", {}).get("error", "")
+            return answer(ApiError(400, f"The body is no valid JSON: {reason}.", "invalid_json"))
+        path = ".".join(str(part) for part in first["loc"] if part != "body")
+        message = first["msg"][0].lower() + first["msg"][1:]
+        if first["type"] == "extra_forbidden":
+            message = f"there is no such option; there is {', '.join(ArgusOptions.model_fields)}"
+        return answer(invalid(f"{path or 'The body'}: {message}.", path or None))
+
+    @app.exception_handler(HTTPException)
+    async def http(_: Request, error: HTTPException) -> JSONResponse:
+        code = "not_found" if error.status_code == 404 else "http_error"
+        message = f"{error.detail}: see /docs for what there is."
+        headers = dict(error.headers or {})
+        return answer(ApiError(error.status_code, message, code, headers=headers))
+
+    @app.exception_handler(Exception)
+    async def unexpected(_: Request, error: Exception) -> JSONResponse:
+        del error  # uvicorn logs it with its traceback
+        return answer(ApiError(500, "The server failed; its log says how.", "internal_error"))

@@ -1,0 +1,152 @@
+"""`POST /v1/images/generations`: from a request's body to its answer."""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import secrets
+import time
+from collections.abc import Awaitable, Callable, Coroutine
+from contextlib import suppress
+from http import HTTPStatus
+from typing import Any, TypeVar
+
+from fastapi import Request
+from starlette.types import Message
+
+from argus.core.errors import BadRequest, NotEnoughMemory
+from argus.core.job import MAX_SEED
+from argus.server.dispatcher import Full, Order, Served
+from argus.server.errors import ApiError, invalid
+from argus.server.pictures import encode_picture
+from argus.server.schema import (
+    GenerationRequest,
+    GenerationResponse,
+    NeighbourReport,
+    PictureData,
+    PictureReport,
+)
+from argus.server.service import Service
+from argus.workers.local import State, WorkerError
+
+T = TypeVar("T")
+
+CLIENT_LEFT = 499  # nobody reads it; nginx's number for the metrics
+
+
+async def generate(
+    service: Service, body: GenerationRequest, tenant: str, base_url: str
+) -> GenerationResponse:
+    """Answer a tenant's request. Raises ApiError."""
+    order = _order(service, body, tenant)
+    if service.draining or service.worker.state in (State.UNUSABLE, State.STOPPED):
+        raise service.unavailable()
+    try:
+        served = await service.dispatcher.serve(order)
+    except Full as error:
+        raise ApiError(
+            HTTPStatus.TOO_MANY_REQUESTS,
+            f"{error} Try again in {error.retry_after_s} s.",
+            "queue_full",
+            headers={"Retry-After": str(error.retry_after_s)},
+        ) from error
+    except BadRequest as error:
+        raise invalid(str(error), None) from error
+    except (NotEnoughMemory, WorkerError) as error:
+        raise ApiError(HTTPStatus.SERVICE_UNAVAILABLE, str(error), "worker_failed") from error
+    output_format = body.output_format or "png"
+    files = [await asyncio.to_thread(encode_picture, one.image, output_format) for one in served]
+    if body.response_format == "url":
+        base = service.settings.public_url or base_url
+        data = [
+            PictureData(
+                url=f"{base.rstrip('/')}/v1/images/"
+                + await asyncio.to_thread(service.pictures.put, file, output_format)
+            )
+            for file in files
+        ]
+    else:
+        data = [PictureData(b64_json=base64.b64encode(file).decode()) for file in files]
+    shows_prompts = service.settings.cache_scope == "key"
+    return GenerationResponse(
+        created=int(time.time()),
+        data=data,
+        output_format=output_format,
+        size=f"{order.width}x{order.height}",
+        argus=[_report(one, shows_prompts) for one in served],
+    )
+
+
+def _order(service: Service, body: GenerationRequest, tenant: str) -> Order:
+    """What the request asks for, checked against the family that serves it."""
+    exact = service.family.exact
+    if not body.prompt.strip():
+        raise invalid("prompt is blank. Say what the picture shows.", "prompt")
+    if body.stream:
+        raise invalid("stream is not supported yet; leave it out.", "stream")
+    variant = service.variant_of(body.model) if body.model else None
+    if variant is not None and body.num_inference_steps is not None:
+        raise invalid(
+            f"model pins {body.model} and num_inference_steps another number of steps: "
+            "give one of the two.",
+            "num_inference_steps",
+        )
+    count = body.n or 1
+    seed = secrets.randbelow(2**32) if body.seed is None else body.seed
+    if seed + count - 1 > MAX_SEED:
+        raise invalid(f"seed {seed} and the next {count - 1} pass {MAX_SEED}.", "seed")
+    width, height = service.size_of(body.size)
+    options = body.argus
+    return Order(
+        prompt=body.prompt,
+        negative_prompt=body.negative_prompt or "",
+        count=count,
+        seed=seed,
+        width=width,
+        height=height,
+        guidance=exact.guidance if body.guidance_scale is None else body.guidance_scale,
+        namespace="" if service.settings.cache_scope == "shared" else tenant,
+        cached=options is None or options.cache,
+        variant=variant,
+        steps=body.num_inference_steps,
+    )
+
+
+def _report(served: Served, shows_prompt: bool) -> PictureReport:
+    neighbour = None
+    if served.neighbour is not None:
+        prompt = served.neighbour.prompt if shows_prompt else None
+        neighbour = NeighbourReport(entry=served.neighbour.entry, prompt=prompt)
+    return PictureReport(
+        variant=served.variant,
+        model=served.model,
+        reason=served.reason,
+        steps_run=served.steps_run,
+        steps_skipped=served.steps_skipped,
+        neighbour=neighbour,
+        similarity=None if served.similarity is None else round(served.similarity, 4),
+        seed=served.seed,
+        prompt_truncated=served.truncated,
+        timings_ms={stage: round(ms, 2) for stage, ms in served.timings_ms.items()},
+    )
+
+
+async def unless_left(request: Request, work: Coroutine[Any, Any, T]) -> T:
+    """Do the work, unless the client disconnects: then cancel it."""
+    task = asyncio.create_task(work)
+    left = asyncio.create_task(_disconnected(request.receive))
+    try:
+        await asyncio.wait((task, left), return_when=asyncio.FIRST_COMPLETED)
+        if not task.done():
+            raise ApiError(CLIENT_LEFT, "The client closed the connection.", "client_left")
+        return task.result()
+    finally:
+        left.cancel()
+        task.cancel()
+        with suppress(asyncio.CancelledError, Exception):
+            await task
+
+
+async def _disconnected(receive: Callable[[], Awaitable[Message]]) -> None:
+    while (await receive())["type"] != "http.disconnect":
+        pass

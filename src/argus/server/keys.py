@@ -1,0 +1,58 @@
+"""API keys: random, kept as hashes, compared in constant time."""
+
+from __future__ import annotations
+
+import hashlib
+import hmac
+import re
+import secrets
+from pathlib import Path
+
+from argus.core.errors import BadRequest
+
+_LINE = re.compile(r"(?P<name>[\w.@-]{1,64})\s+(?P<hash>[0-9a-f]{64})")
+
+
+def read_keys(file: Path) -> dict[str, str]:
+    """The hash of every key by name. Raises BadRequest for a file that is not of that form."""
+    if not file.is_file():
+        raise BadRequest(f"There is no API key file {file}: make one with `argus key NAME`.")
+    keys: dict[str, str] = {}
+    for number, line in enumerate(file.read_text().splitlines(), 1):
+        if not line.strip() or line.startswith("#"):
+            continue
+        match = _LINE.fullmatch(line.strip())
+        if match is None:
+            raise BadRequest(f"Line {number} of {file} is not a name and a SHA-256 in hex.")
+        keys[match["name"]] = match["hash"]
+    return keys
+
+
+def add_key(file: Path, name: str) -> str:
+    """Append a new key to `file` and give it; only its hash is kept.
+
+    Raises BadRequest for a name that is taken or has other characters than letters, digits, ._@-.
+    """
+    if _LINE.fullmatch(f"{name} {'0' * 64}") is None:
+        raise BadRequest(f"The name {name!r} must be 1 to 64 letters, digits or ._@- characters.")
+    if file.is_file() and name in read_keys(file):
+        raise BadRequest(f"{file} already has a key named {name}: delete its line first.")
+    key = f"argus-{secrets.token_urlsafe(32)}"
+    with file.open("a") as lines:
+        lines.write(f"{name} {_hash(key)}\n")
+    file.chmod(0o600)
+    return key
+
+
+def owner_of(key: str, keys: dict[str, str]) -> str | None:
+    """The name of a key, or None if it is not among `keys`. Takes the same time either way."""
+    found, digest = None, _hash(key)
+    for name, known in keys.items():
+        if hmac.compare_digest(digest, known):
+            found = name
+    return found
+
+
+def _hash(key: str) -> str:
+    """SHA-256 does: the keys are 32 random bytes, so nobody can try them all."""
+    return hashlib.sha256(key.encode()).hexdigest()

@@ -1,0 +1,105 @@
+"""What the API takes and gives: the OpenAI Images API, and an `argus` object for what is ours."""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from argus.core.job import MAX_SEED, MAX_STEPS
+
+MAX_PROMPT = 4000
+MAX_PICTURES = 10
+
+
+class ArgusOptions(BaseModel):
+    """What is asked of Argus beyond the OpenAI API."""
+
+    model_config = ConfigDict(extra="forbid", strict=True)
+
+    cache: bool = Field(True, description="Whether the cache may serve and keep this prompt.")
+
+
+class GenerationRequest(BaseModel):
+    """`POST /v1/images/generations`. Null is the same as not given."""
+
+    model_config = ConfigDict(strict=True)
+
+    prompt: str = Field(min_length=1, max_length=MAX_PROMPT, examples=["a red house in the snow"])
+    model: str | None = Field(
+        None, description="A family (Argus chooses the variant) or FAMILY/VARIANT (pinned)."
+    )
+    n: int | None = Field(None, ge=1, le=MAX_PICTURES, description="Pictures; 1 by default.")
+    size: str | None = Field(None, description="WIDTHxHEIGHT in pixels, or auto.")
+    response_format: Literal["b64_json", "url"] | None = None
+    output_format: Literal["png", "jpeg", "webp"] | None = None
+    user: str | None = None
+    stream: bool | None = None
+    seed: int | None = Field(
+        None, ge=0, le=MAX_SEED, description="Of the first picture; the next ones count on."
+    )
+    negative_prompt: str | None = Field(None, max_length=MAX_PROMPT)
+    guidance_scale: float | None = Field(None, ge=0, le=100)
+    num_inference_steps: int | None = Field(
+        None, ge=1, le=MAX_STEPS, description="Pins the exact model at this many steps."
+    )
+    argus: ArgusOptions | None = None
+
+
+class PictureData(BaseModel):
+    """A picture, inline or by URL."""
+
+    b64_json: str | None = None
+    url: str | None = None
+
+
+class NeighbourReport(BaseModel):
+    """The cached prompt a picture was resumed from; `prompt` only within one's own namespace."""
+
+    entry: int
+    prompt: str | None = None
+
+
+class PictureReport(BaseModel):
+    """How a picture was made. `timings_ms` has queue, encode, retrieve, denoise and decode."""
+
+    variant: str
+    model: str
+    reason: str
+    steps_run: int
+    steps_skipped: int
+    neighbour: NeighbourReport | None = None
+    similarity: float | None = None
+    seed: int
+    prompt_truncated: bool
+    timings_ms: dict[str, float]
+
+
+class GenerationResponse(BaseModel):
+    """`data` and `argus` have one item a picture, in the same order."""
+
+    created: int
+    data: list[PictureData]
+    output_format: str
+    size: str
+    argus: list[PictureReport]
+
+
+class ModelData(BaseModel):
+    """A family, or one of its variants."""
+
+    id: str
+    object: Literal["model"] = "model"
+    created: int
+    owned_by: str = "argus"
+
+
+class ModelList(BaseModel):
+    object: Literal["list"] = "list"
+    data: list[ModelData]
+
+
+class ErrorBody(BaseModel):
+    """An error in OpenAI's format."""
+
+    error: dict[str, Any]

@@ -1,0 +1,162 @@
+"""All a server is made of, put together from its settings."""
+
+from __future__ import annotations
+
+import asyncio
+import re
+import time
+from http import HTTPStatus
+from pathlib import Path
+
+from argus.cache.cache import ApproximateCache
+from argus.cache.catalogue import Catalogue
+from argus.cache.latents import LatentStore
+from argus.config import Settings
+from argus.control.policies import new_policy
+from argus.core.family import Family
+from argus.engine.loading import (
+    check_device,
+    default_device,
+    default_dtype,
+    fingerprint,
+    model_folder,
+)
+from argus.families.catalog import default_family, find_family
+from argus.quality.encoder import PromptEncoder
+from argus.server.dispatcher import Dispatcher
+from argus.server.errors import ApiError, invalid
+from argus.server.keys import read_keys
+from argus.server.metrics import Metrics
+from argus.server.pictures import PictureStore
+from argus.workers.local import LocalWorker, State
+from argus.workers.messages import Model
+
+SIDE_STEP = 8  # what the sides of a picture must be multiples of in every Stable Diffusion model
+_SIZE = re.compile(r"(\d{1,5})x(\d{1,5})")
+
+
+def family_of(settings: Settings) -> Family:
+    return default_family() if settings.family is None else find_family(settings.family)
+
+
+def model_id(family: Family, folder: Path) -> str:
+    """A model's name with its weights: latents of other weights are of no use."""
+    return f"{family.exact.model}@{fingerprint(folder)}"
+
+
+def open_cache(settings: Settings) -> ApproximateCache:
+    """The cache in the settings' data folder, or wherever they say."""
+    settings.data.mkdir(parents=True, exist_ok=True)
+    data = settings.data.absolute()
+    return ApproximateCache(
+        Catalogue(settings.cache_catalogue or f"sqlite:///{data / 'catalogue.db'}"),
+        LatentStore(settings.cache_latents or str(data / "latents")),
+        settings.cache_limit,
+    )
+
+
+class Service:
+    """Raises BadRequest and ModelError for settings that cannot be served."""
+
+    def __init__(self, settings: Settings) -> None:
+        self.settings = settings
+        self.created = int(time.time())
+        self.keys = None if settings.api_key_file is None else read_keys(settings.api_key_file)
+        self.family = family_of(settings)
+        device = settings.device or default_device()
+        dtype = settings.dtype or default_dtype(device)
+        check_device(device, dtype)
+        policy = new_policy(settings.policy, self.family)
+        exact = self.family.exact
+        source = self.family.models[exact.model]
+        folder = model_folder(source)
+        encoder = PromptEncoder.load(folder)
+        self.worker = LocalWorker(Model(str(folder), exact.sampler, device, dtype))
+        self.metrics = Metrics()
+        self.pictures = PictureStore(settings.data / "pictures", settings.url_ttl_s)
+        self.cache = open_cache(settings)
+        self.dispatcher = Dispatcher(
+            self.family,
+            model_id(self.family, folder),
+            policy,
+            encoder,
+            self.cache,
+            self.worker,
+            self.metrics,
+            settings.queue_limit,
+        )
+        self.draining = False
+
+    @property
+    def model_names(self) -> list[str]:
+        """What a request may name: the family, or one of its variants."""
+        name = self.family.name
+        return [name, *(f"{name}/{variant}" for variant in self.family.variants)]
+
+    def variant_of(self, model: str) -> str | None:
+        """The variant that a request's `model` pins, None if it names the family.
+
+        Raises ApiError for a name that is not in `model_names`.
+        """
+        if model not in self.model_names:
+            raise ApiError(
+                HTTPStatus.NOT_FOUND,
+                f"There is no model {model!r}; there is {', '.join(self.model_names)}.",
+                "model_not_found",
+                "model",
+            )
+        return model.partition("/")[2] or None
+
+    def size_of(self, size: str | None) -> tuple[int, int]:
+        """Width and height in pixels that a request's `size` asks for.
+
+        Raises ApiError for sizes that are not near what the family was made for.
+        """
+        exact = self.family.exact
+        if size is None or size == "auto":
+            return exact.width, exact.height
+        match = _SIZE.fullmatch(size)
+        sides = (int(match[1]), int(match[2])) if match else (0, 0)
+        for side, own in zip(sides, (exact.width, exact.height), strict=True):
+            if not own // 2 <= side <= own * 2 or side % SIDE_STEP:
+                raise invalid(
+                    f"size is {size!r}; it must be auto or WIDTHxHEIGHT in multiples of "
+                    f"{SIDE_STEP}, from {exact.width // 2}x{exact.height // 2} to "
+                    f"{exact.width * 2}x{exact.height * 2}. This family is made for "
+                    f"{exact.width}x{exact.height}.",
+                    "size",
+                )
+        return sides
+
+    def unavailable(self) -> ApiError:
+        """Why no picture can be made now."""
+        if self.draining:
+            return ApiError(503, "The server is shutting down.", "shutting_down")
+        problem = self.worker.problem
+        if problem is not None:
+            return ApiError(503, f"The worker cannot work: {problem}", "worker_unusable")
+        return ApiError(503, "The model is loading.", "loading", headers={"Retry-After": "5"})
+
+    def start(self) -> None:
+        self.worker.start()
+
+    def measure(self) -> None:
+        """Bring those metrics up to date that nothing else does."""
+        self.metrics.worker_ready.set(self.worker.state is State.READY)
+        self.metrics.worker_restarts.set(self.worker.restarts)
+        self.metrics.cache_entries.set(len(self.cache))
+        self.metrics.cache_bytes.set(self.cache.size_bytes)
+
+    async def drain(self) -> None:
+        """Take no more requests; let those in flight finish within the grace, then end them."""
+        self.draining = True
+        deadline = time.monotonic() + self.settings.grace_s
+        while self.dispatcher.in_flight and time.monotonic() < deadline:
+            await asyncio.sleep(0.02)
+        await self.close()
+
+    async def close(self) -> None:
+        """End the worker and whatever it still does. May be called twice."""
+        self.draining = True
+        await self.dispatcher.settle()
+        await self.worker.stop(grace_s=0.0)

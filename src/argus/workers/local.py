@@ -1,0 +1,236 @@
+"""A worker as its server sees it: an engine in a process of its own, restarted when it dies."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import enum
+import itertools
+import logging
+import multiprocessing
+from collections.abc import Callable
+from dataclasses import dataclass
+from multiprocessing.connection import Connection
+from multiprocessing.context import SpawnProcess
+from queue import SimpleQueue
+from threading import Thread
+
+from argus.core.errors import ArgusError
+from argus.core.job import Job
+from argus.workers.messages import (
+    Answer,
+    Cancel,
+    Failed,
+    Finished,
+    Model,
+    Progress,
+    Ready,
+    Request,
+    Stop,
+    Task,
+    Unusable,
+)
+from argus.workers.process import run_worker
+
+log = logging.getLogger(__name__)
+
+MAX_DEATHS = 3
+FIRST_PAUSE_S, LONGEST_PAUSE_S = 0.5, 30.0
+
+OnStep = Callable[[int, int], None]
+
+
+class WorkerError(ArgusError):
+    """A worker could not do a job: it kept dying, cannot load its model, or was stopped."""
+
+
+class State(enum.Enum):
+    STARTING = "starting"
+    READY = "ready"
+    UNUSABLE = "unusable"
+    STOPPED = "stopped"
+
+
+@dataclass
+class _Pending:
+    task: Task
+    answer: asyncio.Future[Finished]
+    on_step: OnStep | None
+    deaths: int = 0
+
+
+class LocalWorker:
+    """Runs jobs in a process of its own, in order. For use from one asyncio loop.
+
+    A process that dies is started again and gets the jobs it had not answered; a job that was
+    running at three deaths is given up, because it may be what kills.
+    """
+
+    def __init__(self, model: Model) -> None:
+        self.model = model
+        self.state = State.STARTING
+        self.restarts = 0
+        self.problem: Exception | None = None
+        self._numbers = itertools.count(1)
+        self._pending: dict[int, _Pending] = {}
+        self._outbox: SimpleQueue[Request | None] = SimpleQueue()
+        self._process: SpawnProcess | None = None
+        self._supervisor: asyncio.Task[None] | None = None
+        self._settled = asyncio.Event()
+
+    @property
+    def pid(self) -> int | None:
+        return self._process.pid if self._process else None
+
+    @property
+    def backlog(self) -> int:
+        """Jobs that are waiting or running."""
+        return len(self._pending)
+
+    def start(self) -> None:
+        """Start the process; `ready` waits until it can work."""
+        self._supervisor = asyncio.create_task(self._supervise())
+
+    async def ready(self) -> None:
+        """Wait until the model is loaded. Raises what kept it from loading."""
+        await self._settled.wait()
+        if self.problem is not None:
+            raise self.problem
+
+    async def run(
+        self,
+        job: Job,
+        start: bytes | None = None,
+        keep: tuple[int, ...] = (),
+        on_step: OnStep | None = None,
+    ) -> Finished:
+        """Make a job's picture; arguments as for `Engine.run`, latents packed.
+
+        Cancelling the caller frees the work at the next step. Raises what the engine raises, and
+        WorkerError when the worker cannot do it.
+        """
+        if self.state in (State.UNUSABLE, State.STOPPED):
+            raise WorkerError(f"The worker is {self.state.value}.") from self.problem
+        number = next(self._numbers)
+        answer: asyncio.Future[Finished] = asyncio.get_running_loop().create_future()
+        task = Task(number, job, start, keep)
+        self._pending[number] = _Pending(task, answer, on_step)
+        self._outbox.put(task)
+        try:
+            return await answer
+        except asyncio.CancelledError:
+            self._outbox.put(Cancel(number))
+            raise
+        finally:
+            self._pending.pop(number, None)
+
+    async def stop(self, grace_s: float) -> None:
+        """Let what is in flight finish for up to `grace_s` seconds, then end the process."""
+        if self.state is not State.UNUSABLE:
+            self.state = State.STOPPED
+        self._outbox.put(Stop())
+        waiting = [pending.answer for pending in self._pending.values()]
+        if waiting:
+            await asyncio.wait(waiting, timeout=grace_s)
+        if self._supervisor is not None:
+            self._supervisor.cancel()
+            with contextlib.suppress(asyncio.CancelledError):
+                await self._supervisor
+        if self._process is not None and self._process.is_alive():
+            await asyncio.to_thread(self._process.join, 1.0 if waiting else grace_s)
+            if self._process.is_alive():
+                self._process.kill()
+                await asyncio.to_thread(self._process.join)
+        self._give_up(WorkerError("The worker was stopped."))
+
+    async def _supervise(self) -> None:
+        """Keep a process running: start it, hand it what is pending, wait for its end."""
+        pause = FIRST_PAUSE_S
+        while self.state is not State.STOPPED:
+            ended = asyncio.Event()
+            self._spawn(ended)
+            await ended.wait()
+            if self.state in (State.UNUSABLE, State.STOPPED):
+                return
+            pause = FIRST_PAUSE_S if self.state is State.READY else pause
+            self.state = State.STARTING
+            self._settled.clear()
+            self.restarts += 1
+            self._count_deaths()
+            log.warning("Worker process %s ended; starting another in %g s", self.pid, pause)
+            await asyncio.sleep(pause)
+            pause = min(2 * pause, LONGEST_PAUSE_S)
+
+    def _spawn(self, ended: asyncio.Event) -> None:
+        context = multiprocessing.get_context("spawn")
+        ours, theirs = context.Pipe()
+        process = context.Process(target=run_worker, args=(theirs, self.model), daemon=True)
+        process.start()
+        theirs.close()
+        self._process = process
+        self._outbox.put(None)
+        self._outbox = SimpleQueue()
+        for pending in self._pending.values():
+            self._outbox.put(pending.task)
+        loop = asyncio.get_running_loop()
+        Thread(target=_speak, args=(ours, self._outbox), daemon=True).start()
+        Thread(target=self._listen, args=(ours, loop, ended), daemon=True).start()
+
+    def _listen(
+        self, pipe: Connection, loop: asyncio.AbstractEventLoop, ended: asyncio.Event
+    ) -> None:
+        """In a thread: hand every answer to the loop until the process is gone."""
+        with contextlib.suppress(RuntimeError):  # the loop may be closed already
+            try:
+                while True:
+                    loop.call_soon_threadsafe(self._take, pipe.recv())
+            except (EOFError, OSError):
+                loop.call_soon_threadsafe(ended.set)
+
+    def _take(self, answer: Answer) -> None:
+        if isinstance(answer, Ready):
+            if self.state is State.STARTING:
+                self.state = State.READY
+            self._settled.set()
+        elif isinstance(answer, Unusable):
+            self.state, self.problem = State.UNUSABLE, answer.error
+            self._settled.set()
+            self._give_up(answer.error)
+        else:
+            self._answer(answer)
+
+    def _answer(self, answer: Progress | Finished | Failed) -> None:
+        pending = self._pending.get(answer.number)
+        if pending is None or pending.answer.done():
+            return
+        if isinstance(answer, Progress):
+            if pending.on_step is not None:
+                pending.on_step(answer.done, answer.steps)
+        elif isinstance(answer, Finished):
+            pending.answer.set_result(answer)
+        else:
+            pending.answer.set_exception(answer.error)
+
+    def _count_deaths(self) -> None:
+        """The process died. Give up the job it was running if it died over it too often."""
+        running = next(iter(self._pending.values()), None)
+        if running is None:
+            return
+        running.deaths += 1
+        if running.deaths >= MAX_DEATHS and not running.answer.done():
+            running.answer.set_exception(
+                WorkerError(f"The worker died {MAX_DEATHS} times while making this picture.")
+            )
+            del self._pending[running.task.number]
+
+    def _give_up(self, error: Exception) -> None:
+        for pending in self._pending.values():
+            if not pending.answer.done():
+                pending.answer.set_exception(error)
+
+
+def _speak(pipe: Connection, outbox: SimpleQueue[Request | None]) -> None:
+    """In a thread, because a full pipe blocks: send what is in the outbox until it says None."""
+    with contextlib.suppress(OSError):
+        while (request := outbox.get()) is not None:
+            pipe.send(request)

@@ -1,0 +1,98 @@
+"""What a server and a worker process say to each other over their pipe."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from PIL import Image
+from safetensors.torch import load, save
+from torch import Tensor
+
+from argus.core.job import Job
+
+
+@dataclass(frozen=True)
+class Model:
+    """Which model a worker loads, with which sampler, where and in what precision."""
+
+    source: str
+    sampler: str = "default"
+    device: str = "cpu"
+    dtype: str = "float32"
+
+
+@dataclass(frozen=True)
+class Task:
+    """A job, the latents it starts from if it skips, and the K whose latents to hand up."""
+
+    number: int
+    job: Job
+    start: bytes | None = None
+    keep: tuple[int, ...] = ()
+
+
+@dataclass(frozen=True)
+class Cancel:
+    """Drop a task, waiting or running; there will be no answer to it."""
+
+    number: int
+
+
+@dataclass(frozen=True)
+class Stop:
+    """Leave once the tasks sent so far are answered."""
+
+
+@dataclass(frozen=True)
+class Ready:
+    """The model is loaded."""
+
+    width: int
+    height: int
+
+
+@dataclass(frozen=True)
+class Unusable:
+    """The model cannot be loaded, and trying again will not help."""
+
+    error: Exception
+
+
+@dataclass(frozen=True)
+class Progress:
+    """A step of a task is done."""
+
+    number: int
+    done: int
+    steps: int
+
+
+@dataclass(frozen=True)
+class Finished:
+    """A task's picture. `kept` maps K to packed latents; `timings_ms` as in the engine's result."""
+
+    number: int
+    image: Image.Image
+    kept: dict[int, bytes] = field(default_factory=dict)
+    timings_ms: dict[str, float] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Failed:
+    """A task could not be done; the worker goes on."""
+
+    number: int
+    error: Exception
+
+
+Request = Task | Cancel | Stop
+Answer = Ready | Unusable | Progress | Finished | Failed
+
+
+def pack(latents: Tensor) -> bytes:
+    """Latents as bytes that survive the death of the process that made them."""
+    return save({"latents": latents.detach().cpu().contiguous()})
+
+
+def unpack(data: bytes) -> Tensor:
+    return load(data)["latents"]

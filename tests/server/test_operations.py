@@ -1,0 +1,125 @@
+"""What an operator does to a server: asks it, kills it, stops it."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+import subprocess
+import threading
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+
+from argus.config import Settings
+from argus.core.errors import ArgusError
+from argus.server.service import Service
+from tests.server.running import COMMAND, Running, served, wait_until
+
+
+def test_health_ready_and_metrics(server: Running) -> None:
+    assert server.http.get("/health").json()["status"] == "ok"
+    assert server.http.get("/ready").json() == {"status": "ready"}
+    server.generate()
+    text = server.http.get("/metrics").text
+    names = [line.split()[2] for line in text.splitlines() if line.startswith("# TYPE")]
+    assert all(name.startswith("argus_") for name in names)
+    assert "argus_worker_ready 1.0" in text
+    assert 'argus_requests_total{status="200"}' in text
+    assert 'argus_stage_seconds_count{stage="denoise"}' in text
+
+
+def test_a_killed_worker_is_replaced_while_its_requests_wait(server: Running) -> None:
+    answers: list[httpx.Response] = []
+    asking = threading.Thread(
+        target=lambda: answers.append(server.generate("a sun", num_inference_steps=200))
+    )
+    asking.start()
+    wait_until(lambda: server.service.worker.backlog == 1)
+    pid = server.service.worker.pid
+    assert pid is not None
+    os.kill(pid, signal.SIGKILL)
+    asking.join()
+    assert answers[0].status_code == 200
+    wait_until(lambda: server.http.get("/ready").status_code == 200)
+    assert server.service.worker.restarts == 1
+
+
+def test_sigterm_finishes_what_is_in_flight_and_exits_0(tiny_family: Path, tmp_path: Path) -> None:
+    with served(tiny_family, tmp_path) as (process, url):
+        asking, answers = ask(url, steps=100)
+        process.send_signal(signal.SIGTERM)
+        asking.join()
+        assert answers[0].status_code == 200
+        assert process.wait(60) == 0
+
+
+def test_a_server_killed_without_warning_finds_its_cache_again(
+    tiny_family: Path, tmp_path: Path
+) -> None:
+    body: dict[str, object] = {"prompt": "a fish"}
+    with served(tiny_family, tmp_path) as (process, url):
+        httpx.post(f"{url}/v1/images/generations", json=body, timeout=120)
+        wait_until(lambda: "argus_cache_entries 1" in httpx.get(f"{url}/metrics").text)
+        process.kill()
+    with served(tiny_family, tmp_path, "--grace-s", "0.5") as (process, url):
+        answer = httpx.post(f"{url}/v1/images/generations", json=body, timeout=120)
+        assert answer.json()["argus"][0]["steps_skipped"] == 3
+
+        # What outlasts the grace is answered too.
+        asking, answers = ask(url, steps=990)
+        process.send_signal(signal.SIGTERM)
+        asking.join()
+        assert answers[0].status_code == 503
+        assert "stopped" in answers[0].json()["error"]["message"]
+        assert process.wait(60) == 0
+
+
+def ask(url: str, steps: int) -> tuple[threading.Thread, list[httpx.Response]]:
+    """Ask in a thread for a picture of many steps; it has been accepted when this returns."""
+    answers: list[httpx.Response] = []
+    body = {"prompt": "a red fish", "num_inference_steps": steps}
+    thread = threading.Thread(
+        target=lambda: answers.append(
+            httpx.post(f"{url}/v1/images/generations", json=body, timeout=120)
+        )
+    )
+    thread.start()
+    wait_until(lambda: "argus_pictures_in_flight 1" in httpx.get(f"{url}/metrics").text)
+    return thread, answers
+
+
+@pytest.mark.parametrize(
+    ("changed", "message"),
+    [
+        ({"family": "nosuch"}, "There is no family 'nosuch'"),
+        ({"policy": "best"}, "nirvana, clipper-ha"),
+        ({"device": "tpu"}, "use cpu, cuda"),
+        ({"dtype": "int4"}, "use one of float32"),
+        ({"api_key_file": Path("nowhere")}, "argus key NAME"),
+    ],
+)
+def test_settings_that_cannot_be_served_are_refused_before_anything_starts(
+    tmp_path: Path, changed: dict[str, Any], message: str
+) -> None:
+    with pytest.raises(ArgusError, match=message):
+        Service(Settings(data=tmp_path, **changed))
+
+
+def test_a_server_whose_model_cannot_be_loaded_says_why_and_exits(
+    tiny_family: Path, tiny_sd: Path, tmp_path: Path
+) -> None:
+    broken = tmp_path / "broken"
+    shutil.copytree(tiny_sd, broken)
+    shutil.rmtree(broken / "unet")
+    family = tmp_path / "broken.yaml"
+    family.write_text(tiny_family.read_text().replace(str(tiny_sd), str(broken)))
+    done = subprocess.run(
+        [*COMMAND, "serve", "--data", str(tmp_path), "--family", str(family), "--port", "0"],
+        capture_output=True, text=True, timeout=120,
+    )  # fmt: skip
+    assert done.returncode == 3
+    assert "Error: Cannot load" in " ".join(done.stderr.split())
+    assert "Traceback" not in done.stderr
