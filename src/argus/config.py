@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Any, Literal
 
 import yaml
 from pydantic import ByteSize, Field, ValidationError
@@ -19,8 +19,6 @@ from pydantic_settings import (
 from argus.core.errors import BadRequest
 
 FILE_VARIABLE = "ARGUS_CONFIG"
-
-Seconds = Annotated[float, Field(gt=0)]
 
 
 class Settings(BaseSettings):
@@ -59,9 +57,9 @@ class Settings(BaseSettings):
         64, ge=1, description="Pictures that may wait or run; more are answered with 429."
     )
     body_limit: ByteSize = Field(ByteSize(1_000_000), description="Bytes of a request's body.")
-    url_ttl_s: Seconds = Field(3600.0, description="Seconds for which an answer's URL works.")
-    grace_s: Seconds = Field(
-        30.0, description="Seconds that requests in flight get to finish after SIGTERM."
+    url_ttl_s: float = Field(3600.0, gt=0, description="Seconds for which an answer's URL works.")
+    grace_s: float = Field(
+        30.0, gt=0, description="Seconds that requests in flight get to finish after SIGTERM."
     )
 
 

@@ -81,7 +81,7 @@ def rm(
         count = cache.remove(entry, prompt, namespace)
     if not count:
         raise BadRequest("Nothing in the cache is like that: see `argus cache list`.")
-    out.print(f"Removed {count} {'entry' if count == 1 else 'entries'}.")
+    out.print(_removed(count))
 
 
 @app.command()
@@ -90,7 +90,7 @@ def clear(yes: Yes = False, config: ConfigFile = None, data: Data = None) -> Non
     with _opened(config, data) as (_, cache):
         if not yes and not typer.confirm(f"Remove all {len(cache)} entries?"):
             raise BadRequest("Nothing was removed.")
-        out.print(f"Removed {cache.remove()} entries.")
+        out.print(_removed(cache.remove()))
 
 
 @app.command()
@@ -131,3 +131,7 @@ def _opened(config: Path | None, data: Path | None) -> Iterator[tuple[Settings, 
         yield settings, cache
     finally:
         cache.close()
+
+
+def _removed(count: int) -> str:
+    return f"Removed {count} {'entry' if count == 1 else 'entries'}."

@@ -1,0 +1,66 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from argus.config import read_settings
+from argus.core.errors import BadRequest
+
+
+@pytest.fixture
+def file(tmp_path: Path) -> Path:
+    path = tmp_path / "argus.yaml"
+    path.write_text("port: 9000\npolicy: clipper-ha\ncache_limit: 20GB\n")
+    return path
+
+
+def test_flags_beat_the_environment_beats_the_file(
+    file: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("ARGUS_PORT", "9001")
+    monkeypatch.setenv("ARGUS_QUEUE_LIMIT", "3")
+    settings, origins = read_settings({"queue_limit": 5, "host": None}, file)
+    assert settings.policy == "clipper-ha"
+    assert settings.cache_limit == 20_000_000_000
+    assert settings.port == 9001
+    assert settings.queue_limit == 5
+    assert settings.host == "127.0.0.1"
+    assert origins == {
+        "policy": str(file),
+        "cache_limit": str(file),
+        "port": "the environment",
+        "queue_limit": "a flag",
+    }
+
+
+def test_the_environment_can_name_the_file(file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("ARGUS_CONFIG", str(file))
+    assert read_settings({})[0].port == 9000
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("prot: 1", "no setting prot .*there are host, port"),
+        ("port: high", "port is 'high' .*argus.yaml.*valid integer"),
+        ("port: 99999", "less than or equal to 65535"),
+        ("cache_limit: much", "cache_limit is 'much'"),
+        ("cache_scope: all", "'key' or 'shared'"),
+        ("grace_s: 0", "greater than 0"),
+        ("- port", "no YAML mapping"),
+        ("port: [", "no YAML mapping"),
+    ],
+)
+def test_a_wrong_file_says_what_is_wrong_and_where(file: Path, text: str, message: str) -> None:
+    file.write_text(text)
+    with pytest.raises(BadRequest, match=message):
+        read_settings({}, file)
+
+
+def test_a_missing_file_and_a_wrong_variable_are_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(BadRequest, match=r"no configuration file nowhere\.yaml"):
+        read_settings({}, Path("nowhere.yaml"))
+    monkeypatch.setenv("ARGUS_PORT", "tcp://10.0.0.1:80")
+    with pytest.raises(BadRequest, match="from the environment"):
+        read_settings({})
