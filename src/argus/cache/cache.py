@@ -32,7 +32,7 @@ class Neighbour:
 
 
 class ApproximateCache:
-    """Latents of full runs by prompt, at most `limit_bytes` of them.
+    """Latents of full runs by prompt, at most `limit_bytes` of them; `eviction` as in `ORDERS`.
 
     What is on disk is whole or absent: objects are written before the catalogue names them and
     deleted after it has forgotten them; what a crash leaves in between is removed at the next
@@ -46,13 +46,12 @@ class ApproximateCache:
         store: LatentStore,
         limit_bytes: int,
         clock: Callable[[], float] = time.time,
+        eviction: str = "lcbfu",
     ) -> None:
         self._catalogue, self._store, self._limit = catalogue, store, limit_bytes
-        self._clock = clock
+        self._clock, self._eviction = clock, eviction
         self._lock = threading.RLock()
-        self._index = SimilarityIndex()
-        for entry, scope, vector in catalogue.vectors():
-            self._index.add(scope, entry, vector)
+        self._index = SimilarityIndex(catalogue.vectors())
         self._bytes = catalogue.size_bytes()
         store.delete(self._orphans())
 
@@ -149,7 +148,7 @@ class ApproximateCache:
         """Remove the least worth keeping until a little room is left below the limit."""
         excess = self._catalogue.size_bytes() - self._limit * (1 - ROOM)
         chosen = []
-        for entry, k, size in self._catalogue.least_worth():
+        for entry, k, size in self._catalogue.least_worth(self._eviction):
             if excess <= 0:
                 break
             chosen.append((entry, k))

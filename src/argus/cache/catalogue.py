@@ -38,6 +38,15 @@ _latents = sa.Table(
     sa.Column("used_at", sa.Float, nullable=False),
 )
 
+ORDERS: dict[str, tuple[sa.ColumnElement[float], ...]] = {
+    # Uses times the steps that each saves; the oldest use goes first among equals (Nirvana, NSDI
+    # 2024). Storing is no use: if it were, latents of a large K that nobody ever asked for would
+    # outlast those of a small K that many did.
+    "lcbfu": (_latents.c.uses * _latents.c.k, _latents.c.used_at),
+    "lru": (_latents.c.used_at, _latents.c.k),
+    "fifo": (_latents.c.entry, _latents.c.k),
+}
+
 
 @dataclass(frozen=True)
 class Entry:
@@ -113,7 +122,7 @@ class Catalogue:
                     "name": stored.name,
                     "sha256": stored.sha256,
                     "size_bytes": stored.size_bytes,
-                    "uses": 1,
+                    "uses": 0,
                     "used_at": now,
                 }
                 for stored in latents
@@ -182,7 +191,7 @@ class Catalogue:
             .order_by(_entries.c.namespace)
         )
         stored = sa.func.coalesce(sa.func.sum(_latents.c.size_bytes), 0)
-        used = sa.func.coalesce(sa.func.sum(_latents.c.uses - 1), 0)  # storing counts as one
+        used = sa.func.coalesce(sa.func.sum(_latents.c.uses), 0)
         with self._engine.connect() as connection:
             namespaces = {name: int(n) for name, n in connection.execute(by_namespace)}
             count, size, uses = connection.execute(
@@ -190,14 +199,10 @@ class Catalogue:
             ).one()
         return Stats(sum(namespaces.values()), int(count), int(size), int(uses), namespaces)
 
-    def least_worth(self) -> Iterator[tuple[int, int, int]]:
-        """(entry, K, bytes) from the least to the most worth keeping, by LCBFU.
-
-        What latents are worth is their uses times the steps each use saves; the oldest use goes
-        first among equals (Nirvana, NSDI 2024). Storing counts as the first use.
-        """
+    def least_worth(self, order: str = "lcbfu") -> Iterator[tuple[int, int, int]]:
+        """(entry, K, bytes) in the order of `ORDERS` in which they should go."""
         query = sa.select(_latents.c.entry, _latents.c.k, _latents.c.size_bytes).order_by(
-            _latents.c.uses * _latents.c.k, _latents.c.used_at
+            *ORDERS[order]
         )
         with self._engine.connect() as connection:
             for row in connection.execute(query):

