@@ -5,7 +5,7 @@ VENV   ?= .venv
 BIN    := $(VENV)/bin
 READY  := $(VENV)/.ready
 
-.PHONY: help setup picture grid test lint bench clean
+.PHONY: help setup serve picture grid test lint bench clean
 
 help: ## what can be made
 	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 12
@@ -18,6 +18,9 @@ $(READY): pyproject.toml constraints.txt
 	@touch $@
 
 setup: $(READY) ## a virtual environment in .venv with everything in it
+
+serve: $(READY) ## the server, on port 8000 (make serve FLAGS="--port 9000")
+	@$(BIN)/argus serve $(FLAGS)
 
 picture: $(READY) ## a first picture, in argus.png
 	@$(BIN)/argus generate "a red house in the snow" --output argus.png
@@ -35,10 +38,14 @@ lint: $(READY) ## ruff and mypy
 	@$(BIN)/ruff format --check src tests benchmarks
 	@$(BIN)/mypy
 
-bench: $(READY) ## what steps and skips cost in quality and time
-	@echo "Painting prompts at many step counts and skips (minutes) ..."
+bench: $(READY) ## every benchmark of benchmarks/ (many minutes)
+	@echo "Painting prompts at many step counts and skips ..."
 	@$(BIN)/python benchmarks/steps.py
 	@$(BIN)/python benchmarks/steps.py --skips
+	@echo "Filling caches of up to a million prompts ..."
+	@$(BIN)/python benchmarks/cache.py
+	@echo "Asking a server for whole and resumed pictures ..."
+	@$(BIN)/python benchmarks/api.py
 
 clean: ## remove the virtual environment and caches
 	@echo "Removing $(VENV) and caches ..."
