@@ -177,11 +177,11 @@ def _replay(
     """Serve the prompts in their order with room for the latents of a share of them."""
     latents = {k: torch.zeros(1, 1, 1, 1) for k in SHARES}
     name = f"memory://bench-{order}-{room}"
-    size = LatentStore(f"{name}-size").put(5, latents[5]).size_bytes
+    size = LatentStore(f"{name}-size", "bench").put(5, latents[5]).size_bytes
     ticks = iter(range(10**9))
     cache = ApproximateCache(
         Catalogue("sqlite://"),
-        LatentStore(name),
+        LatentStore(name, "bench"),
         int(room * len(texts) * len(SHARES) * size),
         clock=lambda: float(next(ticks)),
         eviction=order,

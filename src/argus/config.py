@@ -5,10 +5,10 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import yaml
-from pydantic import ByteSize, Field, ValidationError
+from pydantic import AfterValidator, ByteSize, Field, ValidationError
 from pydantic_settings import (
     BaseSettings,
     EnvSettingsSource,
@@ -21,6 +21,9 @@ from argus.core.errors import BadRequest
 FILE_VARIABLE = "ARGUS_CONFIG"
 
 
+UserPath = Annotated[Path, AfterValidator(Path.expanduser)]
+
+
 class Settings(BaseSettings):
     """What a server runs with. Every field's description is what `argus config show` explains."""
 
@@ -31,14 +34,16 @@ class Settings(BaseSettings):
     public_url: str | None = Field(
         None, description="What the server is called from outside, for the URLs in answers."
     )
-    data: Path = Field(Path("argus-data"), description="Folder for everything the server keeps.")
+    data: UserPath = Field(
+        Path("argus-data"), description="Folder for everything the server keeps."
+    )
     family: str | None = Field(
         None, description="Name or YAML file of the family it serves. Default: the bundled one."
     )
     policy: str = Field("nirvana", description="How a variant is chosen: nirvana or clipper-ha.")
     device: str | None = Field(None, description="cpu, cuda or cuda:N. Default: CUDA if there.")
     dtype: str | None = Field(None, description="float32, float16 or bfloat16.")
-    api_key_file: Path | None = Field(
+    api_key_file: UserPath | None = Field(
         None, description="Hashed API keys, written by `argus key`. Without it anyone may ask."
     )
     cache_limit: ByteSize = Field(

@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from argus.cache.cache import ApproximateCache, Neighbour
 from argus.cache.catalogue import Catalogue
 from argus.cache.index import Vector
-from argus.cache.latents import LatentStore
+from argus.cache.latents import LatentStore, StoredLatents
 from argus.cache.scope import Scope
 
 SCOPE = Scope("alice", "tiny", "ddim", 64, 64, 30, 3.0, "")
@@ -33,7 +33,9 @@ class Clock:
 
 def open_cache(folder: Path, limit_bytes: int = 10**9) -> ApproximateCache:
     catalogue = Catalogue(f"sqlite:///{folder}/catalogue.db")
-    return ApproximateCache(catalogue, LatentStore(str(folder / "latents")), limit_bytes, Clock())
+    return ApproximateCache(
+        catalogue, LatentStore(str(folder / "latents"), catalogue.id), limit_bytes, Clock()
+    )
 
 
 def vector(*values: float) -> Vector:
@@ -254,13 +256,74 @@ def test_killing_in_the_middle_of_writes_tears_nothing(tmp_path: Path) -> None:
             assert torch.equal(fetched, expected[k])
 
 
-def test_what_a_crash_left_behind_is_removed_at_the_next_start(tmp_path: Path) -> None:
+def test_a_sweep_removes_what_a_crash_left_and_nothing_else(tmp_path: Path) -> None:
     cache = open_cache(tmp_path)
     cache.keep(SCOPE, "a red fish", vector(1), latents(5))
     catalogue = Catalogue(f"sqlite:///{tmp_path}/catalogue.db")
-    store = LatentStore(str(tmp_path / "latents"))
-    store.put(5, latents(5)[5])
-    (tmp_path / "latents" / "half.safetensors.new").write_bytes(b"half")
-    assert len(list((tmp_path / "latents").iterdir())) == 3
-    ApproximateCache(catalogue, store, 10**9, clock=lambda: 4e9)
-    assert len(list((tmp_path / "latents").iterdir())) == 1
+    store = LatentStore(str(tmp_path / "latents"), catalogue.id)
+    orphan = store.put(5, latents(5)[5])
+    folder = tmp_path / "latents"
+    unfinished = f"{orphan.name.replace('-5.', '-6.')}.new"
+    (folder / unfinished).write_bytes(b"half")
+    LatentStore(str(folder), "another").put(5, latents(5)[5])
+    (folder / "notes.safetensors").write_bytes(b"somebody's own")
+    (folder / "more").mkdir()
+    before = {path.name for path in folder.iterdir()}
+    ApproximateCache(catalogue, store, 10**9).sweep()
+    assert {path.name for path in folder.iterdir()} == before  # all too young
+    ApproximateCache(catalogue, store, 10**9, clock=lambda: 4e9).sweep()
+    assert {path.name for path in folder.iterdir()} == before - {orphan.name, unfinished}
+
+
+def test_a_prompt_gets_the_latents_it_lacks(tmp_path: Path) -> None:
+    cache = open_cache(tmp_path)
+    first = cache.keep(SCOPE, "a red fish", vector(1), latents(5))
+    assert cache.keep(SCOPE, "a red fish", vector(1), latents(5)) is None
+    assert cache.keep(SCOPE, "a red fish", vector(1), latents(5, 10)) == first
+    (entry,) = cache.entries()
+    assert entry.skips == (5, 10)
+    assert len(cache) == 1
+
+
+def test_much_that_another_process_removed_is_forgotten_at_once(tmp_path: Path) -> None:
+    cache, other = open_cache(tmp_path), open_cache(tmp_path)
+    kept = cache.keep(SCOPE, "a red fish", vector(0, 1), latents(5))
+    for i in range(30):
+        cache.keep(SCOPE, f"blue boat {i}", vector(1, i / 1e4), latents(5))
+    for i in range(30):
+        other.remove(prompt=f"blue boat {i}")
+    found = nearest(cache, SCOPE, vector(1))
+    assert found is not None
+    assert found.entry == kept
+    assert len(cache) == 1
+
+
+class FailingStore(LatentStore):
+    """A store that is out of reach for reading, and full after one write."""
+
+    writes_left = 1
+
+    def get(self, stored: StoredLatents) -> torch.Tensor:
+        raise TimeoutError("the store does not answer")
+
+    def put(self, k: int, latents: torch.Tensor) -> StoredLatents:
+        if not self.writes_left:
+            raise OSError("no space left")
+        self.writes_left -= 1
+        return super().put(k, latents)
+
+
+def test_a_store_out_of_reach_loses_nothing(tmp_path: Path) -> None:
+    cache = open_cache(tmp_path)
+    cache.keep(SCOPE, "a red fish", vector(1), latents(5))
+    catalogue = Catalogue(f"sqlite:///{tmp_path}/catalogue.db")
+    failing = FailingStore(str(tmp_path / "latents"), catalogue.id)
+    unlucky = ApproximateCache(catalogue, failing, 10**9)
+    found = nearest(unlucky, SCOPE, vector(1))
+    assert found is not None
+    with pytest.raises(TimeoutError):
+        unlucky.fetch(found, 5)
+    with pytest.raises(OSError, match="no space"):
+        unlucky.keep(SCOPE, "a blue boat", vector(0, 1), latents(5, 10))
+    assert len(list((tmp_path / "latents").iterdir())) == 1  # what was written is gone again
+    assert cache.fetch(found, 5) is not None

@@ -36,7 +36,14 @@ def test_a_cache_is_warmed_listed_and_emptied_and_a_server_uses_it(
     prompts = tmp_path / "prompts.txt"
     prompts.write_text("a red fish\n\na blue boat\na red fish\n")
     assert "Kept 2 of 3 prompts" in says("warm", str(prompts))
-    assert "Kept 1 of 3 prompts" not in says("warm", str(prompts), "--namespace", "alice")
+    assert "Kept 0 of 3 prompts" in says("warm", str(prompts))
+    keys = tmp_path / "keys.txt"
+    run(monkeypatch, "key", "alice", "--file", str(keys))
+    run(monkeypatch, "key", "bob", "--file", str(keys))
+    monkeypatch.setenv("ARGUS_API_KEY_FILE", str(keys))
+    assert "whose cache to warm: alice, bob" in says("warm", str(prompts), code=2)
+    assert "Kept 2 of 3 prompts" in says("warm", str(prompts), "--namespace", "alice")
+    monkeypatch.delenv("ARGUS_API_KEY_FILE")
     settings = Settings(family=str(tiny_family), data=tmp_path / "data")
     with running(settings) as server:
         assert server.generate("a blue boat").json()["argus"][0]["steps_skipped"] == 3

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import io
+import threading
 from typing import Any
 
 import httpx
@@ -154,8 +155,11 @@ def test_broken_latents_are_dropped_and_the_prompt_served_without(server: Runnin
 
 
 def test_text_past_the_encoder_s_limit_is_said_to_be_cut(server: Running) -> None:
-    assert server.generate("a fish " * 500).json()["argus"][0]["prompt_truncated"]
-    assert not server.generate("a fish").json()["argus"][0]["prompt_truncated"]
+    long = "a fish " * 500
+    (cut,) = server.generate(long).json()["argus"]
+    assert (cut["prompt_truncated"], cut["negative_prompt_truncated"]) == (True, False)
+    (cut,) = server.generate("a fish", negative_prompt=long).json()["argus"]
+    assert (cut["prompt_truncated"], cut["negative_prompt_truncated"]) == (False, True)
 
 
 @pytest.mark.parametrize(
@@ -199,8 +203,11 @@ def test_a_missing_prompt_and_broken_json_are_refused(server: Running) -> None:
     json = {"content-type": "application/json"}
     broken = post("/v1/images/generations", content='{"prompt": ', headers=json)
     assert (broken.status_code, broken.json()["error"]["code"]) == (400, "invalid_json")
-    text = post("/v1/images/generations", content="a fish")
+    text = post("/v1/images/generations", content='{"prompt": "a fish"}')
     assert text.status_code == 400
+    assert "Content-Type: application/json" in text.json()["error"]["message"]
+    latin = post("/v1/images/generations", content=b'{"prompt": "\xe9"}', headers=json)
+    assert (latin.status_code, latin.json()["error"]["code"]) == (400, "invalid_json")
     large = post("/v1/images/generations", json={"prompt": "x" * 2_000_000})
     assert (large.status_code, large.json()["error"]["code"]) == (413, "body_too_large")
     assert server.http.get("/v1/nothing").json()["error"]["code"] == "not_found"
@@ -208,21 +215,31 @@ def test_a_missing_prompt_and_broken_json_are_refused(server: Running) -> None:
 
 
 def test_a_full_queue_is_answered_with_when_to_come_back(server: Running) -> None:
-    answer = server.generate(n=9)
+    many = server.generate(n=9)
+    assert (many.status_code, many.json()["error"]["param"]) == (400, "n")
+    body = {"prompt": "a slow fish", "n": 8, "num_inference_steps": 900}
+    holding = threading.Thread(target=ask_and_leave, args=(server, body))
+    holding.start()
+    wait_until(lambda: server.service.dispatcher.in_flight == 8)
+    answer = server.generate()
     assert answer.status_code == 429
     assert int(answer.headers["retry-after"]) >= 1
     assert answer.json()["error"]["code"] == "queue_full"
+    holding.join()
+    wait_until(lambda: server.service.dispatcher.in_flight == 0)
+
+
+def ask_and_leave(server: Running, body: dict[str, Any]) -> None:
+    """Ask for more than can be made in a second, and close the connection after it."""
+    with pytest.raises(httpx.ReadTimeout):
+        httpx.post(f"{server.url}/v1/images/generations", json=body, timeout=1.0)
 
 
 def test_a_client_that_leaves_frees_its_work(server: Running) -> None:
     steps = server.metric("argus_steps_total", kind="run")
-    with pytest.raises(httpx.ReadTimeout):
-        server.http.post(
-            "/v1/images/generations",
-            json={"prompt": "an endless fish", "num_inference_steps": 900},
-            timeout=1.0,
-        )
+    left = server.metric("argus_requests_total", status="499")
+    ask_and_leave(server, {"prompt": "an endless fish", "num_inference_steps": 900, "n": 8})
     wait_until(lambda: server.service.dispatcher.in_flight == 0)
     assert server.generate(argus={"cache": False}).status_code == 200
     assert server.metric("argus_steps_total", kind="run") == steps + 6
-    assert server.metric("argus_requests_total", status="499") == 1
+    assert server.metric("argus_requests_total", status="499") == left + 1

@@ -33,6 +33,14 @@ def test_wrong_key_files_and_names_are_refused(tmp_path: Path) -> None:
         add_key(file, "alice")
     with pytest.raises(BadRequest, match="letters, digits"):
         add_key(file, "a b")
+    with pytest.raises(BadRequest, match="take another"):
+        add_key(file, "everyone")
+    file.write_text(file.read_text().strip())  # an editor that ends files without a new line
+    add_key(file, "bob")
+    assert list(read_keys(file)) == ["alice", "bob"]
+    file.write_text(file.read_text() * 2)
+    with pytest.raises(BadRequest, match=r"Line 3 .* alice is taken"):
+        read_keys(file)
     file.write_text("# who\n\nalice secret\n")
     with pytest.raises(BadRequest, match="Line 3"):
         read_keys(file)

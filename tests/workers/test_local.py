@@ -12,8 +12,8 @@ import torch
 from argus.core.errors import BadRequest, ModelError
 from argus.core.job import Job
 from argus.engine.engine import Engine
-from argus.workers.local import LocalWorker, State, WorkerError
-from argus.workers.messages import Model, pack, unpack
+from argus.workers.local import LocalWorker, State
+from argus.workers.messages import Model, WorkerError, pack, unpack
 
 LONG = 900  # steps that last until the test ends them
 
@@ -69,6 +69,19 @@ def test_a_job_that_cannot_be_done_fails_alone(runner: asyncio.Runner, worker: L
     runner.run(use())
 
 
+def test_a_failure_nobody_foresaw_fails_its_job_alone(
+    runner: asyncio.Runner, worker: LocalWorker
+) -> None:
+    async def use() -> None:
+        restarts = worker.restarts
+        with pytest.raises(WorkerError, match="failed on this picture"):
+            await worker.run(Job("a red fish", steps=4, skip=2), start=b"no latents")
+        assert (await worker.run(Job("a red fish", steps=2))).image.size == (32, 32)
+        assert worker.restarts == restarts
+
+    runner.run(use())
+
+
 def test_cancelling_frees_the_work(runner: asyncio.Runner, worker: LocalWorker) -> None:
     async def use() -> None:
         running = asyncio.Event()
@@ -94,6 +107,7 @@ def test_a_killed_process_is_replaced_and_no_job_is_lost(
     runner: asyncio.Runner, worker: LocalWorker
 ) -> None:
     async def use() -> None:
+        restarts = worker.restarts
         running = asyncio.Event()
         jobs = [Job("a red fish", seed=1, steps=100), Job("a blue boat", seed=2, steps=2)]
         runs = [
@@ -104,7 +118,7 @@ def test_a_killed_process_is_replaced_and_no_job_is_lost(
         os.kill(worker.pid, signal.SIGKILL)
         results = await asyncio.gather(*runs)
         assert [result.image.size for result in results] == [(32, 32)] * 2
-        assert worker.restarts == 1
+        assert worker.restarts == restarts + 1
         assert worker.state is State.READY
         assert worker.backlog == 0
 

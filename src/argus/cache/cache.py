@@ -7,12 +7,14 @@ import threading
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import cached_property
 
+from sqlalchemy.exc import SQLAlchemyError
 from torch import Tensor
 
 from argus.cache.catalogue import Catalogue, Entry, Removed, Stats
 from argus.cache.index import SimilarityIndex, Vector
-from argus.cache.latents import BrokenLatents, LatentStore
+from argus.cache.latents import BrokenLatents, LatentStore, StoredLatents
 from argus.cache.scope import Scope
 
 log = logging.getLogger(__name__)
@@ -35,8 +37,8 @@ class ApproximateCache:
     """Latents of full runs by prompt, at most `limit_bytes` of them; `eviction` as in `ORDERS`.
 
     What is on disk is whole or absent: objects are written before the catalogue names them and
-    deleted after it has forgotten them; what a crash leaves in between is removed at the next
-    start. Several processes may use one catalogue; each sees what the others removed at once and
+    deleted after it has forgotten them; `sweep` removes what a crash leaves in between. Several
+    processes may use one catalogue; each sees what the others removed when it comes upon it, and
     what they added when it starts. Threads may share one cache.
     """
 
@@ -51,17 +53,16 @@ class ApproximateCache:
         self._catalogue, self._store, self._limit = catalogue, store, limit_bytes
         self._clock, self._eviction = clock, eviction
         self._lock = threading.RLock()
-        self._index = SimilarityIndex(catalogue.vectors())
         self._bytes = catalogue.size_bytes()
-        store.delete(self._orphans())
+
+    @cached_property
+    def _index(self) -> SimilarityIndex:
+        """Built when it is first asked for, since who only looks after the cache does not."""
+        return SimilarityIndex(self._catalogue.vectors())
 
     @property
     def size_bytes(self) -> int:
         return self._bytes
-
-    @property
-    def limit_bytes(self) -> int:
-        return self._limit
 
     def __len__(self) -> int:
         return len(self._index)
@@ -74,19 +75,23 @@ class ApproximateCache:
 
         `vector` (d,) need not have unit length.
         """
-        found = []
-        for number, similarity in self._index.nearest(scope.key, vector, count):
-            entry = self._catalogue.entry(number)
-            if entry is None:  # another process removed it
-                self._index.remove(scope.key, number)
-                return self.find(scope, vector, count)
-            found.append(Neighbour(number, entry.prompt, similarity, entry.skips))
-        return found
+        while True:
+            nearest = self._index.nearest(scope.key, vector, count)
+            found = [
+                Neighbour(number, entry.prompt, similarity, entry.skips)
+                for number, similarity in nearest
+                if (entry := self._catalogue.entry(number)) is not None
+            ]
+            if len(found) == len(nearest):
+                return found
+            # Another process removed some, and maybe many more.
+            self._index.keep_only(scope.key, self._catalogue.ids(scope.key))
 
     def fetch(self, neighbour: Neighbour, k: int) -> Tensor | None:
         """A neighbour's latents (1, c, h, w) after K steps, or None if they are gone or broken.
 
-        Broken ones are dropped and logged, once because they are dropped.
+        Broken ones are dropped and logged, once because they are dropped. Raises OSError while
+        the store cannot be read; nothing is dropped then.
         """
         stored = self._catalogue.latents(neighbour.entry, k)
         if stored is None:
@@ -97,7 +102,10 @@ class ApproximateCache:
             log.warning("Dropped latents of entry %d at K=%d: %s", neighbour.entry, k, error)
             self._forget(self._catalogue.remove_latents([(neighbour.entry, k)]))
             return None
-        self._catalogue.used(neighbour.entry, k, self._clock())
+        try:
+            self._catalogue.used(neighbour.entry, k, self._clock())
+        except SQLAlchemyError as error:
+            log.warning("A use of entry %d was not counted: %s", neighbour.entry, error)
         return latents
 
     def keep(
@@ -105,29 +113,43 @@ class ApproximateCache:
     ) -> int | None:
         """Store a full run's latents by K. Gives the entry's id, or None if nothing was stored.
 
-        A prompt that the scope already holds is not stored again. Evicts what is worth least.
+        A prompt that the scope already holds gets those K that it lacks. Evicts what is worth
+        least. What was written before an error is deleted again.
         """
-        if not latents or self._catalogue.holds(scope, prompt):
-            return None
-        stored = [self._store.put(k, tensor) for k, tensor in sorted(latents.items())]
-        entry = self._catalogue.add(scope, prompt, vector, stored, self._clock())
-        self._index.add(scope.key, entry, vector)
-        with self._lock:
-            self._bytes += sum(one.size_bytes for one in stored)
+        with self._lock:  # so that two runs of one prompt are stored once
+            held = self._catalogue.stored(scope, prompt)
+            lacking = sorted(set(latents) - set(held.skips if held else ()))
+            written: list[StoredLatents] = []
+            try:
+                for k in lacking:
+                    written.append(self._store.put(k, latents[k]))
+                if not written:
+                    entry = held.id if held else None
+                elif held is None:
+                    entry = self._catalogue.add(scope, prompt, vector, written, self._clock())
+                else:
+                    entry = held.id
+                    self._catalogue.add_latents(entry, written, self._clock())
+            except Exception:
+                self._store.delete([one.name for one in written])
+                raise
+            if entry is not None:
+                self._index.add(scope.key, entry, vector)
+            self._bytes += sum(one.size_bytes for one in written)
             if self._bytes > self._limit:
                 self._evict()
-        return entry
+        return entry if written else None
 
-    def holds(self, scope: Scope, prompt: str) -> bool:
-        return self._catalogue.holds(scope, prompt)
+    def stored(self, scope: Scope, prompt: str) -> Entry | None:
+        """A scope's entry for a prompt."""
+        return self._catalogue.stored(scope, prompt)
 
     def stats(self) -> Stats:
         return self._catalogue.stats()
 
-    def entries(
-        self, namespace: str | None = None, prompt: str | None = None, limit: int | None = None
-    ) -> list[Entry]:
-        return self._catalogue.entries(namespace, prompt, limit)
+    def entries(self, namespace: str | None = None, limit: int | None = None) -> list[Entry]:
+        """Entries, newest first, of a namespace if given."""
+        return self._catalogue.entries(namespace, limit=limit)
 
     def remove(
         self, entry: int | None = None, prompt: str | None = None, namespace: str | None = None
@@ -136,13 +158,21 @@ class ApproximateCache:
 
         What is given narrows; with nothing given, everything goes.
         """
-        numbers = [
-            found.id
-            for found in self._catalogue.entries(namespace, prompt)
-            if entry is None or found.id == entry
-        ]
-        self._forget([gone for number in numbers for gone in self._catalogue.remove_entry(number)])
-        return len(numbers)
+        found = self._catalogue.entries(namespace, prompt, entry)
+        for one in found:
+            self._forget(self._catalogue.remove_entry(one.id))
+        return len(found)
+
+    def sweep(self) -> None:
+        """Delete objects no catalogue row names and that nobody can still be writing."""
+        known, now = self._catalogue.names(), self._clock()
+        self._store.delete(
+            [
+                name
+                for name, written_at in self._store.written()
+                if name not in known and now - written_at > ORPHAN_AGE_S
+            ]
+        )
 
     def _evict(self) -> None:
         """Remove the least worth keeping until a little room is left below the limit."""
@@ -156,18 +186,10 @@ class ApproximateCache:
         self._forget(self._catalogue.remove_latents(chosen))
 
     def _forget(self, removed: list[Removed]) -> None:
+        indexed = "_index" in self.__dict__
         for one in removed:
-            if one.scope is not None:
+            if one.scope is not None and indexed:
                 self._index.remove(one.scope, one.entry)
         self._store.delete([one.name for one in removed])
         with self._lock:
             self._bytes = self._catalogue.size_bytes()
-
-    def _orphans(self) -> list[str]:
-        """Objects no catalogue row names, and old enough that nobody is still writing them."""
-        known, now = self._catalogue.names(), self._clock()
-        return [
-            name
-            for name, written_at in self._store.written()
-            if name not in known and now - written_at > ORPHAN_AGE_S
-        ]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import uuid
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
@@ -38,6 +39,7 @@ _latents = sa.Table(
     sa.Column("used_at", sa.Float, nullable=False),
 )
 
+_identity = sa.Table("identity", _meta, sa.Column("id", sa.String(8), primary_key=True))
 ORDERS: dict[str, tuple[sa.ColumnElement[float], ...]] = {
     # Uses times the steps that each saves; the oldest use goes first among equals (Nirvana, NSDI
     # 2024). Storing is no use: if it were, latents of a large K that nobody ever asked for would
@@ -83,13 +85,17 @@ class Removed:
 
 
 class Catalogue:
-    """SQLAlchemy Core on SQLite by default; any database SQLAlchemy speaks to by URL."""
+    """SQLAlchemy Core on SQLite by default; any database SQLAlchemy speaks to by URL.
+
+    `id` tells a catalogue's objects from another's in the same store.
+    """
 
     def __init__(self, url: str) -> None:
         self._engine = sa.create_engine(url)
         if self._engine.dialect.name == "sqlite":
             sa.event.listen(self._engine, "connect", _set_up_sqlite)
         _meta.create_all(self._engine)
+        self.id = self._own_id()
 
     def close(self) -> None:
         self._engine.dispose()
@@ -104,8 +110,9 @@ class Catalogue:
     ) -> int:
         """Add an entry with its latents, all or nothing. Gives its id."""
         with self._engine.begin() as connection:
-            entry = connection.execute(
-                _entries.insert().values(
+            (entry,) = connection.execute(
+                _entries.insert()
+                .values(
                     scope=scope.key,
                     namespace=scope.namespace,
                     model=scope.model,
@@ -113,43 +120,43 @@ class Catalogue:
                     vector=vector.astype(np.float16).tobytes(),
                     created_at=now,
                 )
-            ).inserted_primary_key
-            assert entry is not None
-            rows = [
-                {
-                    "entry": entry[0],
-                    "k": stored.k,
-                    "name": stored.name,
-                    "sha256": stored.sha256,
-                    "size_bytes": stored.size_bytes,
-                    "uses": 0,
-                    "used_at": now,
-                }
-                for stored in latents
-            ]
-            connection.execute(_latents.insert(), rows)
-        return int(entry[0])
+                .returning(_entries.c.id)
+            ).one()
+            connection.execute(_latents.insert(), _rows(entry, latents, now))
+        return int(entry)
+
+    def add_latents(self, entry: int, latents: Iterable[StoredLatents], now: float) -> None:
+        """Add latents to an entry that lacks them."""
+        with self._engine.begin() as connection:
+            connection.execute(_latents.insert(), _rows(entry, latents, now))
 
     def entry(self, entry: int) -> Entry | None:
         return next(iter(self._select(_entries.c.id == entry)), None)
 
     def entries(
-        self, namespace: str | None = None, prompt: str | None = None, limit: int | None = None
+        self,
+        namespace: str | None = None,
+        prompt: str | None = None,
+        entry: int | None = None,
+        limit: int | None = None,
     ) -> list[Entry]:
-        """Entries, newest first, of a namespace or a prompt if given."""
-        conditions = []
-        if namespace is not None:
-            conditions.append(_entries.c.namespace == namespace)
-        if prompt is not None:
-            conditions.append(_entries.c.prompt == prompt)
+        """Entries, newest first; what is given narrows."""
+        given = ((_entries.c.namespace, namespace), (_entries.c.prompt, prompt))
+        conditions = [column == value for column, value in given if value is not None]
+        if entry is not None:
+            conditions.append(_entries.c.id == entry)
         return self._select(*conditions, limit=limit)
 
-    def holds(self, scope: Scope, prompt: str) -> bool:
-        query = sa.select(_entries.c.id).where(
-            _entries.c.scope == scope.key, _entries.c.prompt == prompt
-        )
+    def stored(self, scope: Scope, prompt: str) -> Entry | None:
+        """A scope's entry for a prompt."""
+        here = (_entries.c.scope == scope.key, _entries.c.prompt == prompt)
+        return next(iter(self._select(*here, limit=1)), None)
+
+    def ids(self, scope: str) -> set[int]:
+        """The entries of a scope, given by its key."""
+        query = sa.select(_entries.c.id).where(_entries.c.scope == scope)
         with self._engine.connect() as connection:
-            return connection.execute(query.limit(1)).first() is not None
+            return set(connection.execute(query).scalars())
 
     def vectors(self) -> Iterator[tuple[int, str, Vector]]:
         """Id, scope and vector of every entry, to rebuild the index from."""
@@ -214,19 +221,18 @@ class Catalogue:
         with self._engine.begin() as connection:
             for entry, k in pairs:
                 where = (_latents.c.entry == entry) & (_latents.c.k == k)
-                name = connection.execute(sa.select(_latents.c.name).where(where)).scalar()
-                if name is None:
+                gone = connection.execute(_latents.delete().where(where).returning(_latents.c.name))
+                name = gone.scalar_one_or_none()
+                if name is None:  # another process was first
                     continue
-                connection.execute(_latents.delete().where(where))
                 left = connection.execute(
                     sa.select(_latents.c.k).where(_latents.c.entry == entry).limit(1)
                 ).first()
                 scope = None
                 if left is None:
                     scope = connection.execute(
-                        sa.select(_entries.c.scope).where(_entries.c.id == entry)
-                    ).scalar_one()
-                    connection.execute(_entries.delete().where(_entries.c.id == entry))
+                        _entries.delete().where(_entries.c.id == entry).returning(_entries.c.scope)
+                    ).scalar_one_or_none()
                 removed.append(Removed(entry, name, scope))
         return removed
 
@@ -236,6 +242,14 @@ class Catalogue:
         with self._engine.connect() as connection:
             skips = connection.execute(query).scalars().all()
         return self.remove_latents((entry, k) for k in skips)
+
+    def _own_id(self) -> str:
+        with self._engine.begin() as connection:
+            known = connection.execute(sa.select(_identity.c.id)).scalar()
+            if known is None:
+                known = uuid.uuid4().hex[:8]
+                connection.execute(_identity.insert().values(id=known))
+        return str(known)
 
     def _select(self, *conditions: sa.ColumnElement[bool], limit: int | None = None) -> list[Entry]:
         query = (
@@ -257,6 +271,21 @@ class Catalogue:
                     row.created_at, skips, size,
                 )  # fmt: skip
         return list(found.values())
+
+
+def _rows(entry: int, latents: Iterable[StoredLatents], now: float) -> list[dict[str, object]]:
+    return [
+        {
+            "entry": entry,
+            "k": stored.k,
+            "name": stored.name,
+            "sha256": stored.sha256,
+            "size_bytes": stored.size_bytes,
+            "uses": 0,
+            "used_at": now,
+        }
+        for stored in latents
+    ]
 
 
 def _set_up_sqlite(connection: sa.engine.interfaces.DBAPIConnection, _: object) -> None:

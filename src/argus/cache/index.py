@@ -29,14 +29,16 @@ class SimilarityIndex:
             self._graphs[scope].add(np.array(entries), np.stack(vectors))
 
     def __len__(self) -> int:
-        return sum(len(graph) for graph in self._graphs.values())
+        with self._lock:
+            return sum(len(graph) for graph in self._graphs.values())
 
     def add(self, scope: str, entry: int, vector: Vector) -> None:
         with self._lock:
             graph = self._graphs.get(scope)
             if graph is None:
                 graph = self._graphs[scope] = _new_graph(len(vector))
-            graph.add(entry, vector)
+            if entry not in graph:
+                graph.add(entry, vector)
 
     def remove(self, scope: str, entry: int) -> None:
         with self._lock:
@@ -46,6 +48,15 @@ class SimilarityIndex:
             graph.remove(entry)
             if not len(graph):
                 del self._graphs[scope]
+
+    def keep_only(self, scope: str, entries: set[int]) -> None:
+        """Remove every other entry of a scope."""
+        with self._lock:
+            graph = self._graphs.get(scope)
+            known = [] if graph is None else [int(key) for key in graph.keys]
+        for entry in known:
+            if entry not in entries:
+                self.remove(scope, entry)
 
     def nearest(self, scope: str, vector: Vector, count: int = 1) -> list[tuple[int, float]]:
         """The `count` entries nearest to a vector with their cosines to it, nearest first."""

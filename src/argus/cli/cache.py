@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 app = typer.Typer(help="The approximate cache of a server's data folder.", no_args_is_help=True)
 Namespace = Annotated[
-    str | None, typer.Option(help="Only of this namespace: an API key's name, or everyone.")
+    str | None, typer.Option(help="Only of this namespace: a key's name, everyone, or shared.")
 ]
 Yes = Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.")]
 
@@ -40,7 +40,7 @@ def stats(config: ConfigFile = None, data: Data = None) -> None:
     table.add_row("bytes", f"{kept.size_bytes:,} ({share:.1%} of {settings.cache_limit:,})")
     table.add_row("uses", f"{kept.uses:,}")
     for namespace, entries in kept.namespaces.items():
-        table.add_row(f"prompts of {namespace or 'all, shared'}", f"{entries:,}")
+        table.add_row(f"prompts of {namespace}", f"{entries:,}")
     out.print(table, highlight=False)
 
 
@@ -60,7 +60,7 @@ def list_entries(
         when = datetime.fromtimestamp(one.created_at, UTC).strftime("%Y-%m-%d %H:%M")
         skips = " ".join(map(str, one.skips))
         table.add_row(
-            str(one.id), one.namespace or "all", when, skips, f"{one.size_bytes:,}",
+            str(one.id), one.namespace, when, skips, f"{one.size_bytes:,}",
             escape(one.prompt),
         )  # fmt: skip
     out.print(table, highlight=False)
@@ -96,7 +96,9 @@ def clear(yes: Yes = False, config: ConfigFile = None, data: Data = None) -> Non
 @app.command()
 def warm(
     prompts: Annotated[Path, typer.Argument(help="Text file, one prompt a line.")],
-    namespace: Annotated[str, typer.Option(help="For whom: an API key's name.")] = "everyone",
+    namespace: Annotated[
+        str | None, typer.Option(help="For whom: a key's name, where the server asks for keys.")
+    ] = None,
     family: FamilyName = None,
     config: ConfigFile = None,
     data: Data = None,
@@ -107,15 +109,34 @@ def warm(
     """
     if not prompts.is_file():
         raise BadRequest(f"There is no file {prompts}.")
-    wanted = [line.strip() for line in prompts.read_text().splitlines() if line.strip()]
     settings, _ = read_settings({"data": data, "family": family}, config)
+    whose = _namespace(settings, namespace)
+    wanted = [
+        line.strip() for line in prompts.read_text(errors="replace").splitlines() if line.strip()
+    ]
     with err.status("Loading the model …"):
-        from argus.server.service import open_cache
+        from argus.server.storage import open_cache
         from argus.server.warm import Warmer
 
-        warmer = Warmer(settings, open_cache(settings), namespace)
+        warmer = Warmer(settings, open_cache(settings), whose)
     kept = sum(warmer.warm(one) for one in track(wanted, "Denoising", console=err, transient=True))
     out.print(f"Kept {kept} of {len(wanted)} prompts; the others were there already.")
+
+
+def _namespace(settings: Settings, asked: str | None) -> str:
+    """Whose cache is warmed. Raises BadRequest for a namespace that no request will ever have."""
+    from argus.server.keys import EVERYONE, SHARED, read_keys
+
+    own = [EVERYONE]
+    if settings.cache_scope == "shared":
+        own = [SHARED]
+    elif settings.api_key_file is not None:
+        own = list(read_keys(settings.api_key_file))
+    if asked is None and len(own) == 1:
+        return own[0]
+    if asked not in own:
+        raise BadRequest(f"Say with --namespace whose cache to warm: {', '.join(own)}.")
+    return asked
 
 
 @contextmanager
@@ -124,7 +145,7 @@ def _opened(config: Path | None, data: Path | None) -> Iterator[tuple[Settings, 
     if settings.cache_catalogue is None and not (settings.data / "catalogue.db").is_file():
         raise BadRequest(f"{settings.data} holds no cache; name the server's folder with --data.")
     with err.status("Opening the cache …"):
-        from argus.server.service import open_cache
+        from argus.server.storage import open_cache
 
         cache = open_cache(settings)
     try:

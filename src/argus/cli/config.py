@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import re
+
 import typer
+from rich.markup import escape
 from rich.table import Table
 
 from argus.cli.consoles import out
@@ -26,5 +29,7 @@ def show(config: ConfigFile = None) -> None:
     for name, field in Settings.model_fields.items():
         value = getattr(settings, name)
         shown = "" if value is None else str(value)
-        table.add_row(name, shown, origins.get(name, "default"), field.description)
+        if name == "cache_catalogue" and value:
+            shown = re.sub(r"://([^:/@]*):[^@]*@", r"://\1:***@", shown)  # a password
+        table.add_row(name, escape(shown), origins.get(name, "default"), field.description)
     out.print(table, highlight=False)

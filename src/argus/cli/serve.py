@@ -66,6 +66,7 @@ def key(
     from argus.server.keys import add_key
 
     made = add_key(file, name)
-    err.print(f"Added {escape(name)} to {escape(str(file))}; serve with --api-key-file {file}. "
+    err.print(f"Added {escape(name)} to {escape(str(file))}; serve with --api-key-file "
+              f"{escape(str(file))}. "
               "This is the key, shown only now:", highlight=False, soft_wrap=True)  # fmt: skip
     out.print(made, highlight=False, soft_wrap=True)

@@ -30,6 +30,7 @@ PIPELINES: dict[str, Any] = {
     "StableDiffusionXLPipeline": StableDiffusionXLPipeline,
 }
 SAMPLE_BYTES = 1 << 20
+SCHEDULER = "scheduler/scheduler_config.json"
 DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
 
 
@@ -98,12 +99,14 @@ def default_dtype(device: str) -> str:
 
 
 def fingerprint(folder: Path) -> str:
-    """A short name for the weights in `folder`, another for others.
+    """A short name for the model in `folder`, another for other weights or another scheduler.
 
     Covers the size and the ends of every safetensors file, since whole ones take seconds to read.
     """
     digest = hashlib.sha256()
-    for path in sorted(folder.glob("*/*.safetensors")):
+    for path in [*sorted(folder.glob("*/*.safetensors")), folder / SCHEDULER]:
+        if not path.is_file():
+            continue
         size = path.stat().st_size
         digest.update(f"{path.relative_to(folder)} {size}".encode())
         with path.open("rb") as file:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import yaml
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from argus.core.errors import ModelError
 from argus.core.family import Family, Variant
@@ -25,7 +25,7 @@ class _VariantFile(BaseModel):
 
 class _FamilyFile(BaseModel):
     model_config = ConfigDict(extra="forbid")
-    name: str
+    name: str = Field(pattern=r"^[\w.-]+$")
     description: str
     models: dict[str, str]
     exact: _VariantFile

@@ -27,7 +27,8 @@ class PromptEncoder:
     """The text encoder of a diffusers pipeline, on the CPU. Safe to call from any thread.
 
     A prompt's vector is the mean of its tokens' last hidden states. (The end token's state, which
-    CLIP pools, means nothing in an encoder that was trained with its UNet and not with CLIP.)
+    CLIP pools, means nothing in an encoder that was trained with its UNet and not with CLIP. The
+    start token's is left out: it is the same for every prompt.)
     """
 
     def __init__(self, tokenizer: CLIPTokenizer, model: CLIPTextModel) -> None:
@@ -49,11 +50,15 @@ class PromptEncoder:
         except (OSError, ValueError) as error:
             raise ModelError(f"{folder} holds no CLIP text encoder: {error}") from error
 
+    def truncates(self, text: str) -> bool:
+        """Whether the model does not read the end of a text."""
+        return len(self._tokenizer(text).input_ids) > self._tokenizer.model_max_length
+
     @torch.inference_mode()
     def embed(self, prompt: str) -> Embedding:
         limit = self._tokenizer.model_max_length
         ids = self._tokenizer(prompt).input_ids
         kept = [*ids[: limit - 1], ids[-1]] if len(ids) > limit else ids
-        states = self._model(torch.tensor([kept])).last_hidden_state[0]
+        states = self._model(torch.tensor([kept])).last_hidden_state[0, 1:]
         vector = F.normalize(states.mean(0), dim=0)
         return Embedding(vector.numpy().astype(np.float32), len(ids) > limit)

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
 import logging
-import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from http import HTTPStatus
@@ -14,10 +14,10 @@ from fastapi import Depends, FastAPI, Request, Response
 from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 
 from argus import __version__
-from argus.server.body_limit import BodyLimit
 from argus.server.errors import ApiError, answer_errors
-from argus.server.generate import CLIENT_LEFT, generate, unless_left
-from argus.server.keys import owner_of
+from argus.server.generate import generate, unless_left
+from argus.server.keys import EVERYONE, owner_of
+from argus.server.middleware import BodyLimit, Counting
 from argus.server.pictures import MEDIA_TYPES
 from argus.server.schema import (
     ErrorBody,
@@ -31,8 +31,9 @@ from argus.workers.local import State
 
 log = logging.getLogger(__name__)
 
-EVERYONE = "everyone"
+GENERATIONS = "/v1/images/generations"
 SWEEP_EVERY_S = 60.0
+ORPHANS_EVERY = 60  # of the above
 ERRORS: dict[int | str, dict[str, Any]] = {
     status: {"model": ErrorBody} for status in (400, 401, 404, 413, 429, 500, 503)
 }
@@ -78,6 +79,7 @@ def new_app(service: Service) -> FastAPI:
     )
     app.state.keys = service.keys
     app.add_middleware(BodyLimit, limit=service.settings.body_limit)
+    app.add_middleware(Counting, path=GENERATIONS, metrics=service.metrics)
     answer_errors(app)
     _operator_routes(app, service)
     _api_routes(app, service)
@@ -113,27 +115,12 @@ def _api_routes(app: FastAPI, service: Service) -> None:
         service.variant_of(name)
         return _model(service, name)
 
-    @app.post("/v1/images/generations", response_model_exclude_none=True, responses=ERRORS)
+    @app.post(GENERATIONS, response_model_exclude_none=True, responses=ERRORS)
     async def generations(
         body: GenerationRequest, request: Request, tenant: Tenant
     ) -> GenerationResponse:
-        begun = time.perf_counter()
-        status = CLIENT_LEFT
-        try:
-            answer = await unless_left(
-                request, generate(service, body, tenant, str(request.base_url))
-            )
-            status = 200
-            return answer
-        except ApiError as error:
-            status = error.status_code
-            raise
-        except Exception:
-            status = 500
-            raise
-        finally:
-            service.metrics.requests.labels(str(status)).inc()
-            service.metrics.request_seconds.observe(time.perf_counter() - begun)
+        work = generate(service, body, tenant, str(request.base_url))
+        return await unless_left(request, work)
 
     @app.get(
         "/v1/images/{name}",
@@ -153,11 +140,14 @@ def _model(service: Service, name: str) -> ModelData:
 
 
 async def _sweep(service: Service) -> None:
-    while True:
+    """Delete what has expired and, rarely, what crashes left behind."""
+    for minute in itertools.count():
         try:
             await asyncio.to_thread(service.pictures.sweep)
-        except OSError as error:
-            log.warning("Expired pictures cannot be deleted: %s", error)
+            if minute % ORPHANS_EVERY == 0:
+                await asyncio.to_thread(service.cache.sweep)
+        except Exception as error:
+            log.warning("Sweeping failed: %r", error)
         await asyncio.sleep(SWEEP_EVERY_S)
 
 

@@ -7,21 +7,22 @@ import logging
 import math
 import time
 from collections.abc import Awaitable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import TypeVar
 
 from PIL import Image
-from sqlalchemy.exc import SQLAlchemyError
 from torch import Tensor
 
 from argus.cache.cache import ApproximateCache, Neighbour
 from argus.cache.index import Vector
 from argus.cache.scope import Scope
 from argus.control.policy import Candidate, Decision, Policy
-from argus.core.family import EXACT, Family, skip_name
+from argus.core.family import EXACT, skip_name
 from argus.core.job import Job
-from argus.quality.encoder import PromptEncoder
+from argus.quality.encoder import Embedding, PromptEncoder
 from argus.server.metrics import Metrics
+from argus.server.model import ServedModel
 from argus.workers.local import LocalWorker
 from argus.workers.messages import Finished, pack, unpack
 
@@ -30,6 +31,9 @@ T = TypeVar("T")
 
 FIRST_GUESS_S = 1.0
 MEMORY = 0.9
+RETRIEVE_LIMIT_S = 5.0
+READERS = 4
+MOST_STORING = 256
 
 
 @dataclass(frozen=True)
@@ -66,8 +70,22 @@ class Served:
     seed: int
     neighbour: Neighbour | None
     similarity: float | None
-    truncated: bool
+    prompt_truncated: bool
+    negative_truncated: bool
     timings_ms: dict[str, float]
+
+
+@dataclass(frozen=True)
+class _Prepared:
+    """What is known of an order before its pictures are made."""
+
+    order: Order
+    scope: Scope
+    embedding: Embedding
+    negative_truncated: bool
+    looked_up: bool
+    encode_ms: float
+    retrieve_ms: float
 
 
 class Full(Exception):
@@ -79,15 +97,14 @@ class Full(Exception):
 
 
 class Dispatcher:
-    """Serves orders with one family on one worker. For use from one asyncio loop.
+    """Serves orders with one model on one worker. For use from one asyncio loop.
 
-    `model_id` names the weights, so that latents of other weights never match.
+    The cache never fails a request: what it cannot find, read or store in time is done without.
     """
 
     def __init__(
         self,
-        family: Family,
-        model_id: str,
+        model: ServedModel,
         policy: Policy,
         encoder: PromptEncoder,
         cache: ApproximateCache,
@@ -95,13 +112,15 @@ class Dispatcher:
         metrics: Metrics,
         queue_limit: int,
     ) -> None:
-        self.family, self._model_id, self._policy = family, model_id, policy
-        self._encoder, self._cache, self.worker = encoder, cache, worker
+        self._model, self._family, self._policy = model, model.family, policy
+        self._encoder, self._cache, self._worker = encoder, cache, worker
         self._metrics, self._limit = metrics, queue_limit
         self._in_flight = 0
         self._seconds_a_picture = FIRST_GUESS_S
         self._keeping: set[asyncio.Task[None]] = set()
-        self._keep_in_turn = asyncio.Lock()
+        # Threads of their own, so that a store that hangs holds up nothing else.
+        self._reading = ThreadPoolExecutor(READERS, "cache-read")
+        self._writing = ThreadPoolExecutor(1, "cache-write")
 
     @property
     def in_flight(self) -> int:
@@ -118,8 +137,9 @@ class Dispatcher:
 
         Raises Full at once when there is no room, and what the worker raises.
         """
-        if self._in_flight + order.count > self._limit:
-            wait_s = max(1, math.ceil(self._in_flight * self._seconds_a_picture))
+        excess = self._in_flight + order.count - self._limit
+        if excess > 0:
+            wait_s = max(1, math.ceil(excess * self._seconds_a_picture))
             raise Full(self._in_flight, self._limit, wait_s)
         self._in_flight += order.count
         self._metrics.in_flight.set(self._in_flight)
@@ -129,31 +149,37 @@ class Dispatcher:
             self._in_flight -= order.count
             self._metrics.in_flight.set(self._in_flight)
 
-    async def settle(self) -> None:
-        """Wait until the latents of answered pictures are stored."""
-        await asyncio.gather(*self._keeping)
+    async def settle(self, limit_s: float) -> None:
+        """Wait until the latents of answered pictures are stored, but no longer than `limit_s`."""
+        if self._keeping:
+            await asyncio.wait(self._keeping, timeout=limit_s)
+        self._reading.shutdown(wait=False, cancel_futures=True)
+        self._writing.shutdown(wait=False, cancel_futures=True)
 
     async def _serve(self, order: Order) -> list[Served]:
         embedding, embed_ms = await _timed(asyncio.to_thread(self._encoder.embed, order.prompt))
-        scope = self._scope(order)
+        scope = self._model.scope(
+            order.namespace, order.width, order.height, order.guidance, order.negative_prompt
+        )
         neighbours: list[Neighbour] = []
         find_ms = 0.0
-        if order.cached and order.steps is None:
+        looks_up = order.cached and order.steps is None
+        if looks_up:
             # Pictures of one request resume from different neighbours: with a sampler that adds
             # no noise, those resumed from the same latents would all be the same.
             neighbours, find_ms = await _timed(self._find(scope, embedding.vector, order.count))
-        before = {"encode": embed_ms, "retrieve": find_ms}
+        prepared = _Prepared(
+            order,
+            scope,
+            embedding,
+            self._encoder.truncates(order.negative_prompt),
+            looks_up,
+            embed_ms,
+            find_ms,
+        )
         tasks = [
             asyncio.create_task(
-                self._make(
-                    order,
-                    order.seed + i,
-                    neighbours[i] if i < len(neighbours) else None,
-                    scope,
-                    embedding.vector,
-                    embedding.truncated,
-                    before,
-                )
+                self._make(prepared, i, neighbours[i] if i < len(neighbours) else None)
             )
             for i in range(order.count)
         ]
@@ -163,63 +189,58 @@ class Dispatcher:
             for task in tasks:
                 task.cancel()
 
-    async def _make(
-        self,
-        order: Order,
-        seed: int,
-        neighbour: Neighbour | None,
-        scope: Scope,
-        vector: Vector,
-        truncated: bool,
-        before_ms: dict[str, float],
-    ) -> Served:
+    async def _make(self, prepared: _Prepared, number: int, neighbour: Neighbour | None) -> Served:
+        order, exact = prepared.order, self._family.exact
         decision = self._decide(order, neighbour)
         start, fetch_ms = None, 0.0
-        skip = self.family.variants[decision.variant].skip
+        skip = self._family.variants[decision.variant].skip
+        broken = False
         if skip and neighbour is not None:
             start, fetch_ms = await _timed(self._fetch(neighbour, skip))
             if start is None:
-                self._metrics.lookups.labels("broken").inc()
+                broken = True
                 decision = Decision(EXACT, f"the neighbour's latents at K={skip} are unusable")
                 skip = 0
-        exact = self.family.exact
         job = Job(
-            order.prompt, order.negative_prompt, seed, order.steps or exact.steps, order.guidance,
-            skip, order.width, order.height,
+            order.prompt, order.negative_prompt, order.seed + number, order.steps or exact.steps,
+            order.guidance, skip, order.width, order.height,
         )  # fmt: skip
-        keeps = order.cached and order.steps is None and not skip
+        keeps = prepared.looked_up and not skip
         run, total_ms = await _timed(
-            self.worker.run(
+            self._worker.run(
                 job,
                 start=None if start is None else pack(start),
-                keep=tuple(self.family.skips) if keeps else (),
+                keep=tuple(self._family.skips) if keeps else (),
             )
         )
         if run.kept:
-            self._keep(scope, order.prompt, vector, run)
+            self._keep(prepared, run)
         engine = run.timings_ms
-        timings = {
-            "queue": max(0.0, total_ms - sum(engine.values())),
-            "encode": before_ms["encode"] + engine["encode"],
-            "retrieve": before_ms["retrieve"] + fetch_ms,
-            "denoise": engine["denoise"],
-            "decode": engine["decode"],
-        }
-        self._count(decision.variant, job, timings, order.cached)
-        name = decision.variant if order.steps is None else f"steps-{order.steps}"
-        return Served(
-            run.image,
-            name,
-            exact.model,
-            decision.reason,
-            job.steps_run,
-            job.skip,
-            seed,
-            neighbour if skip else None,
-            neighbour.similarity if neighbour else None,
-            truncated,
-            timings,
+        served = Served(
+            image=run.image,
+            variant=decision.variant if order.steps is None else f"steps-{order.steps}",
+            model=exact.model,
+            reason=decision.reason,
+            steps_run=job.steps_run,
+            steps_skipped=skip,
+            seed=job.seed,
+            neighbour=neighbour if skip else None,
+            similarity=neighbour.similarity if neighbour else None,
+            prompt_truncated=prepared.embedding.truncated,
+            negative_truncated=prepared.negative_truncated,
+            timings_ms={
+                "queue": max(0.0, total_ms - sum(engine.values())),
+                "encode": prepared.encode_ms + engine["encode"],
+                "retrieve": prepared.retrieve_ms + fetch_ms,
+                "denoise": engine["denoise"],
+                "decode": engine["decode"],
+            },
         )
+        if prepared.looked_up:
+            result = "hit" if skip else "broken" if broken else "miss"
+            self._metrics.lookups.labels(result).inc()
+        self._count(served)
+        return served
 
     def _decide(self, order: Order, neighbour: Neighbour | None) -> Decision:
         if order.steps is not None:
@@ -230,63 +251,64 @@ class Dispatcher:
             if neighbour is None:
                 return self._policy.route(Candidate())
             return self._policy.route(Candidate(neighbour.similarity, neighbour.skips))
-        asked = self.family.variants[order.variant].skip
+        asked = self._family.variants[order.variant].skip
         if not asked:
             return Decision(EXACT, "the request pins this variant")
-        k = self.family.usable_skip(asked, neighbour.skips if neighbour else ())
+        k = self._family.usable_skip(asked, neighbour.skips if neighbour else ())
         if k == asked:
             return Decision(skip_name(k), "the request pins this variant")
         return Decision(skip_name(k), f"no latents for the pinned {order.variant} are cached")
 
-    def _scope(self, order: Order) -> Scope:
-        exact = self.family.exact
-        return Scope(
-            order.namespace, self._model_id, exact.sampler, order.width, order.height,
-            exact.steps, order.guidance, order.negative_prompt,
-        )  # fmt: skip
-
     async def _find(self, scope: Scope, vector: Vector, count: int) -> list[Neighbour]:
+        search = asyncio.get_running_loop().run_in_executor(
+            self._reading, self._cache.find, scope, vector, count
+        )
         try:
-            return await asyncio.to_thread(self._cache.find, scope, vector, count)
-        except (SQLAlchemyError, OSError) as error:
-            log.warning("The cache cannot be searched: %s", error)
+            return await asyncio.wait_for(search, RETRIEVE_LIMIT_S)
+        except Exception as error:
+            log.warning("The cache cannot be searched: %r", error)
             return []
 
     async def _fetch(self, neighbour: Neighbour, k: int) -> Tensor | None:
+        read = asyncio.get_running_loop().run_in_executor(
+            self._reading, self._cache.fetch, neighbour, k
+        )
         try:
-            return await asyncio.to_thread(self._cache.fetch, neighbour, k)
-        except (SQLAlchemyError, OSError) as error:
-            log.warning("Latents cannot be fetched: %s", error)
+            return await asyncio.wait_for(read, RETRIEVE_LIMIT_S)
+        except Exception as error:
+            log.warning("Latents cannot be fetched: %r", error)
             return None
 
-    def _keep(self, scope: Scope, prompt: str, vector: Vector, run: Finished) -> None:
-        """Store a run's latents behind the answer."""
+    def _keep(self, prepared: _Prepared, run: Finished) -> None:
+        """Store a run's latents behind the answer, unless too many wait for that already."""
+        if len(self._keeping) >= MOST_STORING:
+            log.warning("Storing latents falls behind; those of a picture are not kept")
+            return
 
-        async def store() -> None:
+        def store() -> None:
             latents = {k: unpack(data) for k, data in run.kept.items()}
-            try:
-                async with self._keep_in_turn:  # two runs of one prompt are stored once
-                    await asyncio.to_thread(self._cache.keep, scope, prompt, vector, latents)
-            except (SQLAlchemyError, OSError) as error:
-                log.warning("Latents cannot be stored: %s", error)
-            self._metrics.cache_entries.set(len(self._cache))
-            self._metrics.cache_bytes.set(self._cache.size_bytes)
+            vector = prepared.embedding.vector
+            self._cache.keep(prepared.scope, prepared.order.prompt, vector, latents)
 
-        task = asyncio.create_task(store())
+        async def stored() -> None:
+            try:
+                await asyncio.get_running_loop().run_in_executor(self._writing, store)
+            except Exception as error:
+                log.warning("Latents cannot be stored: %r", error)
+
+        task = asyncio.create_task(stored())
         self._keeping.add(task)
         task.add_done_callback(self._keeping.discard)
 
-    def _count(self, variant: str, job: Job, timings_ms: dict[str, float], cached: bool) -> None:
+    def _count(self, served: Served) -> None:
         metrics = self._metrics
-        metrics.pictures.labels(self.family.exact.model, variant).inc()
-        metrics.steps.labels("run").inc(job.steps_run)
-        metrics.steps.labels("skipped").inc(job.skip)
-        if cached:
-            metrics.lookups.labels("hit" if job.skip else "miss").inc()
-        for stage, spent in timings_ms.items():
+        metrics.pictures.labels(served.model, served.variant).inc()
+        metrics.steps.labels("run").inc(served.steps_run)
+        metrics.steps.labels("skipped").inc(served.steps_skipped)
+        for stage, spent in served.timings_ms.items():
             metrics.stages.labels(stage).observe(spent / 1000)
-        worked_s = sum(timings_ms[stage] for stage in ("encode", "denoise", "decode")) / 1000
-        self._seconds_a_picture = MEMORY * self._seconds_a_picture + (1 - MEMORY) * worked_s
+        worked_ms = sum(served.timings_ms[stage] for stage in ("encode", "denoise", "decode"))
+        self._seconds_a_picture += (1 - MEMORY) * (worked_ms / 1000 - self._seconds_a_picture)
 
 
 async def _timed(awaitable: Awaitable[T]) -> tuple[T, float]:

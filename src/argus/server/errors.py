@@ -63,6 +63,9 @@ def answer_errors(app: FastAPI) -> None:
         if first["type"] == "json_invalid":
             reason = first.get("ctx", {}).get("error", "")
             return answer(ApiError(400, f"The body is no valid JSON: {reason}.", "invalid_json"))
+        if first["type"] in ("model_attributes_type", "model_type") and len(first["loc"]) == 1:
+            message = "The body is no JSON object; send one with Content-Type: application/json."
+            return answer(ApiError(400, message, "invalid_json"))
         path = ".".join(str(part) for part in first["loc"] if part != "body")
         message = first["msg"][0].lower() + first["msg"][1:]
         if first["type"] == "extra_forbidden":
@@ -71,8 +74,11 @@ def answer_errors(app: FastAPI) -> None:
 
     @app.exception_handler(HTTPException)
     async def http(_: Request, error: HTTPException) -> JSONResponse:
-        code = "not_found" if error.status_code == 404 else "http_error"
-        message = f"{error.detail}: see /docs for what there is."
+        code, message = "http_error", f"{error.detail}: see /docs for what there is."
+        if error.status_code == 404:
+            code = "not_found"
+        elif error.status_code == 400:  # what FastAPI says of a body that is no UTF-8
+            code, message = "invalid_json", "The body is no valid JSON."
         headers = dict(error.headers or {})
         return answer(ApiError(error.status_code, message, code, headers=headers))
 

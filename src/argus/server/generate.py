@@ -18,6 +18,7 @@ from argus.core.errors import BadRequest, NotEnoughMemory
 from argus.core.job import MAX_SEED
 from argus.server.dispatcher import Full, Order, Served
 from argus.server.errors import ApiError, invalid
+from argus.server.keys import SHARED
 from argus.server.pictures import encode_picture
 from argus.server.schema import (
     GenerationRequest,
@@ -27,7 +28,8 @@ from argus.server.schema import (
     PictureReport,
 )
 from argus.server.service import Service
-from argus.workers.local import State, WorkerError
+from argus.workers.local import State
+from argus.workers.messages import WorkerError
 
 T = TypeVar("T")
 
@@ -92,6 +94,10 @@ def _order(service: Service, body: GenerationRequest, tenant: str) -> Order:
             "num_inference_steps",
         )
     count = body.n or 1
+    if count > service.settings.queue_limit:
+        raise invalid(
+            f"n is {count}; this server makes {service.settings.queue_limit} at most.", "n"
+        )
     seed = secrets.randbelow(2**32) if body.seed is None else body.seed
     if seed + count - 1 > MAX_SEED:
         raise invalid(f"seed {seed} and the next {count - 1} pass {MAX_SEED}.", "seed")
@@ -105,7 +111,7 @@ def _order(service: Service, body: GenerationRequest, tenant: str) -> Order:
         width=width,
         height=height,
         guidance=exact.guidance if body.guidance_scale is None else body.guidance_scale,
-        namespace="" if service.settings.cache_scope == "shared" else tenant,
+        namespace=SHARED if service.settings.cache_scope == "shared" else tenant,
         cached=options is None or options.cache,
         variant=variant,
         steps=body.num_inference_steps,
@@ -126,7 +132,8 @@ def _report(served: Served, shows_prompt: bool) -> PictureReport:
         neighbour=neighbour,
         similarity=None if served.similarity is None else round(served.similarity, 4),
         seed=served.seed,
-        prompt_truncated=served.truncated,
+        prompt_truncated=served.prompt_truncated,
+        negative_prompt_truncated=served.negative_truncated,
         timings_ms={stage: round(ms, 2) for stage, ms in served.timings_ms.items()},
     )
 

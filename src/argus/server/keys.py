@@ -10,6 +10,8 @@ from pathlib import Path
 
 from argus.core.errors import BadRequest
 
+EVERYONE = "everyone"  # the namespace of a server without keys
+SHARED = "shared"  # the namespace of all keys when the operator shares the cache
 _LINE = re.compile(r"(?P<name>[\w.@-]{1,64})\s+(?P<hash>[0-9a-f]{64})")
 
 
@@ -18,12 +20,14 @@ def read_keys(file: Path) -> dict[str, str]:
     if not file.is_file():
         raise BadRequest(f"There is no API key file {file}: make one with `argus key NAME`.")
     keys: dict[str, str] = {}
-    for number, line in enumerate(file.read_text().splitlines(), 1):
+    for number, line in enumerate(file.read_text(errors="replace").splitlines(), 1):
         if not line.strip() or line.startswith("#"):
             continue
         match = _LINE.fullmatch(line.strip())
         if match is None:
             raise BadRequest(f"Line {number} of {file} is not a name and a SHA-256 in hex.")
+        if match["name"] in (*keys, EVERYONE, SHARED):
+            raise BadRequest(f"Line {number} of {file}: the name {match['name']} is taken.")
         keys[match["name"]] = match["hash"]
     return keys
 
@@ -35,10 +39,14 @@ def add_key(file: Path, name: str) -> str:
     """
     if _LINE.fullmatch(f"{name} {'0' * 64}") is None:
         raise BadRequest(f"The name {name!r} must be 1 to 64 letters, digits or ._@- characters.")
+    if name in (EVERYONE, SHARED):
+        raise BadRequest(f"The name {name} is Argus's own: take another.")
     if file.is_file() and name in read_keys(file):
         raise BadRequest(f"{file} already has a key named {name}: delete its line first.")
     key = f"argus-{secrets.token_urlsafe(32)}"
+    before = file.read_text() if file.is_file() else ""
     with file.open("a") as lines:
+        lines.write("\n" if before and not before.endswith("\n") else "")
         lines.write(f"{name} {_hash(key)}\n")
     file.chmod(0o600)
     return key

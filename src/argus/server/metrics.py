@@ -30,7 +30,7 @@ class Metrics:
         )
         self.request_seconds = Histogram(
             "argus_request_seconds",
-            "Seconds from a request's arrival to its answer.",
+            "Seconds from a request's arrival to its pictures.",
             buckets=_SECONDS,
             registry=registry,
         )

@@ -43,7 +43,7 @@ class _Server(uvicorn.Server):
         return await super().on_tick(counter) or self._service.worker.problem is not None
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
-        if not self.should_exit:
+        if self.started and not self.should_exit:
             self._loop.call_soon_threadsafe(self._drain)
         super().handle_exit(sig, frame)
 
@@ -57,6 +57,7 @@ def serve(settings: Settings) -> None:
     Raises BadRequest and ModelError for what cannot be served, NotEnoughMemory when the model
     does not fit.
     """
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))  # uvicorn raises it again at its end
     logging.basicConfig(level=logging.INFO, format="%(levelname)s %(name)s: %(message)s")
     logging.getLogger("httpx").setLevel(logging.WARNING)
     torch.set_num_threads(1)  # the prompt encoder is small, and the cores are the worker's
@@ -70,7 +71,9 @@ def serve(settings: Settings) -> None:
         log_level="warning",
         access_log=False,
     )
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))  # uvicorn raises it again at its end
-    _Server(config, service).run()
+    try:
+        _Server(config, service).run()
+    finally:
+        service.worker.kill()
     if service.worker.problem is not None:
         raise service.worker.problem

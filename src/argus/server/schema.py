@@ -39,7 +39,7 @@ class GenerationRequest(BaseModel):
         None, ge=0, le=MAX_SEED, description="Of the first picture; the next ones count on."
     )
     negative_prompt: str | None = Field(None, max_length=MAX_PROMPT)
-    guidance_scale: float | None = Field(None, ge=0, le=100)
+    guidance_scale: float | None = Field(None, ge=0, le=100, allow_inf_nan=False)
     num_inference_steps: int | None = Field(
         None, ge=1, le=MAX_STEPS, description="Pins the exact model at this many steps."
     )
@@ -72,6 +72,7 @@ class PictureReport(BaseModel):
     similarity: float | None = None
     seed: int
     prompt_truncated: bool
+    negative_prompt_truncated: bool
     timings_ms: dict[str, float]
 
 

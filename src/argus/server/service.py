@@ -6,53 +6,23 @@ import asyncio
 import re
 import time
 from http import HTTPStatus
-from pathlib import Path
 
-from argus.cache.cache import ApproximateCache
-from argus.cache.catalogue import Catalogue
-from argus.cache.latents import LatentStore
 from argus.config import Settings
 from argus.control.policies import new_policy
-from argus.core.family import Family
-from argus.engine.loading import (
-    check_device,
-    default_device,
-    default_dtype,
-    fingerprint,
-    model_folder,
-)
-from argus.families.catalog import default_family, find_family
 from argus.quality.encoder import PromptEncoder
 from argus.server.dispatcher import Dispatcher
 from argus.server.errors import ApiError, invalid
 from argus.server.keys import read_keys
 from argus.server.metrics import Metrics
+from argus.server.model import ServedModel
 from argus.server.pictures import PictureStore
+from argus.server.storage import open_cache
 from argus.workers.local import LocalWorker, State
 from argus.workers.messages import Model
 
 SIDE_STEP = 8  # what the sides of a picture must be multiples of in every Stable Diffusion model
+SETTLE_S = 5.0  # for latents behind the last answers; without them the cache is only emptier
 _SIZE = re.compile(r"(\d{1,5})x(\d{1,5})")
-
-
-def family_of(settings: Settings) -> Family:
-    return default_family() if settings.family is None else find_family(settings.family)
-
-
-def model_id(family: Family, folder: Path) -> str:
-    """A model's name with its weights: latents of other weights are of no use."""
-    return f"{family.exact.model}@{fingerprint(folder)}"
-
-
-def open_cache(settings: Settings) -> ApproximateCache:
-    """The cache in the settings' data folder, or wherever they say."""
-    settings.data.mkdir(parents=True, exist_ok=True)
-    data = settings.data.absolute()
-    return ApproximateCache(
-        Catalogue(settings.cache_catalogue or f"sqlite:///{data / 'catalogue.db'}"),
-        LatentStore(settings.cache_latents or str(data / "latents")),
-        settings.cache_limit,
-    )
 
 
 class Service:
@@ -62,28 +32,18 @@ class Service:
         self.settings = settings
         self.created = int(time.time())
         self.keys = None if settings.api_key_file is None else read_keys(settings.api_key_file)
-        self.family = family_of(settings)
-        device = settings.device or default_device()
-        dtype = settings.dtype or default_dtype(device)
-        check_device(device, dtype)
+        self.model = model = ServedModel.of(settings)
+        self.family = model.family
         policy = new_policy(settings.policy, self.family)
-        exact = self.family.exact
-        source = self.family.models[exact.model]
-        folder = model_folder(source)
-        encoder = PromptEncoder.load(folder)
-        self.worker = LocalWorker(Model(str(folder), exact.sampler, device, dtype))
+        encoder = PromptEncoder.load(model.folder)
+        self.worker = LocalWorker(
+            Model(str(model.folder), self.family.exact.sampler, model.device, model.dtype)
+        )
         self.metrics = Metrics()
-        self.pictures = PictureStore(settings.data / "pictures", settings.url_ttl_s)
         self.cache = open_cache(settings)
+        self.pictures = PictureStore(settings.data / "pictures", settings.url_ttl_s)
         self.dispatcher = Dispatcher(
-            self.family,
-            model_id(self.family, folder),
-            policy,
-            encoder,
-            self.cache,
-            self.worker,
-            self.metrics,
-            settings.queue_limit,
+            model, policy, encoder, self.cache, self.worker, self.metrics, settings.queue_limit
         )
         self.draining = False
 
@@ -105,7 +65,7 @@ class Service:
                 "model_not_found",
                 "model",
             )
-        return model.partition("/")[2] or None
+        return model.removeprefix(self.family.name).removeprefix("/") or None
 
     def size_of(self, size: str | None) -> tuple[int, int]:
         """Width and height in pixels that a request's `size` asks for.
@@ -158,5 +118,5 @@ class Service:
     async def close(self) -> None:
         """End the worker and whatever it still does. May be called twice."""
         self.draining = True
-        await self.dispatcher.settle()
         await self.worker.stop(grace_s=0.0)
+        await self.dispatcher.settle(SETTLE_S)

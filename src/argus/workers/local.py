@@ -15,7 +15,7 @@ from multiprocessing.context import SpawnProcess
 from queue import SimpleQueue
 from threading import Thread
 
-from argus.core.errors import ArgusError
+from argus.core.errors import NotEnoughMemory
 from argus.core.job import Job
 from argus.workers.messages import (
     Answer,
@@ -29,6 +29,7 @@ from argus.workers.messages import (
     Stop,
     Task,
     Unusable,
+    WorkerError,
 )
 from argus.workers.process import run_worker
 
@@ -36,12 +37,9 @@ log = logging.getLogger(__name__)
 
 MAX_DEATHS = 3
 FIRST_PAUSE_S, LONGEST_PAUSE_S = 0.5, 30.0
+PARTING_S = 5.0
 
 OnStep = Callable[[int, int], None]
-
-
-class WorkerError(ArgusError):
-    """A worker could not do a job: it kept dying, cannot load its model, or was stopped."""
 
 
 class State(enum.Enum):
@@ -63,7 +61,8 @@ class LocalWorker:
     """Runs jobs in a process of its own, in order. For use from one asyncio loop.
 
     A process that dies is started again and gets the jobs it had not answered; a job that was
-    running at three deaths is given up, because it may be what kills.
+    running at three deaths is given up, because it may be what kills. A model that never loads
+    (an error, or three deaths on the way) makes the worker unusable, for good.
     """
 
     def __init__(self, model: Model) -> None:
@@ -77,6 +76,7 @@ class LocalWorker:
         self._process: SpawnProcess | None = None
         self._supervisor: asyncio.Task[None] | None = None
         self._settled = asyncio.Event()
+        self._loaded_once = False
 
     @property
     def pid(self) -> int | None:
@@ -141,33 +141,48 @@ class LocalWorker:
             if self._process.is_alive():
                 self._process.kill()
                 await asyncio.to_thread(self._process.join)
-        self._give_up(WorkerError("The worker was stopped."))
+        self._fail_pending(WorkerError("The worker was stopped."))
+
+    def kill(self) -> None:
+        """End the process at once, if it still runs. For the end of the program."""
+        if self._process is not None and self._process.is_alive():
+            self._process.kill()
 
     async def _supervise(self) -> None:
         """Keep a process running: start it, hand it what is pending, wait for its end."""
-        pause = FIRST_PAUSE_S
+        pause, failed_loads = FIRST_PAUSE_S, 0
         while self.state is not State.STOPPED:
             ended = asyncio.Event()
-            self._spawn(ended)
-            await ended.wait()
+            try:
+                process = self._process = self._spawn(ended)
+            except OSError as error:
+                log.warning("A worker process cannot be started: %s", error)
+            else:
+                await ended.wait()
+                await asyncio.to_thread(_end, process)
             if self.state in (State.UNUSABLE, State.STOPPED):
                 return
-            pause = FIRST_PAUSE_S if self.state is State.READY else pause
-            self.state = State.STARTING
             self._settled.clear()
+            if self.state is State.READY:
+                pause, failed_loads = FIRST_PAUSE_S, 0
+                self.state = State.STARTING
+                self._blame_running_job()
+            else:
+                failed_loads += 1
+                if failed_loads >= MAX_DEATHS and not self._loaded_once:
+                    self._give_up(WorkerError(f"It died {MAX_DEATHS} times while loading."))
+                    return
             self.restarts += 1
-            self._count_deaths()
             log.warning("Worker process %s ended; starting another in %g s", self.pid, pause)
             await asyncio.sleep(pause)
             pause = min(2 * pause, LONGEST_PAUSE_S)
 
-    def _spawn(self, ended: asyncio.Event) -> None:
+    def _spawn(self, ended: asyncio.Event) -> SpawnProcess:
         context = multiprocessing.get_context("spawn")
         ours, theirs = context.Pipe()
         process = context.Process(target=run_worker, args=(theirs, self.model), daemon=True)
         process.start()
         theirs.close()
-        self._process = process
         self._outbox.put(None)
         self._outbox = SimpleQueue()
         for pending in self._pending.values():
@@ -175,6 +190,7 @@ class LocalWorker:
         loop = asyncio.get_running_loop()
         Thread(target=_speak, args=(ours, self._outbox), daemon=True).start()
         Thread(target=self._listen, args=(ours, loop, ended), daemon=True).start()
+        return process
 
     def _listen(
         self, pipe: Connection, loop: asyncio.AbstractEventLoop, ended: asyncio.Event
@@ -191,11 +207,13 @@ class LocalWorker:
         if isinstance(answer, Ready):
             if self.state is State.STARTING:
                 self.state = State.READY
+            self._loaded_once = True
             self._settled.set()
         elif isinstance(answer, Unusable):
-            self.state, self.problem = State.UNUSABLE, answer.error
-            self._settled.set()
-            self._give_up(answer.error)
+            if self._loaded_once and isinstance(answer.error, NotEnoughMemory):
+                log.warning("No memory to load the model again yet: %s", answer.error)
+            else:
+                self._give_up(answer.error)
         else:
             self._answer(answer)
 
@@ -211,8 +229,8 @@ class LocalWorker:
         else:
             pending.answer.set_exception(answer.error)
 
-    def _count_deaths(self) -> None:
-        """The process died. Give up the job it was running if it died over it too often."""
+    def _blame_running_job(self) -> None:
+        """The process died at work. Give up the job it was at if that happened too often."""
         running = next(iter(self._pending.values()), None)
         if running is None:
             return
@@ -223,10 +241,24 @@ class LocalWorker:
             )
             del self._pending[running.task.number]
 
-    def _give_up(self, error: Exception) -> None:
+    def _give_up(self, problem: Exception) -> None:
+        """The model will never be loaded: say so to everyone who waits."""
+        self.state, self.problem = State.UNUSABLE, problem
+        self._settled.set()
+        self._fail_pending(WorkerError(f"The worker cannot work: {problem}"))
+
+    def _fail_pending(self, error: WorkerError) -> None:
         for pending in self._pending.values():
             if not pending.answer.done():
                 pending.answer.set_exception(error)
+
+
+def _end(process: SpawnProcess) -> None:
+    """Make sure that a process whose pipe is closed is gone, with what it held."""
+    process.join(PARTING_S)
+    if process.is_alive():
+        process.kill()
+        process.join()
 
 
 def _speak(pipe: Connection, outbox: SimpleQueue[Request | None]) -> None:

@@ -8,7 +8,12 @@ from PIL import Image
 from safetensors.torch import load, save
 from torch import Tensor
 
+from argus.core.errors import ArgusError
 from argus.core.job import Job
+
+
+class WorkerError(ArgusError):
+    """A worker could not do a job, though there is nothing wrong with what was asked."""
 
 
 @dataclass(frozen=True)
@@ -47,13 +52,10 @@ class Stop:
 class Ready:
     """The model is loaded."""
 
-    width: int
-    height: int
-
 
 @dataclass(frozen=True)
 class Unusable:
-    """The model cannot be loaded, and trying again will not help."""
+    """The model cannot be loaded."""
 
     error: Exception
 

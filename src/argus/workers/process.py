@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import signal
 from collections import deque
 from multiprocessing.connection import Connection
@@ -18,9 +19,12 @@ from argus.workers.messages import (
     Stop,
     Task,
     Unusable,
+    WorkerError,
     pack,
     unpack,
 )
+
+log = logging.getLogger(__name__)
 
 
 class _Cancelled(Exception):
@@ -37,7 +41,7 @@ def run_worker(pipe: Connection, model: Model) -> None:
         pipe.send(Unusable(error))
         return
     try:
-        pipe.send(Ready(*engine.default_size))
+        pipe.send(Ready())
         _Worker(pipe, engine).serve()
     except (EOFError, BrokenPipeError):
         return  # the server is gone, and nobody waits for a picture
@@ -65,16 +69,23 @@ class _Worker:
                 self._running = None
 
     def _answer(self, task: Task) -> Finished | Failed:
-        start = None if task.start is None else unpack(task.start)
         try:
             result = self._engine.run(
                 task.job,
-                start=start,
+                start=None if task.start is None else unpack(task.start),
                 keep=task.keep,
                 on_step=lambda done, steps: self._step(task.number, done, steps),
             )
+        except (_Cancelled, EOFError, BrokenPipeError):
+            raise
         except ArgusError as error:
             return Failed(task.number, error)
+        except Exception as error:
+            if "CUDA error" in str(error):
+                raise  # nothing works on the device from now on: let a new process begin anew
+            log.exception("Task %d failed", task.number)
+            problem = f"The worker failed on this picture: {type(error).__name__}: {error}"
+            return Failed(task.number, WorkerError(problem))
         kept = {k: pack(latents) for k, latents in result.kept.items()}
         return Finished(task.number, result.image, kept, result.timings_ms)
 

@@ -1,12 +1,14 @@
-"""Refuses requests whose body is too large."""
+"""What happens to every request before it is understood: its body is limited, it is counted."""
 
 from __future__ import annotations
 
+import time
 from http import HTTPStatus
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from argus.server.errors import ApiError
+from argus.server.metrics import Metrics
 
 
 class BodyLimit:
@@ -33,3 +35,23 @@ class BodyLimit:
             return message
 
         return await self._app(scope, counted, send)
+
+
+class Counting:
+    """Counts the answers on one path by status, and times those that are 200."""
+
+    def __init__(self, app: ASGIApp, path: str, metrics: Metrics) -> None:
+        self._app, self._path, self._metrics = app, path, metrics
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        begun = time.perf_counter()
+
+        async def counted(message: Message) -> None:
+            if message["type"] == "http.response.start":
+                self._metrics.requests.labels(str(message["status"])).inc()
+                if message["status"] == HTTPStatus.OK:
+                    self._metrics.request_seconds.observe(time.perf_counter() - begun)
+            await send(message)
+
+        here = scope["type"] == "http" and scope["path"] == self._path
+        await self._app(scope, receive, counted if here else send)
