@@ -32,7 +32,7 @@ from argus.cache.catalogue import Catalogue
 from argus.cache.index import SimilarityIndex, Vector
 from argus.cache.latents import LatentStore
 from argus.cache.scope import Scope
-from argus.engine.loading import model_folder
+from argus.engine.sources import model_folder
 from argus.families.catalog import default_family
 from argus.families.pictogram.captions import caption
 from argus.families.pictogram.world import sample_scene

@@ -125,7 +125,7 @@ def load(name: str, *, device: str | None = None, dtype: str | None = None) -> S
     model, NotEnoughMemory when it does not fit.
     """
     from argus.engine.engine import Engine  # here, because torch takes seconds to import
-    from argus.engine.loading import default_device, default_dtype
+    from argus.engine.sources import default_device, default_dtype
 
     device = device or default_device()
     dtype = dtype or default_dtype(device)

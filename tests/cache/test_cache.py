@@ -245,11 +245,12 @@ def test_killing_in_the_middle_of_writes_tears_nothing(tmp_path: Path) -> None:
         assert found is not None
         assert entry.skips == (5, 10)
     for number in range(1, told + 1):
-        [entry] = cache.entries(prompt=f"prompt {number}")
+        stored = cache.stored(SCOPE, f"prompt {number}")
+        assert stored is not None
         expected = latents(5, 10, seed=number)
         found = nearest(cache, SCOPE, vector(1, number / 1e4))
         assert found is not None
-        own = replace(found, entry=entry.id)
+        own = replace(found, entry=stored.id)
         for k in (5, 10):
             fetched = cache.fetch(own, k)
             assert fetched is not None

@@ -49,7 +49,7 @@ def test_a_hub_out_of_reach_is_said(monkeypatch: pytest.MonkeyPatch, tmp_path: P
     def unreachable(*_: Any, **__: Any) -> str:
         raise huggingface_hub.errors.OfflineModeIsEnabled("offline")
 
-    monkeypatch.setattr("argus.engine.loading.hf_hub_download", unreachable)
+    monkeypatch.setattr("argus.engine.sources.hf_hub_download", unreachable)
     with pytest.raises(ModelError, match="hub cannot be reached"):
         load_pipeline("nobody/nothing")
 

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from argus.core.errors import ModelError
-from argus.engine.loading import model_folder
+from argus.engine.sources import model_folder
 from argus.families.catalog import default_family
 from argus.quality.encoder import PromptEncoder
 

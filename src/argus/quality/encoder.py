@@ -52,7 +52,7 @@ class PromptEncoder:
 
     def truncates(self, text: str) -> bool:
         """Whether the model does not read the end of a text."""
-        return len(self._tokenizer(text).input_ids) > self._tokenizer.model_max_length
+        return bool(len(self._tokenizer(text).input_ids) > self._tokenizer.model_max_length)
 
     @torch.inference_mode()
     def embed(self, prompt: str) -> Embedding:

@@ -27,7 +27,6 @@ from argus.server.schema import (
     ModelList,
 )
 from argus.server.service import Service
-from argus.workers.local import State
 
 log = logging.getLogger(__name__)
 
@@ -94,8 +93,7 @@ def _operator_routes(app: FastAPI, service: Service) -> None:
 
     @app.get("/ready", summary="Whether pictures can be made", responses={503: ERRORS[503]})
     async def ready() -> dict[str, str]:
-        worker = service.worker
-        if worker.state is not State.READY or service.draining:
+        if not service.ready:
             raise service.unavailable()
         return {"status": "ready"}
 

@@ -7,9 +7,9 @@ import logging
 import math
 import time
 from collections.abc import Awaitable
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
 from PIL import Image
 from torch import Tensor
@@ -20,11 +20,13 @@ from argus.cache.scope import Scope
 from argus.control.policy import Candidate, Decision, Policy
 from argus.core.family import EXACT, skip_name
 from argus.core.job import Job
-from argus.quality.encoder import Embedding, PromptEncoder
 from argus.server.metrics import Metrics
 from argus.server.model import ServedModel
 from argus.workers.local import LocalWorker
 from argus.workers.messages import Finished, pack, unpack
+
+if TYPE_CHECKING:
+    from argus.quality.encoder import Embedding, PromptEncoder
 
 log = logging.getLogger(__name__)
 T = TypeVar("T")
@@ -99,14 +101,15 @@ class Full(Exception):
 class Dispatcher:
     """Serves orders with one model on one worker. For use from one asyncio loop.
 
-    The cache never fails a request: what it cannot find, read or store in time is done without.
+    `encoder` may still be loading; orders wait for it. The cache never fails a request: what it
+    cannot find, read or store in time is done without.
     """
 
     def __init__(
         self,
         model: ServedModel,
         policy: Policy,
-        encoder: PromptEncoder,
+        encoder: Future[PromptEncoder],
         cache: ApproximateCache,
         worker: LocalWorker,
         metrics: Metrics,
@@ -157,7 +160,8 @@ class Dispatcher:
         self._writing.shutdown(wait=False, cancel_futures=True)
 
     async def _serve(self, order: Order) -> list[Served]:
-        embedding, embed_ms = await _timed(asyncio.to_thread(self._encoder.embed, order.prompt))
+        encoder = await asyncio.shield(asyncio.wrap_future(self._encoder))
+        embedding, embed_ms = await _timed(asyncio.to_thread(encoder.embed, order.prompt))
         scope = self._model.scope(
             order.namespace, order.width, order.height, order.guidance, order.negative_prompt
         )
@@ -172,7 +176,7 @@ class Dispatcher:
             order,
             scope,
             embedding,
-            self._encoder.truncates(order.negative_prompt),
+            encoder.truncates(order.negative_prompt),
             looks_up,
             embed_ms,
             find_ms,

@@ -28,7 +28,6 @@ from argus.server.schema import (
     PictureReport,
 )
 from argus.server.service import Service
-from argus.workers.local import State
 from argus.workers.messages import WorkerError
 
 T = TypeVar("T")
@@ -41,7 +40,7 @@ async def generate(
 ) -> GenerationResponse:
     """Answer a tenant's request. Raises ApiError."""
     order = _order(service, body, tenant)
-    if service.draining or service.worker.state in (State.UNUSABLE, State.STOPPED):
+    if service.draining or service.problem is not None:
         raise service.unavailable()
     try:
         served = await service.dispatcher.serve(order)

@@ -8,7 +8,7 @@ from pathlib import Path
 from argus.cache.scope import Scope
 from argus.config import Settings
 from argus.core.family import Family
-from argus.engine.loading import (
+from argus.engine.sources import (
     check_device,
     default_device,
     default_dtype,

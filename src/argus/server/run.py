@@ -40,7 +40,7 @@ class _Server(uvicorn.Server):
 
     async def on_tick(self, counter: int) -> bool:
         """Also stop when the worker says that it can never work."""
-        return await super().on_tick(counter) or self._service.worker.problem is not None
+        return await super().on_tick(counter) or self._service.problem is not None
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
         if self.started and not self.should_exit:
@@ -75,5 +75,5 @@ def serve(settings: Settings) -> None:
         _Server(config, service).run()
     finally:
         service.worker.kill()
-    if service.worker.problem is not None:
-        raise service.worker.problem
+    if service.problem is not None:
+        raise service.problem

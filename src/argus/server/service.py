@@ -5,11 +5,13 @@ from __future__ import annotations
 import asyncio
 import re
 import time
+from concurrent.futures import Future
 from http import HTTPStatus
+from threading import Thread
+from typing import TYPE_CHECKING
 
 from argus.config import Settings
 from argus.control.policies import new_policy
-from argus.quality.encoder import PromptEncoder
 from argus.server.dispatcher import Dispatcher
 from argus.server.errors import ApiError, invalid
 from argus.server.keys import read_keys
@@ -21,6 +23,9 @@ from argus.workers.local import LocalWorker, State
 from argus.workers.messages import Model
 
 SIDE_STEP = 8  # what the sides of a picture must be multiples of in every Stable Diffusion model
+if TYPE_CHECKING:
+    from argus.quality.encoder import PromptEncoder
+
 SETTLE_S = 5.0  # for latents behind the last answers; without them the cache is only emptier
 _SIZE = re.compile(r"(\d{1,5})x(\d{1,5})")
 
@@ -35,7 +40,8 @@ class Service:
         self.model = model = ServedModel.of(settings)
         self.family = model.family
         policy = new_policy(settings.policy, self.family)
-        encoder = PromptEncoder.load(model.folder)
+        loading: Future[PromptEncoder] = Future()
+        self._encoder = loading
         self.worker = LocalWorker(
             Model(str(model.folder), self.family.exact.sampler, model.device, model.dtype)
         )
@@ -43,7 +49,7 @@ class Service:
         self.cache = open_cache(settings)
         self.pictures = PictureStore(settings.data / "pictures", settings.url_ttl_s)
         self.dispatcher = Dispatcher(
-            model, policy, encoder, self.cache, self.worker, self.metrics, settings.queue_limit
+            model, policy, loading, self.cache, self.worker, self.metrics, settings.queue_limit
         )
         self.draining = False
 
@@ -92,13 +98,34 @@ class Service:
         """Why no picture can be made now."""
         if self.draining:
             return ApiError(503, "The server is shutting down.", "shutting_down")
-        problem = self.worker.problem
+        problem = self.problem
         if problem is not None:
-            return ApiError(503, f"The worker cannot work: {problem}", "worker_unusable")
+            return ApiError(503, f"This server cannot work: {problem}", "worker_unusable")
         return ApiError(503, "The model is loading.", "loading", headers={"Retry-After": "5"})
 
+    @property
+    def problem(self) -> Exception | None:
+        """What keeps this server from ever making a picture."""
+        failed = self._encoder.exception() if self._encoder.done() else None
+        return self.worker.problem or (failed if isinstance(failed, Exception) else None)
+
+    @property
+    def ready(self) -> bool:
+        loaded = self._encoder.done() and self.worker.state is State.READY
+        return loaded and not self.draining and self.problem is None
+
     def start(self) -> None:
+        """Load the model in its worker and the prompt encoder here, side by side."""
         self.worker.start()
+        Thread(target=self._load_encoder, daemon=True).start()
+
+    def _load_encoder(self) -> None:
+        try:
+            from argus.quality import encoder  # here, because it takes seconds to import
+
+            self._encoder.set_result(encoder.PromptEncoder.load(self.model.folder))
+        except Exception as error:
+            self._encoder.set_exception(error)
 
     def measure(self) -> None:
         """Bring those metrics up to date that nothing else does."""

@@ -6,9 +6,9 @@ import logging
 import signal
 from collections import deque
 from multiprocessing.connection import Connection
+from typing import TYPE_CHECKING
 
 from argus.core.errors import ArgusError
-from argus.engine.engine import Engine
 from argus.workers.messages import (
     Failed,
     Finished,
@@ -24,6 +24,9 @@ from argus.workers.messages import (
     unpack,
 )
 
+if TYPE_CHECKING:
+    from argus.engine.engine import Engine
+
 log = logging.getLogger(__name__)
 
 
@@ -35,6 +38,8 @@ def run_worker(pipe: Connection, model: Model) -> None:
     """Serve `pipe` until it says Stop or its other end is gone."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the server decides when workers stop
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    from argus.engine.engine import Engine  # here, since the server imports this file too
+
     try:
         engine = Engine.load(model.source, model.device, model.dtype, model.sampler)
     except ArgusError as error:
