@@ -18,7 +18,7 @@ from tests.server.running import Running, wait_until
 
 def settled(server: Running) -> Running:
     """Once the latents of earlier answers are stored."""
-    wait_until(lambda: not server.service.dispatcher.storing)
+    wait_until(lambda: not server.service.retrieval.storing)
     return server
 
 

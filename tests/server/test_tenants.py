@@ -61,7 +61,7 @@ def test_tenants_neither_see_nor_use_each_other_s_pictures(
             assert refused.json()["error"]["code"] == "invalid_api_key"
         assert server.http.get("/v1/models").status_code == 401
         assert post("/v1/images/generations", json=body, headers=alice).status_code == 200
-        wait_until(lambda: not server.service.dispatcher.storing)
+        wait_until(lambda: not server.service.retrieval.storing)
         theirs = post("/v1/images/generations", json=body, headers=bob).json()["argus"][0]
         assert theirs["steps_skipped"] == 0
         assert "similarity" not in theirs
@@ -74,7 +74,7 @@ def test_tenants_neither_see_nor_use_each_other_s_pictures(
     with running(shared) as server:
         post = server.http.post
         post("/v1/images/generations", json=body, headers=alice)
-        wait_until(lambda: not server.service.dispatcher.storing)
+        wait_until(lambda: not server.service.retrieval.storing)
         report = post("/v1/images/generations", json=body, headers=bob).json()["argus"][0]
         assert report["steps_skipped"] == 3
         assert "prompt" not in report["neighbour"]

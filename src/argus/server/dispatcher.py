@@ -3,78 +3,31 @@
 from __future__ import annotations
 
 import asyncio
-import logging
 import math
 import time
 from collections.abc import Awaitable
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, TypeVar
 
-from PIL import Image
-from torch import Tensor
-
-from argus.cache.cache import ApproximateCache, Neighbour
-from argus.cache.index import Vector
+from argus.cache.cache import Neighbour
 from argus.cache.scope import Scope
 from argus.control.policy import Candidate, Decision, Policy
 from argus.core.family import EXACT, skip_name
 from argus.core.job import Job
 from argus.server.metrics import Metrics
 from argus.server.model import ServedModel
+from argus.server.order import Full, Order, Served
+from argus.server.retrieval import Retrieval
 from argus.workers.local import LocalWorker
-from argus.workers.messages import Finished, pack, unpack
 
 if TYPE_CHECKING:
     from argus.quality.encoder import Embedding, PromptEncoder
 
-log = logging.getLogger(__name__)
 T = TypeVar("T")
 
 FIRST_GUESS_S = 1.0
 MEMORY = 0.9
-RETRIEVE_LIMIT_S = 5.0
-READERS = 4
-MOST_STORING = 256
-
-
-@dataclass(frozen=True)
-class Order:
-    """A checked request. `width` and `height` are pixels; the first picture has `seed`.
-
-    `variant` pins a variant by name, `steps` the exact model at another number of steps.
-    `namespace` is the tenant's; `cached` says whether the cache may serve and keep it.
-    """
-
-    prompt: str
-    negative_prompt: str
-    count: int
-    seed: int
-    width: int
-    height: int
-    guidance: float
-    namespace: str
-    cached: bool = True
-    variant: str | None = None
-    steps: int | None = None
-
-
-@dataclass(frozen=True)
-class Served:
-    """A picture and how it was made; the neighbour is set if the picture was resumed from it."""
-
-    image: Image.Image
-    variant: str
-    model: str
-    reason: str
-    steps_run: int
-    steps_skipped: int
-    seed: int
-    neighbour: Neighbour | None
-    similarity: float | None
-    prompt_truncated: bool
-    negative_truncated: bool
-    timings_ms: dict[str, float]
 
 
 @dataclass(frozen=True)
@@ -90,19 +43,10 @@ class _Prepared:
     retrieve_ms: float
 
 
-class Full(Exception):
-    """No room for more pictures; `retry_after_s` is when there should be."""
-
-    def __init__(self, waiting: int, limit: int, retry_after_s: int) -> None:
-        super().__init__(f"{waiting} pictures are waiting or running, and {limit} may.")
-        self.retry_after_s = retry_after_s
-
-
 class Dispatcher:
     """Serves orders with one model on one worker. For use from one asyncio loop.
 
-    `encoder` may still be loading; orders wait for it. The cache never fails a request: what it
-    cannot find, read or store in time is done without.
+    `encoder` may still be loading; orders wait for it.
     """
 
     def __init__(
@@ -110,30 +54,21 @@ class Dispatcher:
         model: ServedModel,
         policy: Policy,
         encoder: Future[PromptEncoder],
-        cache: ApproximateCache,
+        retrieval: Retrieval,
         worker: LocalWorker,
         metrics: Metrics,
         queue_limit: int,
     ) -> None:
         self._model, self._family, self._policy = model, model.family, policy
-        self._encoder, self._cache, self._worker = encoder, cache, worker
+        self._encoder, self._retrieval, self._worker = encoder, retrieval, worker
         self._metrics, self._limit = metrics, queue_limit
         self._in_flight = 0
         self._seconds_a_picture = FIRST_GUESS_S
-        self._keeping: set[asyncio.Task[None]] = set()
-        # Threads of their own, so that a store that hangs holds up nothing else.
-        self._reading = ThreadPoolExecutor(READERS, "cache-read")
-        self._writing = ThreadPoolExecutor(1, "cache-write")
 
     @property
     def in_flight(self) -> int:
         """Pictures that were accepted and are not answered yet."""
         return self._in_flight
-
-    @property
-    def storing(self) -> int:
-        """Pictures that were answered and whose latents are not stored yet."""
-        return len(self._keeping)
 
     async def serve(self, order: Order) -> list[Served]:
         """Make an order's pictures, all or none.
@@ -152,13 +87,6 @@ class Dispatcher:
             self._in_flight -= order.count
             self._metrics.in_flight.set(self._in_flight)
 
-    async def settle(self, limit_s: float) -> None:
-        """Wait until the latents of answered pictures are stored, but no longer than `limit_s`."""
-        if self._keeping:
-            await asyncio.wait(self._keeping, timeout=limit_s)
-        self._reading.shutdown(wait=False, cancel_futures=True)
-        self._writing.shutdown(wait=False, cancel_futures=True)
-
     async def _serve(self, order: Order) -> list[Served]:
         encoder = await asyncio.shield(asyncio.wrap_future(self._encoder))
         embedding, embed_ms = await _timed(asyncio.to_thread(encoder.embed, order.prompt))
@@ -171,7 +99,8 @@ class Dispatcher:
         if looks_up:
             # Pictures of one request resume from different neighbours: with a sampler that adds
             # no noise, those resumed from the same latents would all be the same.
-            neighbours, find_ms = await _timed(self._find(scope, embedding.vector, order.count))
+            search = self._retrieval.find(scope, embedding.vector, order.count)
+            neighbours, find_ms = await _timed(search)
         prepared = _Prepared(
             order,
             scope,
@@ -200,7 +129,7 @@ class Dispatcher:
         skip = self._family.variants[decision.variant].skip
         broken = False
         if skip and neighbour is not None:
-            start, fetch_ms = await _timed(self._fetch(neighbour, skip))
+            start, fetch_ms = await _timed(self._retrieval.fetch(neighbour, skip))
             if start is None:
                 broken = True
                 decision = Decision(EXACT, f"the neighbour's latents at K={skip} are unusable")
@@ -213,12 +142,12 @@ class Dispatcher:
         run, total_ms = await _timed(
             self._worker.run(
                 job,
-                start=None if start is None else pack(start),
+                start=start,
                 keep=tuple(self._family.skips) if keeps else (),
             )
         )
         if run.kept:
-            self._keep(prepared, run)
+            self._retrieval.keep(prepared.scope, order.prompt, prepared.embedding.vector, run.kept)
         engine = run.timings_ms
         served = Served(
             image=run.image,
@@ -262,47 +191,6 @@ class Dispatcher:
         if k == asked:
             return Decision(skip_name(k), "the request pins this variant")
         return Decision(skip_name(k), f"no latents for the pinned {order.variant} are cached")
-
-    async def _find(self, scope: Scope, vector: Vector, count: int) -> list[Neighbour]:
-        search = asyncio.get_running_loop().run_in_executor(
-            self._reading, self._cache.find, scope, vector, count
-        )
-        try:
-            return await asyncio.wait_for(search, RETRIEVE_LIMIT_S)
-        except Exception as error:
-            log.warning("The cache cannot be searched: %r", error)
-            return []
-
-    async def _fetch(self, neighbour: Neighbour, k: int) -> Tensor | None:
-        read = asyncio.get_running_loop().run_in_executor(
-            self._reading, self._cache.fetch, neighbour, k
-        )
-        try:
-            return await asyncio.wait_for(read, RETRIEVE_LIMIT_S)
-        except Exception as error:
-            log.warning("Latents cannot be fetched: %r", error)
-            return None
-
-    def _keep(self, prepared: _Prepared, run: Finished) -> None:
-        """Store a run's latents behind the answer, unless too many wait for that already."""
-        if len(self._keeping) >= MOST_STORING:
-            log.warning("Storing latents falls behind; those of a picture are not kept")
-            return
-
-        def store() -> None:
-            latents = {k: unpack(data) for k, data in run.kept.items()}
-            vector = prepared.embedding.vector
-            self._cache.keep(prepared.scope, prepared.order.prompt, vector, latents)
-
-        async def stored() -> None:
-            try:
-                await asyncio.get_running_loop().run_in_executor(self._writing, store)
-            except Exception as error:
-                log.warning("Latents cannot be stored: %r", error)
-
-        task = asyncio.create_task(stored())
-        self._keeping.add(task)
-        task.add_done_callback(self._keeping.discard)
 
     def _count(self, served: Served) -> None:
         metrics = self._metrics

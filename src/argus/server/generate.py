@@ -16,9 +16,9 @@ from starlette.types import Message
 
 from argus.core.errors import BadRequest, NotEnoughMemory
 from argus.core.job import MAX_SEED
-from argus.server.dispatcher import Full, Order, Served
 from argus.server.errors import ApiError, invalid
 from argus.server.keys import SHARED
+from argus.server.order import Full, Order, Served
 from argus.server.pictures import encode_picture
 from argus.server.schema import (
     GenerationRequest,

@@ -18,14 +18,15 @@ from argus.server.keys import read_keys
 from argus.server.metrics import Metrics
 from argus.server.model import ServedModel
 from argus.server.pictures import PictureStore
+from argus.server.retrieval import Retrieval
 from argus.server.storage import open_cache
 from argus.workers.local import LocalWorker, State
 from argus.workers.messages import Model
 
-SIDE_STEP = 8  # what the sides of a picture must be multiples of in every Stable Diffusion model
 if TYPE_CHECKING:
     from argus.quality.encoder import PromptEncoder
 
+SIDE_STEP = 8  # what the sides of a picture must be multiples of in every Stable Diffusion model
 SETTLE_S = 5.0  # for latents behind the last answers; without them the cache is only emptier
 _SIZE = re.compile(r"(\d{1,5})x(\d{1,5})")
 
@@ -47,9 +48,10 @@ class Service:
         )
         self.metrics = Metrics()
         self.cache = open_cache(settings)
+        self.retrieval = Retrieval(self.cache)
         self.pictures = PictureStore(settings.data / "pictures", settings.url_ttl_s)
         self.dispatcher = Dispatcher(
-            model, policy, loading, self.cache, self.worker, self.metrics, settings.queue_limit
+            model, policy, loading, self.retrieval, self.worker, self.metrics, settings.queue_limit
         )
         self.draining = False
 
@@ -146,4 +148,4 @@ class Service:
         """End the worker and whatever it still does. May be called twice."""
         self.draining = True
         await self.worker.stop(grace_s=0.0)
-        await self.dispatcher.settle(SETTLE_S)
+        await self.retrieval.close(SETTLE_S)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -12,6 +13,7 @@ from typer.testing import CliRunner
 from argus.families.pictogram.networks import LATENT_CHANNELS, new_vae
 from argus.families.pictogram.train.__main__ import app
 from argus.families.pictogram.train.autoencoder import pictures, standardise, training_scenes
+from argus.families.pictogram.train.painter import cells_of_things
 from argus.families.pictogram.train.reading import GROUPS, facts_of
 
 
@@ -21,7 +23,17 @@ def work(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def train(work: Path, *options: str) -> str:
-    settings = ["--vae-steps", "2", "--scenes", "8", "--sheet-every", "99", *options]
+    settings = [
+        "--vae-steps",
+        "2",
+        "--reader-steps",
+        "2",
+        "--scenes",
+        "8",
+        "--sheet-every",
+        "99",
+        *options,
+    ]
     result = CliRunner().invoke(app, ["--work", str(work), *settings])
     assert result.exit_code == 0, result.output
     return result.output
@@ -30,6 +42,7 @@ def train(work: Path, *options: str) -> str:
 def test_training_leaves_a_pipeline_and_goes_on_where_it_stopped(work: Path) -> None:
     first = train(work, "--steps", "2")
     assert "vae: 2/2" in first
+    assert "reader: 2/2" in first
     second = train(work, "--steps", "3")
     assert "vae" not in second
     assert "resuming at step 2 of 3" in second
@@ -49,6 +62,16 @@ def test_standardising_changes_latents_and_not_pictures() -> None:
     assert torch.allclose(latents.mean((0, 2, 3)), torch.zeros(LATENT_CHANNELS), atol=1e-3)
     assert torch.allclose(latents.std((0, 2, 3)), torch.ones(LATENT_CHANNELS), atol=1e-3)
     assert torch.allclose(vae.decode(latents).sample, before, atol=1e-3)
+
+
+def test_the_cells_of_things_are_where_they_are_drawn() -> None:
+    for scene in training_scenes(0, 50):
+        empty = replace(scene, groups=())
+        drawn = (pictures([scene]) - pictures([empty])).abs().amax(1)[0] > 0.1
+        touched = drawn.reshape(8, 8, 8, 8).any(3).any(1)
+        cells = cells_of_things(scene)
+        assert not (touched & ~cells).any()
+        assert cells.sum() <= touched.sum() + 8 * scene.things
 
 
 def test_the_facts_of_a_scene_have_one_shape() -> None:

@@ -42,15 +42,15 @@ def new_vae() -> AutoencoderKL:
 
 
 def new_unet() -> UNet2DConditionModel:
-    """A thin outer level at 8×8, and the prompt read at 4×4 and 2×2."""
+    """The prompt is read at 8×8 and 4×4: every latent is told what to be part of."""
     return UNet2DConditionModel(
         sample_size=LATENT_SIZE,
         in_channels=LATENT_CHANNELS,
         out_channels=LATENT_CHANNELS,
-        block_out_channels=(64, 128, 192),
+        block_out_channels=(128, 192),
         layers_per_block=1,
-        down_block_types=("DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D"),
-        up_block_types=("CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"),
+        down_block_types=("CrossAttnDownBlock2D",) * 2,
+        up_block_types=("CrossAttnUpBlock2D",) * 2,
         attention_head_dim=4,
         cross_attention_dim=TEXT_WIDTH,
         norm_num_groups=16,

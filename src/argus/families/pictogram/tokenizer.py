@@ -7,6 +7,7 @@ import random
 from collections.abc import Iterator
 
 from tokenizers import pre_tokenizers
+from torch import Tensor
 from transformers import CLIPTokenizer
 
 from argus.families.pictogram.captions import caption
@@ -38,3 +39,16 @@ def _merges(pieces: list[str], corpus: Iterator[str]) -> list[tuple[str, str]]:
     learnt = speller.train_new_from_iterator(corpus, VOCABULARY)
     merges = json.loads(learnt.backend_tokenizer.to_str())["model"]["merges"]
     return [(left, right) for left, right in merges]
+
+
+def token_ids(tokenizer: CLIPTokenizer, prompts: list[str]) -> Tensor:
+    """Token ids (n, 40), padded as `StableDiffusionPipeline` pads them."""
+    tokens = tokenizer(
+        prompts,
+        padding="max_length",
+        truncation=True,
+        max_length=tokenizer.model_max_length,
+        return_tensors="pt",
+    )
+    ids: Tensor = tokens.input_ids
+    return ids

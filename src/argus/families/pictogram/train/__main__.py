@@ -20,6 +20,7 @@ from argus.families.pictogram.networks import (
 from argus.families.pictogram.tokenizer import learn_tokenizer
 from argus.families.pictogram.train.autoencoder import train_vae
 from argus.families.pictogram.train.painter import train_painter
+from argus.families.pictogram.train.reading import train_reader
 
 app = typer.Typer(add_completion=False)
 
@@ -28,7 +29,10 @@ app = typer.Typer(add_completion=False)
 def main(
     work: Annotated[Path, typer.Option(help="Folder for checkpoints, sheets and the result.")],
     vae_steps: Annotated[int, typer.Option(help="Batches of 16 pictures for the VAE.")] = 8000,
-    steps: Annotated[int, typer.Option(help="Batches of 48 for UNet and text encoder.")] = 10_000,
+    reader_steps: Annotated[
+        int, typer.Option(help="Batches of 96 captions for the text encoder.")
+    ] = 4000,
+    steps: Annotated[int, typer.Option(help="Batches of 64 pictures for the UNet.")] = 20_000,
     scenes: Annotated[int, typer.Option(help="Scenes whose latents are computed once.")] = 40_000,
     seed: Annotated[int, typer.Option(help="Seed of weights, scenes and captions.")] = 0,
     device: Annotated[str, typer.Option(help="cpu or cuda.")] = "cpu",
@@ -39,7 +43,7 @@ def main(
 
     Run again with the same options, it goes on where it was stopped. With --go-on it starts from
     the shipped weights (use another WORK and another --seed, so that it sees new scenes); their VAE
-    stays as it is with --vae-steps 0.
+    and their text encoder stay as they are with --vae-steps 0 and --reader-steps 0.
     """
     work.mkdir(parents=True, exist_ok=True)
     torch.manual_seed(seed)
@@ -53,9 +57,13 @@ def main(
         unet, text_encoder = new_unet(), new_text_encoder(tokenizer)
     if vae_steps:
         vae = _trained(vae, work, vae_steps, seed, where)
+    text_encoder.to(where)
+    if reader_steps:
+        train_reader(work, reader_steps, seed, text_encoder, tokenizer)
+    text_encoder.requires_grad_(False).eval()
     vae.requires_grad_(False).eval().to(where)
     train_painter(
-        work, steps, seed, scenes, vae, unet.to(where), text_encoder.to(where), tokenizer,
+        work, steps, seed, scenes, vae, unet.to(where), text_encoder, tokenizer,
         sheet_every,
     )  # fmt: skip
     save_pipeline(work / "weights", vae, unet, text_encoder, tokenizer)
