@@ -22,6 +22,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from threading import Thread
 from typing import Annotated, Any
 
 import httpx
@@ -99,6 +100,7 @@ def _served() -> Iterator[httpx.Client]:
         try:
             assert server.stderr is not None
             url = next(line.split()[-1] for line in server.stderr if "Serving" in line)
+            Thread(target=server.stderr.read, daemon=True).start()  # so that its log never blocks
             with httpx.Client(base_url=url, timeout=300) as http:
                 while http.get("/ready").status_code != 200:
                     time.sleep(0.2)

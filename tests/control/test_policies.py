@@ -33,7 +33,7 @@ ALL = tuple(FAMILY.skips)
 def test_nirvana_skips_by_the_published_thresholds(similarity: float, variant: str) -> None:
     decision = new_policy("nirvana", FAMILY).route(Candidate(similarity, ALL))
     assert decision.variant == variant
-    assert f"{similarity:.2f}" in decision.reason
+    assert f"{similarity:.3f}" in decision.reason
 
 
 def test_nirvana_uses_the_next_smaller_skip_when_latents_were_evicted() -> None:

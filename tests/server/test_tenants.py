@@ -65,6 +65,8 @@ def test_tenants_neither_see_nor_use_each_other_s_pictures(
         theirs = post("/v1/images/generations", json=body, headers=bob).json()["argus"][0]
         assert theirs["steps_skipped"] == 0
         assert "similarity" not in theirs
+        carol = {"Authorization": f"Bearer {add_key(keys, 'carol')}"}  # while the server runs
+        assert server.http.get("/v1/models", headers=carol).status_code == 200
         hers = post("/v1/images/generations", json=body, headers=alice).json()["argus"][0]
         assert hers["steps_skipped"] == 3
     # The operator may share the cache; prompts stay with who wrote them even then.

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
+from pydantic import ByteSize
 from rich.markup import escape
 from rich.progress import track
 from rich.table import Table
@@ -37,7 +38,10 @@ def stats(config: ConfigFile = None, data: Data = None) -> None:
     table = Table("what", "", box=None, show_header=False, padding=(0, 2, 0, 0))
     table.add_row("prompts", f"{kept.entries:,}")
     table.add_row("latents", f"{kept.latents:,}")
-    table.add_row("bytes", f"{kept.size_bytes:,} ({share:.1%} of {settings.cache_limit:,})")
+    size, limit = (
+        ByteSize(n).human_readable(decimal=True) for n in (kept.size_bytes, settings.cache_limit)
+    )
+    table.add_row("size", f"{size} ({share:.1%} of {limit})")
     table.add_row("uses", f"{kept.uses:,}")
     for namespace, entries in kept.namespaces.items():
         table.add_row(f"prompts of {namespace}", f"{entries:,}")

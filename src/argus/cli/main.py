@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import os
 import sys
+from typing import Annotated
 
 import typer
 from rich.markup import escape
 
+from argus import __version__
 from argus.cli import cache, config, generate, serve
-from argus.cli.consoles import err
+from argus.cli.consoles import err, out
 from argus.core.errors import ArgusError, BadRequest, ModelError, NotEnoughMemory
 
 EXIT_CODES = {BadRequest: 2, ModelError: 3, NotEnoughMemory: 4}
@@ -19,9 +21,21 @@ app = typer.Typer(
     help="Text-to-image serving that gives every prompt the cheapest variant it can bear.",
     epilog="Exit codes: 0 done, 1 failed, 2 bad request, 3 model cannot be used, 4 out of memory.",
     no_args_is_help=True,
+    invoke_without_command=True,
     rich_markup_mode="rich",
     pretty_exceptions_enable=False,
 )
+
+
+@app.callback()
+def _root(
+    version: Annotated[bool, typer.Option("--version", help="Print the version.")] = False,
+) -> None:
+    if version:
+        out.print(__version__, highlight=False)
+        raise typer.Exit
+
+
 app.command(
     epilog='Example: argus generate "two red fish below a small boat, sea" -o fish.png --seed 7'
 )(generate.generate)

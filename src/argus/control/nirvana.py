@@ -23,8 +23,8 @@ class Nirvana:
             return Decision(EXACT, "no similar prompt is cached")
         allowed = max((k for k, s in self._family.skips.items() if similarity > s), default=0)
         if not allowed:
-            return Decision(EXACT, f"similarity {similarity:.2f} allows no skip")
+            return Decision(EXACT, f"similarity {similarity:.3f} allows no skip")
         k = self._family.usable_skip(allowed, candidate.stored)
         if not k:
             return Decision(EXACT, f"the neighbour's latents at K={allowed} are not stored")
-        return Decision(skip_name(k), f"similarity {similarity:.2f} allows K={allowed}")
+        return Decision(skip_name(k), f"similarity {similarity:.3f} allows K={allowed}")

@@ -11,6 +11,8 @@ import diffusers
 import psutil
 import torch
 from diffusers import StableDiffusionPipeline, StableDiffusionXLPipeline
+from diffusers.utils.logging import disable_progress_bar
+from transformers.utils.logging import disable_progress_bar as disable_transformers_bar
 
 from argus.core.errors import ModelError, NotEnoughMemory
 from argus.engine.sources import INDEX, class_name, model_folder, torch_device, torch_dtype
@@ -31,6 +33,8 @@ def load_pipeline(source: str, device: str = "cpu", dtype: str = "float32") -> A
     name = class_name(source, folder / INDEX)
     _check_memory(source, folder, where, precision)
     unchecked = name == StableDiffusionPipeline.__name__
+    disable_progress_bar()  # it loads in a second or two, and often into a log
+    disable_transformers_bar()
     try:
         pipeline: AnyPipeline = getattr(diffusers, name).from_pretrained(
             folder,

@@ -11,12 +11,13 @@ from http import HTTPStatus
 from typing import Annotated, Any
 
 from fastapi import Depends, FastAPI, Request, Response
+from fastapi.responses import RedirectResponse
 from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 
 from argus import __version__
 from argus.server.errors import ApiError, answer_errors
 from argus.server.generate import generate, unless_left
-from argus.server.keys import EVERYONE, owner_of
+from argus.server.keys import EVERYONE, KeyRing
 from argus.server.middleware import BodyLimit, Counting
 from argus.server.pictures import MEDIA_TYPES
 from argus.server.schema import (
@@ -40,11 +41,11 @@ ERRORS: dict[int | str, dict[str, Any]] = {
 
 def tenant_of(request: Request) -> str:
     """The name of the request's API key, or everyone if the server asks for none."""
-    keys = request.app.state.keys
+    keys: KeyRing | None = request.app.state.keys
     if keys is None:
         return EVERYONE
     scheme, _, key = request.headers.get("authorization", "").partition(" ")
-    owner = owner_of(key.strip(), keys) if scheme.lower() == "bearer" else None
+    owner = keys.owner_of(key.strip()) if scheme.lower() == "bearer" else None
     if owner is None:
         raise ApiError(
             HTTPStatus.UNAUTHORIZED,
@@ -87,6 +88,10 @@ def new_app(service: Service) -> FastAPI:
 
 
 def _operator_routes(app: FastAPI, service: Service) -> None:
+    @app.get("/", include_in_schema=False)
+    async def root() -> RedirectResponse:
+        return RedirectResponse("/docs")
+
     @app.get("/health", summary="Whether the server answers")
     async def health() -> dict[str, str]:
         return {"status": "ok", "version": __version__}
@@ -119,6 +124,10 @@ def _api_routes(app: FastAPI, service: Service) -> None:
     ) -> GenerationResponse:
         work = generate(service, body, tenant, str(request.base_url))
         return await unless_left(request, work)
+
+    @app.get(GENERATIONS, include_in_schema=False)
+    async def not_a_picture() -> None:
+        raise ApiError(405, "Send a POST.", "method_not_allowed", headers={"Allow": "POST"})
 
     @app.get(
         "/v1/images/{name}",

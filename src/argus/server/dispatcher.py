@@ -7,7 +7,7 @@ import math
 import time
 from collections.abc import Awaitable
 from concurrent.futures import Future
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, TypeVar
 
 from argus.cache.cache import Neighbour
@@ -39,6 +39,7 @@ class _Prepared:
     embedding: Embedding
     negative_truncated: bool
     looked_up: bool
+    begun: float
     encode_ms: float
     retrieve_ms: float
 
@@ -88,6 +89,7 @@ class Dispatcher:
             self._metrics.in_flight.set(self._in_flight)
 
     async def _serve(self, order: Order) -> list[Served]:
+        begun = time.perf_counter()
         encoder = await asyncio.shield(asyncio.wrap_future(self._encoder))
         embedding, embed_ms = await _timed(asyncio.to_thread(encoder.embed, order.prompt))
         scope = self._model.scope(
@@ -107,6 +109,7 @@ class Dispatcher:
             embedding,
             encoder.truncates(order.negative_prompt),
             looks_up,
+            begun,
             embed_ms,
             find_ms,
         )
@@ -125,6 +128,8 @@ class Dispatcher:
     async def _make(self, prepared: _Prepared, number: int, neighbour: Neighbour | None) -> Served:
         order, exact = prepared.order, self._family.exact
         decision = self._decide(order, neighbour)
+        if number and neighbour is not None:  # the nearest entry is the first picture's
+            decision = replace(decision, reason=f"{decision.reason} (neighbour {number + 1})")
         start, fetch_ms = None, 0.0
         skip = self._family.variants[decision.variant].skip
         broken = False
@@ -139,16 +144,15 @@ class Dispatcher:
             order.guidance, skip, order.width, order.height,
         )  # fmt: skip
         keeps = prepared.looked_up and not skip
-        run, total_ms = await _timed(
-            self._worker.run(
-                job,
-                start=start,
-                keep=tuple(self._family.skips) if keeps else (),
-            )
+        run = await self._worker.run(
+            job, start=start, keep=tuple(self._family.skips) if keeps else ()
         )
         if run.kept:
             self._retrieval.keep(prepared.scope, order.prompt, prepared.embedding.vector, run.kept)
-        engine = run.timings_ms
+        encode_ms = prepared.encode_ms + run.timings_ms["encode"]
+        retrieve_ms = prepared.retrieve_ms + fetch_ms
+        worked_ms = encode_ms + retrieve_ms + run.timings_ms["denoise"] + run.timings_ms["decode"]
+        total_ms = 1000 * (time.perf_counter() - prepared.begun)
         served = Served(
             image=run.image,
             variant=decision.variant if order.steps is None else f"steps-{order.steps}",
@@ -162,11 +166,11 @@ class Dispatcher:
             prompt_truncated=prepared.embedding.truncated,
             negative_truncated=prepared.negative_truncated,
             timings_ms={
-                "queue": max(0.0, total_ms - sum(engine.values())),
-                "encode": prepared.encode_ms + engine["encode"],
-                "retrieve": prepared.retrieve_ms + fetch_ms,
-                "denoise": engine["denoise"],
-                "decode": engine["decode"],
+                "queue": max(0.0, total_ms - worked_ms),
+                "encode": encode_ms,
+                "retrieve": retrieve_ms,
+                "denoise": run.timings_ms["denoise"],
+                "decode": run.timings_ms["decode"],
             },
         )
         if prepared.looked_up:

@@ -10,7 +10,7 @@ from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
 from starlette.exceptions import HTTPException
 
-from argus.server.schema import ArgusOptions
+from argus.server.schema import ArgusOptions, GenerationRequest
 
 
 class ApiError(HTTPException):
@@ -61,15 +61,18 @@ def answer_errors(app: FastAPI) -> None:
     async def wrong(_: Request, error: RequestValidationError) -> JSONResponse:
         first = error.errors()[0]
         if first["type"] == "json_invalid":
-            reason = first.get("ctx", {}).get("error", "")
-            return answer(ApiError(400, f"The body is no valid JSON: {reason}.", "invalid_json"))
+            reason, at = first.get("ctx", {}).get("error", ""), first["loc"][-1]
+            message = f"The body is no valid JSON: {reason} (character {at})."
+            return answer(ApiError(400, message, "invalid_json"))
         if first["type"] in ("model_attributes_type", "model_type") and len(first["loc"]) == 1:
             message = "The body is no JSON object; send one with Content-Type: application/json."
             return answer(ApiError(400, message, "invalid_json"))
         path = ".".join(str(part) for part in first["loc"] if part != "body")
         message = first["msg"][0].lower() + first["msg"][1:]
         if first["type"] == "extra_forbidden":
-            message = f"there is no such option; there is {', '.join(ArgusOptions.model_fields)}"
+            inside = first["loc"][1] == "argus"
+            known = (ArgusOptions if inside else GenerationRequest).model_fields
+            message = f"there is no such field; there is {', '.join(known)}"
         return answer(invalid(f"{path or 'The body'}: {message}.", path or None))
 
     @app.exception_handler(HTTPException)

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import hashlib
 import hmac
+import logging
 import re
 import secrets
 from pathlib import Path
 
 from argus.core.errors import BadRequest
+
+log = logging.getLogger(__name__)
 
 EVERYONE = "everyone"  # the namespace of a server without keys
 SHARED = "shared"  # the namespace of all keys when the operator shares the cache
@@ -18,7 +21,9 @@ _LINE = re.compile(r"(?P<name>[\w.@-]{1,64})\s+(?P<hash>[0-9a-f]{64})")
 def read_keys(file: Path) -> dict[str, str]:
     """The hash of every key by name. Raises BadRequest for a file that is not of that form."""
     if not file.is_file():
-        raise BadRequest(f"There is no API key file {file}: make one with `argus key NAME`.")
+        raise BadRequest(
+            f"There is no API key file {file.absolute()}: make one with `argus key NAME`."
+        )
     keys: dict[str, str] = {}
     for number, line in enumerate(file.read_text(errors="replace").splitlines(), 1):
         if not line.strip() or line.startswith("#"):
@@ -59,6 +64,24 @@ def owner_of(key: str, keys: dict[str, str]) -> str | None:
         if hmac.compare_digest(digest, known):
             found = name
     return found
+
+
+class KeyRing:
+    """The keys of a file, read again when it changes. Raises BadRequest for a wrong file."""
+
+    def __init__(self, file: Path) -> None:
+        self._file, self._keys = file, read_keys(file)
+        self._changed_at = file.stat().st_mtime_ns
+
+    def owner_of(self, key: str) -> str | None:
+        """The name of a key, or None if it is not in the file."""
+        try:
+            changed_at = self._file.stat().st_mtime_ns
+            if changed_at != self._changed_at:
+                self._keys, self._changed_at = read_keys(self._file), changed_at
+        except (OSError, BadRequest) as error:
+            log.warning("The API keys stay as they were: %s", error)
+        return owner_of(key, self._keys)
 
 
 def _hash(key: str) -> str:

@@ -29,6 +29,7 @@ class _Server(uvicorn.Server):
         super().__init__(config)
         self._service = service
         self._draining: asyncio.Task[None] | None = None
+        self._said_ready = False
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         self._loop = asyncio.get_running_loop()
@@ -36,10 +37,19 @@ class _Server(uvicorn.Server):
         if self.started:
             host, port = self.servers[0].sockets[0].getsockname()[:2]
             family, policy = self._service.family.name, self._service.settings.policy
-            log.info("Serving %s with policy %s on http://%s:%d", family, policy, host, port)
+            log.info(
+                "Loading %s, policy %s; data in %s",
+                family,
+                policy,
+                self._service.settings.data.absolute(),
+            )
+            log.info("Serving on http://%s:%d", host, port)
 
     async def on_tick(self, counter: int) -> bool:
         """Also stop when the worker says that it can never work."""
+        if self._service.ready and not self._said_ready:
+            self._said_ready = True
+            log.info("Ready: the model is loaded")
         return await super().on_tick(counter) or self._service.problem is not None
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
@@ -59,7 +69,8 @@ def serve(settings: Settings) -> None:
     """
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))  # uvicorn raises it again at its end
     logging.basicConfig(level=logging.INFO, format="%(levelname)s %(name)s: %(message)s")
-    logging.getLogger("httpx").setLevel(logging.WARNING)
+    for chatty in ("httpx", "uvicorn.error"):
+        logging.getLogger(chatty).setLevel(logging.WARNING)
     torch.set_num_threads(1)  # the prompt encoder is small, and the cores are the worker's
     transformers_logging.disable_progress_bar()
     service = Service(settings)
@@ -68,12 +79,13 @@ def serve(settings: Settings) -> None:
         host=settings.host,
         port=settings.port,
         timeout_graceful_shutdown=int(settings.grace_s) + LAST_ANSWERS_S,
-        log_level="warning",
-        access_log=False,
+        log_config=None,  # ours, set above
+        access_log=True,
     )
     try:
         _Server(config, service).run()
     finally:
         service.worker.kill()
+    log.info("Stopped")
     if service.problem is not None:
         raise service.problem

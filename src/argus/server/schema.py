@@ -23,7 +23,7 @@ class ArgusOptions(BaseModel):
 class GenerationRequest(BaseModel):
     """`POST /v1/images/generations`. Null is the same as not given."""
 
-    model_config = ConfigDict(strict=True)
+    model_config = ConfigDict(strict=True, extra="forbid")
 
     prompt: str = Field(min_length=1, max_length=MAX_PROMPT, examples=["a red house in the snow"])
     model: str | None = Field(
@@ -44,6 +44,13 @@ class GenerationRequest(BaseModel):
         None, ge=1, le=MAX_STEPS, description="Pins the exact model at this many steps."
     )
     argus: ArgusOptions | None = None
+    # Of the OpenAI API, accepted so that its clients work, and without effect here.
+    background: str | None = None
+    moderation: str | None = None
+    output_compression: int | None = None
+    partial_images: int | None = None
+    quality: str | None = None
+    style: str | None = None
 
 
 class PictureData(BaseModel):

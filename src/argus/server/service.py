@@ -14,7 +14,7 @@ from argus.config import Settings
 from argus.control.policies import new_policy
 from argus.server.dispatcher import Dispatcher
 from argus.server.errors import ApiError, invalid
-from argus.server.keys import read_keys
+from argus.server.keys import KeyRing
 from argus.server.metrics import Metrics
 from argus.server.model import ServedModel
 from argus.server.pictures import PictureStore
@@ -37,7 +37,7 @@ class Service:
     def __init__(self, settings: Settings) -> None:
         self.settings = settings
         self.created = int(time.time())
-        self.keys = None if settings.api_key_file is None else read_keys(settings.api_key_file)
+        self.keys = None if settings.api_key_file is None else KeyRing(settings.api_key_file)
         self.model = model = ServedModel.of(settings)
         self.family = model.family
         policy = new_policy(settings.policy, self.family)

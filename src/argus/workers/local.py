@@ -137,7 +137,7 @@ class LocalWorker:
             with contextlib.suppress(asyncio.CancelledError):
                 await self._supervisor
         if self._process is not None and self._process.is_alive():
-            await asyncio.to_thread(self._process.join, 1.0 if waiting else grace_s)
+            await asyncio.to_thread(self._process.join, PARTING_S if not self._pending else 0.0)
             if self._process.is_alive():
                 self._process.kill()
                 await asyncio.to_thread(self._process.join)
