@@ -62,7 +62,7 @@ def train_painter(
     """Train for `steps` batches; leave the averaged weights in `unet`.
 
     Resumes from the checkpoint in `work`. Every `sheet_every` steps the averaged weights paint a
-    contact sheet of unseen prompts into `work`.
+    contact sheet of unseen prompts into `work`; 0 is never.
     """
     scenes = training_scenes(seed, scene_count)
     device = unet.device
@@ -104,7 +104,7 @@ def train_painter(
         last = step + 1 == steps
         if (step + 1) % 250 == 0 or last:
             checkpoints.save(step + 1)
-        if (step + 1) % sheet_every == 0 or last:
+        if sheet_every and ((step + 1) % sheet_every == 0 or last):
             sheet = draw_sheet(vae, average.module, text_encoder, tokenizer)
             sheet.save(work / f"sheet_{step + 1:06d}.png")
     unet.load_state_dict(average.module.state_dict())
