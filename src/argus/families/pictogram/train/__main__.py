@@ -37,7 +37,9 @@ def main(
     seed: Annotated[int, typer.Option(help="Seed of weights, scenes and captions.")] = 0,
     device: Annotated[str, typer.Option(help="cpu or cuda.")] = "cpu",
     go_on: Annotated[bool, typer.Option(help="Start from the shipped weights.")] = False,
-    sheet_every: Annotated[int, typer.Option(help="Batches between contact sheets; 0: none.")] = 1000,
+    sheet_every: Annotated[
+        int, typer.Option(help="Batches between contact sheets; 0: none.")
+    ] = 1000,
 ) -> None:
     """Train the pictogram family and leave a StableDiffusionPipeline folder in WORK/weights.
 
