@@ -38,7 +38,7 @@ def model_folder(source: str) -> Path:
     """
     folder = Path(source).expanduser()
     if folder.is_dir():
-        if not (folder / "model_index.json").is_file():
+        if not (folder / INDEX).is_file():
             raise ModelError(
                 f"The folder {source} holds no model_index.json. "
                 "It must be one that a diffusers pipeline saved with save_pretrained."
@@ -54,7 +54,7 @@ def model_folder(source: str) -> Path:
 
 def _download(hub_id: str) -> Path:
     try:
-        index = Path(hf_hub_download(hub_id, "model_index.json"))
+        index = Path(hf_hub_download(hub_id, INDEX))
         name = class_name(hub_id, index)  # before gigabytes travel
         import diffusers  # only to download
 

@@ -47,6 +47,8 @@ def test_training_leaves_a_pipeline_and_goes_on_where_it_stopped(work: Path) -> 
     pipeline = StableDiffusionPipeline.from_pretrained(work / "weights")
     assert pipeline.text_encoder.dtype == pipeline.unet.dtype == torch.float32
     assert (work / "sheet_000003.png").exists()
+    configs = list((work / "weights").rglob("*.json"))
+    assert not [path for path in configs if str(work) in path.read_text()]
 
 
 @torch.no_grad()

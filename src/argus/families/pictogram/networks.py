@@ -121,6 +121,7 @@ def save_pipeline(
     pipeline = assemble(vae, unet, text_encoder, tokenizer)
     pipeline.save_pretrained(folder, safe_serialization=True)
     for part, name in ((vae, "vae"), (unet, "unet")):
-        half = type(part).from_config(part.config)
+        config = {key: value for key, value in part.config.items() if key != "_name_or_path"}
+        half = type(part).from_config(config)  # without the folder it came from
         half.load_state_dict(part.state_dict())
         half.to(torch.float16).save_pretrained(folder / name, safe_serialization=True)
