@@ -3,7 +3,7 @@ from __future__ import annotations
 import random
 from collections import Counter
 
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from argus.families.pictogram.captions import caption
@@ -29,6 +29,7 @@ def one(kind: str, colour: str, fill: str = "plain") -> Scene:
 
 
 @given(seeds)
+@example(234)  # a mushroom between two smaller things at the edge
 def test_things_lie_inside_the_picture_and_relations_hold(seed: int) -> None:
     scene = sample_scene(random.Random(seed))
     assert 1 <= scene.things <= MAX_THINGS

@@ -127,7 +127,8 @@ def _between(rng: random.Random) -> Layout:
         replace(group, places=(at,))
         for group, at in ((middle, place), (one, (ax, ay)), (other, (cx, cy)))
     )
-    return ("between", groups) if _apart(groups) and holds("between", groups) else None
+    fits = _inside(*place, middle) and _apart(groups) and holds("between", groups)
+    return ("between", groups) if fits else None
 
 
 def _in_front(rng: random.Random) -> Layout:
