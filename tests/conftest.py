@@ -16,6 +16,10 @@ from diffusers import (
 )
 from tokenizers import pre_tokenizers
 from transformers import (
+    CLIPConfig,
+    CLIPImageProcessor,
+    CLIPModel,
+    CLIPProcessor,
     CLIPTextConfig,
     CLIPTextModel,
     CLIPTextModelWithProjection,
@@ -45,8 +49,24 @@ def tiny_sd(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session")
-def tiny_family(tiny_sd: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A family's YAML file: `tiny`, 6 steps, of which 2 or 3 may be skipped.
+def tiny_clip(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A CLIPModel folder with a processor: pictures of 32×32 pixels."""
+    torch.manual_seed(0)
+    text, vision = _text_config().to_dict(), {
+        "hidden_size": WIDTH, "intermediate_size": 2 * WIDTH, "projection_dim": WIDTH,
+        "num_hidden_layers": 2, "num_attention_heads": 4, "image_size": 32, "patch_size": 8,
+    }  # fmt: skip
+    config = CLIPConfig(text_config=text, vision_config=vision, projection_dim=WIDTH)
+    pixels = CLIPImageProcessor(size={"shortest_edge": 32}, crop_size=32)
+    folder = tmp_path_factory.mktemp("tiny-clip")
+    CLIPModel(config).save_pretrained(folder)
+    CLIPProcessor(pixels, _tokenizer()).save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def tiny_family(tiny_sd: Path, tiny_clip: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A family's YAML file: `tiny`, 6 steps, of which 2 or 3 may be skipped; judged by CLIP.
 
     The thresholds let nothing but the very same prompt match, whatever random weights make of it.
     """
@@ -55,9 +75,13 @@ def tiny_family(tiny_sd: Path, tmp_path_factory: pytest.TempPathFactory) -> Path
         f"""
         name: tiny
         description: Random weights.
-        models: {{tiny: {tiny_sd}}}
+        models: {{tiny: {tiny_sd}, other: {tiny_sd}}}
         exact: {{model: tiny, sampler: ddim, width: 32, height: 32, steps: 6, guidance: 3.0}}
         skips: {{2: 0.995, 3: 0.999}}
+        variants:
+          quick: {{steps: 3}}
+          other: {{model: other, guidance: 2.0}}
+        scorer: {{kind: clip, source: {tiny_clip}}}
         """
     )
     return file

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -10,8 +11,13 @@ from argus.families.catalog import default_family, list_families, read_family
 GOOD = """
 name: mine
 description: A family of my own.
-models: {large: owner/large}
+models: {large: owner/large, small: owner/small}
 exact: {model: large, sampler: ddim, width: 512, height: 512, steps: 40, guidance: 6}
+skips: {10: 0.8, 5: 0.7}
+variants:
+  quick: {steps: 20}
+  light: {model: small}
+scorer: {kind: clip, source: owner/clip}
 """
 
 
@@ -24,6 +30,11 @@ def test_a_family_file_is_read(tmp_path: Path) -> None:
     (tmp_path / "mine.yaml").write_text(GOOD)
     family = read_family(tmp_path / "mine.yaml")
     assert family.exact.steps == 40
+    assert {name: family.strategy(name) for name in family.variants} == {
+        "exact": "exact", "skip-5": "cache", "skip-10": "cache", "quick": "steps", "light": "model",
+    }  # fmt: skip
+    assert family.variants["light"] == replace(family.exact, model="small")
+    assert family.variants["skip-10"] == replace(family.exact, skip=10)
     assert not family.bundled
 
 
@@ -31,9 +42,17 @@ def test_a_family_file_is_read(tmp_path: Path) -> None:
     ("old", "new", "message"),
     [
         ("steps: 40, ", "", "steps"),
-        ("model: large", "model: huge", "'huge' as the exact model"),
+        ("model: large", "model: huge", "'exact' the model 'huge'"),
         ("name: mine", "nom: mine", "nom"),
         ("name: mine", "name: [", "cannot be used"),
+        ("steps: 20", "steps: 0", "greater than or equal to 1"),
+        ("model: small", "model: huge", "'light' the model 'huge'"),
+        ("skips: {10:", "skips: {40:", "skips 40 of 40 steps; a skip must be from 1 to 39"),
+        ("  light:", "  exact:", "two exact variants"),
+        ("{steps: 20}", "{steps: 40}", "two exact variants: 'quick' differs"),
+        ("  light:", "  skip-3:", "kept for its skips"),
+        ("  light:", "  quick:", "'quick' is given twice"),
+        ("kind: clip", "kind: beauty", "scorer.kind"),
     ],
 )
 def test_a_wrong_family_file_says_what_is_wrong(

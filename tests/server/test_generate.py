@@ -45,7 +45,7 @@ def test_the_openai_client_gets_a_picture_and_how_it_was_made(server: Running) -
     assert report["steps_run"] == 6
     assert set(report["timings_ms"]) == {"queue", "encode", "retrieve", "denoise", "decode"}
     assert [model.id for model in client.models.list()] == [
-        "tiny", "tiny/exact", "tiny/skip-2", "tiny/skip-3",
+        "tiny", "tiny/exact", "tiny/skip-2", "tiny/skip-3", "tiny/quick",
     ]  # fmt: skip
     assert client.models.retrieve("tiny/skip-2").id == "tiny/skip-2"
     with pytest.raises(openai.NotFoundError, match="There is no model 'dall-e-3'"):
@@ -124,6 +124,8 @@ def test_a_pinned_variant_is_run(server: Running) -> None:
     assert (exact["variant"], exact["steps_skipped"]) == ("exact", 0)
     steps = server.generate("a yellow moon", num_inference_steps=4).json()["argus"][0]
     assert (steps["variant"], steps["steps_run"]) == ("steps-4", 4)
+    quick = server.generate("a yellow moon", model="tiny/quick").json()["argus"][0]
+    assert (quick["variant"], quick["steps_run"]) == ("quick", 3)
 
 
 def test_a_pinned_skip_without_latents_is_served_exactly_and_says_so(server: Running) -> None:

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 EXACT = "exact"
+STRATEGIES = ("exact", "cache", "model", "steps")
 
 
 @dataclass(frozen=True)
@@ -24,12 +25,27 @@ class Variant:
 
 
 @dataclass(frozen=True)
+class ScorerSpec:
+    """Which scorer judges a family's pictures.
+
+    `kind` is `clip`, `pickscore`, or `module:Class` for one of your own; `source` is the folder or
+    hub id of its weights, if it needs one. `unrelated` is s₀, its mean score of pictures of
+    unrelated prompts, once that is measured.
+    """
+
+    kind: str
+    source: str | None = None
+    unrelated: float | None = None
+
+
+@dataclass(frozen=True)
 class Family:
     """`models` maps a model's name to its source: a folder or a hub id.
 
     `exact` is the best variant, the one whose quality is 1 by definition. `skips` maps every K
     that a cached latent may replace to the least similarity of the neighbour at which the
-    published thresholds (policy `nirvana`) allow it.
+    published thresholds (policy `nirvana`) allow it. `cheaper` are variants with fewer steps or
+    another model.
     """
 
     name: str
@@ -37,13 +53,24 @@ class Family:
     models: dict[str, str]
     exact: Variant
     skips: dict[int, float]
+    cheaper: dict[str, Variant] = field(default_factory=dict)
+    scorer: ScorerSpec | None = None
     bundled: bool = False
 
     @property
     def variants(self) -> dict[str, Variant]:
         """Every variant by name, the exact one first."""
         skipping = {skip_name(k): replace(self.exact, skip=k) for k in self.skips}
-        return {EXACT: self.exact, **skipping}
+        return {EXACT: self.exact, **skipping, **self.cheaper}
+
+    def strategy(self, variant: str) -> str:
+        """By what a variant saves time, one of `STRATEGIES`."""
+        chosen = self.variants[variant]
+        if chosen.skip:
+            return "cache"
+        if chosen.model != self.exact.model:
+            return "model"
+        return "exact" if variant == EXACT else "steps"
 
     def usable_skip(self, k: int, stored: tuple[int, ...]) -> int:
         """The largest K up to `k` that is a variant and whose latents are stored; 0 if none is."""

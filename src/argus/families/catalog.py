@@ -2,34 +2,57 @@
 
 from __future__ import annotations
 
+from collections.abc import Hashable, Iterator
+from dataclasses import replace
 from pathlib import Path
+from typing import Annotated, Any
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from argus.core.errors import ModelError
-from argus.core.family import Family, Variant
+from argus.core.family import EXACT, Family, ScorerSpec, Variant, skip_name
+from argus.core.job import MAX_STEPS
 
 HERE = Path(__file__).parent
 
 
-class _VariantFile(BaseModel):
+class _Part(BaseModel):
     model_config = ConfigDict(extra="forbid")
+
+
+class _ExactFile(_Part):
     model: str
     sampler: str
-    width: int
-    height: int
-    steps: int
-    guidance: float
+    width: int = Field(gt=0)
+    height: int = Field(gt=0)
+    steps: int = Field(ge=1, le=MAX_STEPS)
+    guidance: float = Field(ge=0, le=100)
 
 
-class _FamilyFile(BaseModel):
-    model_config = ConfigDict(extra="forbid")
+class _CheaperFile(_Part):
+    """What is not given is as in the exact variant."""
+
+    model: str | None = None
+    sampler: str | None = None
+    steps: int | None = Field(None, ge=1, le=MAX_STEPS)
+    guidance: float | None = Field(None, ge=0, le=100)
+
+
+class _ScorerFile(_Part):
+    kind: str = Field(pattern=r"^(clip|pickscore|[\w.]+:\w+)$")
+    source: str | None = None
+    unrelated: float | None = None
+
+
+class _FamilyFile(_Part):
     name: str = Field(pattern=r"^[\w.-]+$")
     description: str
     models: dict[str, str]
-    exact: _VariantFile
+    exact: _ExactFile
     skips: dict[int, float] = {}
+    variants: dict[Annotated[str, Field(pattern=r"^[\w.-]+$")], _CheaperFile] = {}
+    scorer: _ScorerFile | None = None
 
 
 def list_families() -> dict[str, Family]:
@@ -68,30 +91,59 @@ def read_family(path: Path) -> Family:
     Raises ModelError if the file is not as it should be.
     """
     try:
-        content = _FamilyFile.model_validate(yaml.safe_load(path.read_text()))
+        content = _FamilyFile.model_validate(yaml.load(path.read_text(), _UniqueKeys))
     except (OSError, yaml.YAMLError, ValidationError) as error:
         raise ModelError(f"The family file {path} cannot be used: {error}") from error
-    if content.exact.model not in content.models:
-        raise ModelError(
-            f"The family file {path} names {content.exact.model!r} as the exact model, "
-            f"but its models are {', '.join(content.models)}."
-        )
-    steps = content.exact.steps
-    wrong = [k for k in content.skips if not 0 < k < steps]
-    if wrong:
-        raise ModelError(
-            f"The family file {path} skips {wrong[0]} of {steps} steps; "
-            f"a skip must be from 1 to {steps - 1}."
-        )
+    exact = Variant(**content.exact.model_dump())
+    cheaper = {
+        name: replace(exact, **variant.model_dump(exclude_none=True))
+        for name, variant in content.variants.items()
+    }
+    for problem in _problems(content, exact, cheaper):
+        raise ModelError(f"The family file {path} {problem}")
     models = {name: _source(path.parent, source) for name, source in content.models.items()}
     return Family(
         name=content.name,
         description=content.description,
         models=models,
-        exact=Variant(**content.exact.model_dump()),
+        exact=exact,
         skips=dict(sorted(content.skips.items())),
+        cheaper=cheaper,
+        scorer=None if content.scorer is None else ScorerSpec(**content.scorer.model_dump()),
         bundled=all(Path(source).is_dir() for source in models.values()),
     )
+
+
+def _problems(content: _FamilyFile, exact: Variant, cheaper: dict[str, Variant]) -> Iterator[str]:
+    """What is wrong with a family beyond the form of its file."""
+    known = ", ".join(content.models)
+    for name, variant in {EXACT: exact, **cheaper}.items():
+        if variant.model not in content.models:
+            yield f"gives {name!r} the model {variant.model!r}, but its models are {known}."
+    for k in content.skips:
+        if not 0 < k < exact.steps:
+            yield f"skips {k} of {exact.steps} steps; a skip must be from 1 to {exact.steps - 1}."
+    for name, variant in cheaper.items():
+        if name == EXACT:
+            yield "has two exact variants: leave 'exact' out of its variants."
+        if name.startswith(skip_name(1)[:-1]):
+            yield f"calls a variant {name!r}; such names are kept for its skips."
+        if variant == exact:
+            yield f"has two exact variants: {name!r} differs from 'exact' in nothing."
+
+
+class _UniqueKeys(yaml.SafeLoader):
+    """Refuses a key that is given twice, of which YAML silently takes the last."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Hashable, Any]:
+        seen = set()
+        for key, _ in node.value:
+            if key.value in seen:
+                raise yaml.constructor.ConstructorError(
+                    None, None, f"{key.value!r} is given twice", key.start_mark
+                )
+            seen.add(key.value)
+        return super().construct_mapping(node, deep)
 
 
 def _source(folder: Path, source: str) -> str:

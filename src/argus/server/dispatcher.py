@@ -155,7 +155,7 @@ class Dispatcher:
         total_ms = 1000 * (time.perf_counter() - prepared.begun)
         served = Served(
             image=run.image,
-            variant=decision.variant if order.steps is None else f"steps-{order.steps}",
+            variant=self._name(order, decision),
             model=exact.model,
             reason=decision.reason,
             steps_run=job.steps_run,
@@ -181,7 +181,8 @@ class Dispatcher:
 
     def _decide(self, order: Order, neighbour: Neighbour | None) -> Decision:
         if order.steps is not None:
-            return Decision(EXACT, "the request pins the number of steps")
+            pinned = "the number of steps" if order.variant is None else "this variant"
+            return Decision(order.variant or EXACT, f"the request pins {pinned}")
         if order.variant is None:
             if not order.cached:
                 return Decision(EXACT, "the request keeps out of the cache")
@@ -195,6 +196,11 @@ class Dispatcher:
         if k == asked:
             return Decision(skip_name(k), "the request pins this variant")
         return Decision(skip_name(k), f"no latents for the pinned {order.variant} are cached")
+
+    def _name(self, order: Order, decision: Decision) -> str:
+        if order.steps is None or order.variant is not None:
+            return decision.variant
+        return f"steps-{order.steps}"
 
     def _count(self, served: Served) -> None:
         metrics = self._metrics

@@ -97,6 +97,8 @@ def _order(service: Service, body: GenerationRequest, tenant: str) -> Order:
         raise invalid(
             f"n is {count}; this server makes {service.settings.queue_limit} at most.", "n"
         )
+    settings = exact if variant is None else service.model.variants[variant]
+    steps = body.num_inference_steps if settings.steps == exact.steps else settings.steps
     seed = secrets.randbelow(2**32) if body.seed is None else body.seed
     if seed + count - 1 > MAX_SEED:
         raise invalid(f"seed {seed} and the next {count - 1} pass {MAX_SEED}.", "seed")
@@ -109,11 +111,11 @@ def _order(service: Service, body: GenerationRequest, tenant: str) -> Order:
         seed=seed,
         width=width,
         height=height,
-        guidance=exact.guidance if body.guidance_scale is None else body.guidance_scale,
+        guidance=settings.guidance if body.guidance_scale is None else body.guidance_scale,
         namespace=SHARED if service.settings.cache_scope == "shared" else tenant,
         cached=options is None or options.cache,
         variant=variant,
-        steps=body.num_inference_steps,
+        steps=steps,
     )
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from argus.cache.scope import Scope
 from argus.config import Settings
-from argus.core.family import Family
+from argus.core.family import Family, Variant
 from argus.engine.sources import (
     check_device,
     default_device,
@@ -38,6 +38,16 @@ class ServedModel:
         name = family.exact.model
         folder = model_folder(family.models[name])
         return cls(family, folder, f"{name}@{fingerprint(folder)}", device, dtype)
+
+    @property
+    def variants(self) -> dict[str, Variant]:
+        """Those of the family's variants that are made with this model."""
+        exact = self.family.exact
+        return {
+            name: variant
+            for name, variant in self.family.variants.items()
+            if (variant.model, variant.sampler) == (exact.model, exact.sampler)
+        }
 
     def scope(
         self, namespace: str, width: int, height: int, guidance: float, negative_prompt: str

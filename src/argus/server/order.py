@@ -13,7 +13,7 @@ from argus.cache.cache import Neighbour
 class Order:
     """A checked request. `width` and `height` are pixels; the first picture has `seed`.
 
-    `variant` pins a variant by name, `steps` the exact model at another number of steps.
+    `variant` pins a variant by name, `steps` a number of steps that is not the exact variant's.
     `namespace` is the tenant's; `cached` says whether the cache may serve and keep it.
     """
 

@@ -59,7 +59,7 @@ class Service:
     def model_names(self) -> list[str]:
         """What a request may name: the family, or one of its variants."""
         name = self.family.name
-        return [name, *(f"{name}/{variant}" for variant in self.family.variants)]
+        return [name, *(f"{name}/{variant}" for variant in self.model.variants)]
 
     def variant_of(self, model: str) -> str | None:
         """The variant that a request's `model` pins, None if it names the family.

@@ -1,0 +1,34 @@
+"""Loads the scorer that a family names."""
+
+from __future__ import annotations
+
+import importlib
+
+from argus.core.errors import ModelError
+from argus.core.family import ScorerSpec
+from argus.quality.scorer import Scorer
+
+
+def load_scorer(spec: ScorerSpec, device: str = "cpu") -> Scorer:
+    """Load a scorer. `module:Class` is imported and loaded with `Class.load(source, device)`.
+
+    Raises ModelError if it is not there or cannot be loaded.
+    """
+    if ":" in spec.kind:
+        return _imported(spec, device)
+    if spec.source is None:
+        raise ModelError(f"The scorer {spec.kind} needs a source: a folder or a hub id.")
+    from argus.quality.clip import ClipScore, PickScore  # takes seconds to import
+
+    kind = {"clip": ClipScore, "pickscore": PickScore}[spec.kind]
+    scorer: Scorer = kind.load(spec.source, device)
+    return scorer
+
+
+def _imported(spec: ScorerSpec, device: str) -> Scorer:
+    module, name = spec.kind.split(":")
+    try:
+        scorer: Scorer = getattr(importlib.import_module(module), name).load(spec.source, device)
+    except (ImportError, AttributeError) as error:
+        raise ModelError(f"The scorer {spec.kind} cannot be imported: {error}") from error
+    return scorer
