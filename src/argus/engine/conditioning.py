@@ -1,8 +1,11 @@
-"""What a UNet is told besides the latents: the encoded prompt, and SDXL's sizes."""
+"""What a UNet is told besides the latents: encoded prompts, and SDXL's sizes."""
 
 from __future__ import annotations
 
+from collections import OrderedDict
+from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import TypeVar
 
 import torch
 from diffusers import StableDiffusionXLPipeline
@@ -11,65 +14,154 @@ from torch import Tensor
 from argus.core.job import Job
 from argus.engine.loading import AnyPipeline
 
+REMEMBERED = 512
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class Text:
+    """An encoded text: `states` (1, tokens, width) and, for SDXL, `pooled` (1, width)."""
+
+    states: Tensor
+    pooled: Tensor | None
+
 
 @dataclass(frozen=True)
 class Conditioning:
-    """One row for an unguided job; for a guided one the negative row, then the positive.
+    """What one job's latents are conditioned on; `negative` is None for an unguided job.
 
-    `states` is (rows, tokens, width); `added` are SDXL's `text_embeds` (rows, width) and
-    `time_ids` (rows, 6), or None; `guidance_embedding` (rows, width) is what models distilled
-    for a range of guidance scales take, or None.
+    `time_ids` (1, 6) are SDXL's sizes. `guidance_embedding` (1, width) is what models distilled
+    for a range of guidance scales take.
+    """
+
+    positive: Text
+    negative: Text | None
+    time_ids: Tensor | None
+    guidance_embedding: Tensor | None
+
+
+@dataclass(frozen=True)
+class Rows:
+    """The conditioning of a batch: first every job's positive row, then the guided jobs' negative.
+
+    `guided` (g,) are the places of the guided jobs in the batch, `guidance` (g, 1, 1, 1) theirs.
     """
 
     states: Tensor
     added: dict[str, Tensor] | None
     guidance_embedding: Tensor | None
+    guided: Tensor
+    guidance: Tensor
+
+
+class TextEncoder:
+    """Encodes texts as the stock pipeline does, several at once, and remembers the latest."""
+
+    def __init__(self, pipeline: AnyPipeline, remembered: int = REMEMBERED) -> None:
+        self._pipeline, self._limit = pipeline, remembered
+        self._known: OrderedDict[str, Text] = OrderedDict()
+
+    def prepare(self, jobs: Sequence[Job], width: int, height: int) -> list[Conditioning]:
+        """The conditioning of each of the jobs, which make pictures of one size."""
+        negatives = [job.negative_prompt for job in jobs if self._guided(job)]
+        if self._zeroes_empty:
+            negatives = [text for text in negatives if text]
+        texts = self._encode([*(job.prompt for job in jobs), *negatives])
+        return [
+            Conditioning(
+                texts[job.prompt],
+                self._negative(job, texts),
+                self._time_ids(width, height),
+                self._guidance_embedding(job),
+            )
+            for job in jobs
+        ]
+
+    def _guided(self, job: Job) -> bool:
+        """Whether a job has a negative row. Models that embed their guidance scale have none."""
+        return job.guided and self._pipeline.unet.config.time_cond_proj_dim is None
 
     @property
-    def guided(self) -> bool:
-        return len(self.states) == 2
+    def _zeroes_empty(self) -> bool:
+        return bool(self._pipeline.config.get("force_zeros_for_empty_prompt"))
+
+    def _negative(self, job: Job, texts: dict[str, Text]) -> Text | None:
+        if not self._guided(job):
+            return None
+        if job.negative_prompt or not self._zeroes_empty:
+            return texts[job.negative_prompt]
+        positive = texts[job.prompt]
+        pooled = None if positive.pooled is None else torch.zeros_like(positive.pooled)
+        return Text(torch.zeros_like(positive.states), pooled)
+
+    def _encode(self, texts: Sequence[str]) -> dict[str, Text]:
+        result = {text: self._known[text] for text in texts if text in self._known}
+        new = [text for text in dict.fromkeys(texts) if text not in result]
+        if new:
+            result.update(zip(new, self._run(new), strict=True))
+        for text in texts:
+            self._known[text] = result[text]
+            self._known.move_to_end(text)
+        while len(self._known) > self._limit:
+            self._known.popitem(last=False)
+        return result
+
+    def _run(self, texts: Sequence[str]) -> list[Text]:
+        pipeline = self._pipeline
+        if isinstance(pipeline, StableDiffusionXLPipeline):
+            states, _, pooled, _ = pipeline.encode_prompt(
+                list(texts), device=pipeline.unet.device, do_classifier_free_guidance=False
+            )
+            return [Text(states[i : i + 1], pooled[i : i + 1]) for i in range(len(texts))]
+        states, _ = pipeline.encode_prompt(
+            list(texts), pipeline.unet.device, 1, do_classifier_free_guidance=False
+        )
+        return [Text(states[i : i + 1], None) for i in range(len(texts))]
+
+    def _time_ids(self, width: int, height: int) -> Tensor | None:
+        pipeline = self._pipeline
+        if not isinstance(pipeline, StableDiffusionXLPipeline):
+            return None
+        sizes = torch.tensor([[height, width, 0, 0, height, width]], dtype=pipeline.unet.dtype)
+        return sizes.to(pipeline.unet.device)
+
+    def _guidance_embedding(self, job: Job) -> Tensor | None:
+        pipeline = self._pipeline
+        width = pipeline.unet.config.time_cond_proj_dim
+        if width is None:
+            return None
+        scale = torch.tensor([job.guidance - 1])
+        embedding: Tensor = pipeline.get_guidance_scale_embedding(scale, embedding_dim=width)
+        return embedding.to(pipeline.unet.device, pipeline.unet.dtype)
 
 
-def is_guided(pipeline: AnyPipeline, job: Job) -> bool:
-    """Whether a job runs two rows. Models that embed their guidance scale run one."""
-    return job.guided and pipeline.unet.config.time_cond_proj_dim is None
-
-
-def encode(pipeline: AnyPipeline, job: Job, width: int, height: int) -> Conditioning:
-    """Encode a job's prompts the way the stock pipeline does."""
-    guided = is_guided(pipeline, job)
-    negative = job.negative_prompt or None
-    device = pipeline.unet.device
+def rows_of(jobs: Sequence[Job], parts: Sequence[Conditioning]) -> Rows:
+    """Lay the conditioning of a batch of jobs out for one forward pass."""
+    guided = [i for i, part in enumerate(parts) if part.negative is not None]
+    texts = [part.positive for part in parts]
+    texts += [part.negative for part in parts if part.negative is not None]
+    states = torch.cat([text.states for text in texts])
+    places = [*range(len(parts)), *guided]
     added = None
-    if isinstance(pipeline, StableDiffusionXLPipeline):
-        positive, unconditional, pooled, unconditional_pooled = pipeline.encode_prompt(
-            job.prompt,
-            device=device,
-            do_classifier_free_guidance=guided,
-            negative_prompt=negative,
-        )
-        sizes = torch.tensor([[height, width, 0, 0, height, width]], dtype=positive.dtype)
-        rows = 2 if guided else 1
+    if parts[0].time_ids is not None:
         added = {
-            "text_embeds": torch.cat([unconditional_pooled, pooled]) if guided else pooled,
-            "time_ids": sizes.repeat(rows, 1).to(device),
+            "text_embeds": torch.cat([text.pooled for text in texts if text.pooled is not None]),
+            "time_ids": torch.cat([_there(parts[i].time_ids) for i in places]),
         }
-    else:
-        positive, unconditional = pipeline.encode_prompt(
-            job.prompt,
-            device,
-            num_images_per_prompt=1,
-            do_classifier_free_guidance=guided,
-            negative_prompt=negative,
-        )
-    states = torch.cat([unconditional, positive]) if guided else positive
-    return Conditioning(states, added, _guidance_embedding(pipeline, job, states))
+    embedding = None
+    if parts[0].guidance_embedding is not None:
+        embedding = torch.cat([_there(parts[i].guidance_embedding) for i in places])
+    device = states.device
+    guidance = torch.tensor([jobs[i].guidance for i in guided], dtype=torch.float32)
+    return Rows(
+        states,
+        added,
+        embedding,
+        torch.tensor(guided, dtype=torch.long).to(device, non_blocking=True),
+        guidance.view(-1, 1, 1, 1).to(device, non_blocking=True),
+    )
 
 
-def _guidance_embedding(pipeline: AnyPipeline, job: Job, states: Tensor) -> Tensor | None:
-    width = pipeline.unet.config.time_cond_proj_dim
-    if width is None:
-        return None
-    scale = torch.tensor([job.guidance - 1])
-    embedding: Tensor = pipeline.get_guidance_scale_embedding(scale, embedding_dim=width)
-    return embedding.to(states.device, states.dtype)
+def _there(value: T | None) -> T:
+    assert value is not None  # all jobs of a batch run on one model
+    return value

@@ -1,27 +1,35 @@
-"""Makes pictures: a denoising loop of our own over the parts of a diffusers pipeline."""
+"""Makes pictures with one model: everything in flight moves together, step by step."""
 
 from __future__ import annotations
 
-import copy
-import inspect
+import heapq
+import itertools
+import logging
 import time
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import lru_cache
+from typing import TypeAlias, TypeVar
 
 import torch
-from diffusers import StableDiffusionXLPipeline
 from diffusers.utils.torch_utils import randn_tensor
 from PIL import Image
 from torch import Tensor
 
 from argus.core.errors import BadRequest, NotEnoughMemory
 from argus.core.job import Job
-from argus.engine.conditioning import Conditioning, encode
+from argus.engine.conditioning import TextEncoder
+from argus.engine.decoder import decode
 from argus.engine.loading import AnyPipeline, load_pipeline
 from argus.engine.samplers import DEFAULT, new_scheduler
+from argus.engine.schedules import new_schedule
+from argus.engine.slots import Denoiser, OnStep, Slot
 
-OnStep = Callable[[int, int], None]
+log = logging.getLogger(__name__)
+
+MAX_BATCH = 32
+SCHEDULES = 256
 
 
 @dataclass(frozen=True)
@@ -29,7 +37,8 @@ class Result:
     """A picture and how it was made.
 
     `final` are the last latents (1, c, h, w). `kept` maps K to the latents after K steps, from
-    which a job with `skip` K resumes. `timings_ms` has encode, denoise and decode.
+    which a job with `skip` K resumes. `timings_ms` has encode, denoise and decode: how long the
+    job was in each, together with whatever shared its batch.
     """
 
     image: Image.Image
@@ -39,21 +48,63 @@ class Result:
     timings_ms: dict[str, float] = field(default_factory=dict)
 
 
-class Engine:
-    """One loaded model. A result depends on its job and the given latents alone."""
+@dataclass(frozen=True)
+class _Waiting:
+    ticket: int
+    job: Job
+    start: Tensor | None
+    keep: frozenset[int]
+    on_step: OnStep | None
+    size: tuple[int, int]
 
-    def __init__(self, pipeline: AnyPipeline, sampler: str = DEFAULT) -> None:
+
+@dataclass(eq=False)
+class _InFlight:
+    """A slot, its ticket and size, and the seconds it has spent."""
+
+    ticket: int
+    slot: Slot
+    size: tuple[int, int]
+    begun_s: float
+    encode_s: float
+
+
+Outcomes: TypeAlias = "list[tuple[int, Result | Exception]]"
+T = TypeVar("T", _Waiting, _InFlight)
+
+
+class Engine:
+    """One loaded model.
+
+    Jobs are admitted at the boundary of any step, earliest deadline first, and leave when they are
+    done; those in flight share one forward pass a step, whatever their step counts, skips and
+    guidance. A result depends on its job and the given latents, not on what else is in flight
+    (but for the last bits, in which a larger batch rounds differently).
+    """
+
+    def __init__(
+        self, pipeline: AnyPipeline, sampler: str = DEFAULT, max_batch: int = MAX_BATCH
+    ) -> None:
         self.pipeline = pipeline
+        self.max_batch = max_batch
         pipeline.scheduler = new_scheduler(sampler, pipeline.scheduler)
-        step = inspect.signature(pipeline.scheduler.step).parameters
-        self._step_takes_generator = "generator" in step
+        self._schedule = lru_cache(SCHEDULES)(lambda steps: new_schedule(pipeline.scheduler, steps))
+        self._texts, self._denoiser = TextEncoder(pipeline), Denoiser(pipeline)
+        self._tickets = itertools.count(1)
+        self._waiting: list[tuple[float, int, _Waiting]] = []
+        self._in_flight: list[_InFlight] = []
 
     @classmethod
     def load(
-        cls, source: str, device: str = "cpu", dtype: str = "float32", sampler: str = DEFAULT
+        cls,
+        source: str,
+        device: str = "cpu",
+        dtype: str = "float32",
+        sampler: str = DEFAULT,
+        max_batch: int = MAX_BATCH,
     ) -> Engine:
         """Load a model; arguments and errors as for `load_pipeline` and `new_scheduler`."""
-        return cls(load_pipeline(source, device, dtype), sampler)
+        return cls(load_pipeline(source, device, dtype), sampler, max_batch)
 
     @property
     def default_size(self) -> tuple[int, int]:
@@ -63,7 +114,16 @@ class Engine:
         scale = self.pipeline.vae_scale_factor
         return wide * scale, high * scale
 
-    @torch.inference_mode()
+    @property
+    def in_flight(self) -> list[int]:
+        """The tickets of the jobs that were begun and are not finished."""
+        return [one.ticket for one in self._in_flight]
+
+    @property
+    def busy(self) -> bool:
+        """Whether a step would do anything."""
+        return bool(self._waiting or self._in_flight)
+
     def run(
         self,
         job: Job,
@@ -71,76 +131,147 @@ class Engine:
         keep: Collection[int] = (),
         on_step: OnStep | None = None,
     ) -> Result:
-        """Make a job's picture.
+        """Make one job's picture; arguments and errors as for `admit` and `step`.
+
+        An exception from `on_step` ends the job. Raises RuntimeError while other jobs are here,
+        whose results it would lose.
+        """
+        if self.busy:
+            raise RuntimeError(
+                "Engine.run is for an engine without other jobs; use admit and step."
+            )
+        ticket = self.admit(job, start, keep, on_step)
+        try:
+            while True:
+                for done, outcome in self.step():
+                    if done == ticket:
+                        if isinstance(outcome, Exception):
+                            raise outcome
+                        return outcome
+        finally:
+            self.cancel(ticket)
+
+    def admit(
+        self,
+        job: Job,
+        start: Tensor | None = None,
+        keep: Collection[int] = (),
+        on_step: OnStep | None = None,
+        deadline_s: float = float("inf"),
+    ) -> int:
+        """Take a job; the ticket under which `step` gives its result.
 
         `start` are the latents (1, c, h, w) after `job.skip` steps of a run with the same steps
         and sampler; a job that skips needs them. `keep` lists the K whose latents are handed up,
-        each in [job.skip, job.steps]. `on_step(done, steps_run)` is called after every step.
-        Raises BadRequest for what this model cannot make, NotEnoughMemory when it runs out.
+        each in [job.skip, job.steps]. `on_step(done, steps_run)` is called after every step. Jobs
+        with an earlier `deadline_s`, on any clock, begin first.
+        Raises BadRequest for what this model cannot make.
         """
-        width, height = self._size(job)
+        wide, high = self.default_size
+        width, height = job.width or wide, job.height or high
         self._check(job, start, keep, width, height)
-        with _memory_errors(self.pipeline.unet.device):
-            t0 = time.perf_counter()
-            conditioning = encode(self.pipeline, job, width, height)
-            t1 = self._now()
-            final, kept = self._denoise(job, conditioning, start, keep, on_step, width, height)
-            t2 = self._now()
-            image = self._decode(final)
-            t3 = self._now()
-        timings = {"encode": t1 - t0, "denoise": t2 - t1, "decode": t3 - t2}
-        return Result(image, job, final, kept, {k: 1000 * v for k, v in timings.items()})
+        self._schedule(job.steps)
+        ticket = next(self._tickets)
+        waiting = _Waiting(ticket, job, start, frozenset(keep), on_step, (width, height))
+        heapq.heappush(self._waiting, (deadline_s, ticket, waiting))
+        return ticket
 
-    def _denoise(
-        self,
-        job: Job,
-        conditioning: Conditioning,
-        start: Tensor | None,
-        keep: Collection[int],
-        on_step: OnStep | None,
-        width: int,
-        height: int,
-    ) -> tuple[Tensor, dict[int, Tensor]]:
-        unet = self.pipeline.unet
-        generator = torch.Generator().manual_seed(job.seed)
-        scheduler = copy.deepcopy(self.pipeline.scheduler)
-        scheduler.set_timesteps(job.steps, device=unet.device)
-        if len(scheduler.timesteps) != job.steps:
-            raise BadRequest(
-                f"{type(scheduler).__name__} makes {len(scheduler.timesteps)} timesteps "
-                f"of {job.steps} steps; Argus runs samplers with one timestep a step."
+    def cancel(self, ticket: int) -> None:
+        """Drop a job, waiting or in flight. Does nothing for one that is not here."""
+        self._in_flight = [one for one in self._in_flight if one.ticket != ticket]
+        self._waiting = [entry for entry in self._waiting if entry[1] != ticket]
+        heapq.heapify(self._waiting)
+
+    @torch.inference_mode()
+    def step(self) -> Outcomes:
+        """Admit what there is room for, move everything in flight by one step.
+
+        Gives tickets and results of the jobs that are finished, or the exception that ended one:
+        NotEnoughMemory for a job that does not fit even alone. When memory runs out, `max_batch`
+        is halved and the jobs are tried again.
+        """
+        outcomes = self.fill()
+        if not self._in_flight:
+            return outcomes
+        size = self._in_flight[0].size
+        group = [one for one in self._in_flight if one.size == size][: self.max_batch]
+        outcomes += self._halving(group, self._advance)
+        finished = [one for one in self._in_flight if one.slot.finished]
+        outcomes += self._halving(finished, self._finish)
+        for one in group:
+            if one.slot.on_step is not None:
+                one.slot.on_step(one.slot.done - one.slot.job.skip, one.slot.job.steps_run)
+        return outcomes
+
+    @torch.inference_mode()
+    def fill(self) -> Outcomes:
+        """Put waiting jobs into flight while there is room; gives those that could not begin."""
+        admitted: list[_Waiting] = []
+        while self._waiting and len(self._in_flight) + len(admitted) < self.max_batch:
+            admitted.append(heapq.heappop(self._waiting)[2])
+        outcomes: Outcomes = []
+        for size in dict.fromkeys(one.size for one in admitted):
+            outcomes += self._halving([one for one in admitted if one.size == size], self._begin)
+        return outcomes
+
+    def _halving(self, group: Sequence[T], work: Callable[[Sequence[T]], Outcomes]) -> Outcomes:
+        """Do the work for a group, in halves and from then on in smaller batches if memory runs
+        out; give a job up that does not fit alone."""
+        if not group:
+            return []
+        try:
+            with _memory_errors(self.pipeline.unet.device):
+                return work(group)
+        except NotEnoughMemory as error:
+            if self.pipeline.unet.device.type == "cuda":
+                torch.cuda.empty_cache()
+            if len(group) == 1:
+                self.cancel(group[0].ticket)
+                return [(group[0].ticket, error)]
+        half: int = len(group) // 2
+        self.max_batch = min(self.max_batch, half)
+        log.warning("Out of memory with %d jobs at once; %d from now on", len(group), half)
+        return [*self._halving(group[:half], work), *self._halving(group[half:], work)]
+
+    def _begin(self, group: Sequence[_Waiting]) -> Outcomes:
+        begun, size = self._now(), group[0].size
+        conditionings = self._texts.prepare([one.job for one in group], *size)
+        encode_s = self._now() - begun
+        for one, conditioning in zip(group, conditionings, strict=True):
+            job, schedule = one.job, self._schedule(one.job.steps)
+            generator = torch.Generator().manual_seed(job.seed)
+            if one.start is None:
+                latents = self._noise(generator, *size) * schedule.start
+            else:
+                unet = self.pipeline.unet
+                latents = one.start.to(unet.device, unet.dtype)
+            slot = Slot(
+                job, schedule, conditioning, generator, latents, one.keep, one.on_step, job.skip
             )
-        if scheduler.timesteps.max() >= scheduler.config.num_train_timesteps:
-            raise BadRequest(f"steps is {job.steps}; this model's sampler has room for fewer.")
-        if start is None:
-            latents = self._noise(generator, width, height) * scheduler.init_noise_sigma
-        else:
-            latents = start.to(unet.device, unet.dtype)
-            if hasattr(scheduler, "set_begin_index"):
-                scheduler.set_begin_index(job.skip)
-        extra = {"generator": generator} if self._step_takes_generator else {}
-        kept = {job.skip: latents.clone()} if job.skip in keep else {}
-        for i, timestep in enumerate(scheduler.timesteps[job.skip :], job.skip + 1):
-            rows = torch.cat([latents] * len(conditioning.states))
-            rows = scheduler.scale_model_input(rows, timestep)
-            guess = unet(
-                rows,
-                timestep,
-                encoder_hidden_states=conditioning.states,
-                timestep_cond=conditioning.guidance_embedding,
-                added_cond_kwargs=conditioning.added,
-                return_dict=False,
-            )[0]
-            if conditioning.guided:
-                negative, positive = guess.chunk(2)
-                guess = negative + job.guidance * (positive - negative)
-            latents = scheduler.step(guess, timestep, latents, **extra, return_dict=False)[0]
-            latents = latents.to(unet.dtype)
-            if i in keep:
-                kept[i] = latents.clone()
-            if on_step is not None:
-                on_step(i - job.skip, job.steps_run)
-        return latents, kept
+            slot.hand_up()
+            self._in_flight.append(_InFlight(one.ticket, slot, size, self._now(), encode_s))
+        return []
+
+    def _advance(self, group: Sequence[_InFlight]) -> Outcomes:
+        self._denoiser.advance([one.slot for one in group])
+        return []
+
+    def _finish(self, group: Sequence[_InFlight]) -> Outcomes:
+        denoised = self._now()
+        images = decode(self.pipeline, [one.slot.latents for one in group])
+        decode_s = self._now() - denoised
+        self._in_flight = [one for one in self._in_flight if one not in group]
+        outcomes: Outcomes = []
+        for one, image in zip(group, images, strict=True):
+            timings = {
+                "encode": 1000 * one.encode_s,
+                "denoise": 1000 * (denoised - one.begun_s),
+                "decode": 1000 * decode_s,
+            }
+            slot = one.slot
+            final = slot.latents.clone()
+            outcomes.append((one.ticket, Result(image, slot.job, final, slot.kept, timings)))
+        return outcomes
 
     def _noise(self, generator: torch.Generator, width: int, height: int) -> Tensor:
         unet, shape = self.pipeline.unet, self._latent_shape(width, height)
@@ -148,30 +279,6 @@ class Engine:
             shape, generator=generator, device=unet.device, dtype=unet.dtype
         )
         return noise
-
-    def _decode(self, latents: Tensor) -> Image.Image:
-        pipeline, vae = self.pipeline, self.pipeline.vae
-        upcast = vae.dtype == torch.float16 and bool(vae.config.force_upcast)
-        upcast = upcast and isinstance(pipeline, StableDiffusionXLPipeline)
-        if upcast:  # SDXL's VAE overflows in float16
-            vae.to(torch.float32)
-        latents = latents.to(vae.dtype)
-        mean, deviation = vae.config.latents_mean, vae.config.latents_std
-        if mean is not None and deviation is not None:
-            shape = (1, -1, 1, 1)
-            latents = latents * latents.new_tensor(deviation).view(shape)
-            latents = latents / vae.config.scaling_factor + latents.new_tensor(mean).view(shape)
-        else:
-            latents = latents / vae.config.scaling_factor
-        pixels = vae.decode(latents, return_dict=False)[0]
-        if upcast:
-            vae.to(torch.float16)
-        image: Image.Image = pipeline.image_processor.postprocess(pixels, output_type="pil")[0]
-        return image
-
-    def _size(self, job: Job) -> tuple[int, int]:
-        width, height = self.default_size
-        return job.width or width, job.height or height
 
     def _latent_shape(self, width: int, height: int) -> tuple[int, int, int, int]:
         scale = self.pipeline.vae_scale_factor

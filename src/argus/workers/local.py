@@ -9,7 +9,7 @@ import itertools
 import logging
 import multiprocessing
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from multiprocessing.connection import Connection
 from multiprocessing.context import SpawnProcess
 from queue import SimpleQueue
@@ -19,6 +19,7 @@ from argus.core.errors import NotEnoughMemory
 from argus.core.job import Job
 from argus.workers.messages import (
     Answer,
+    Begun,
     Cancel,
     Failed,
     Finished,
@@ -54,14 +55,16 @@ class _Pending:
     task: Task
     answer: asyncio.Future[Finished]
     on_step: OnStep | None
+    in_flight: bool = False
     deaths: int = 0
 
 
 class LocalWorker:
-    """Runs jobs in a process of its own, in order. For use from one asyncio loop.
+    """Runs jobs in a process of its own, many at once. For use from one asyncio loop.
 
-    A process that dies is started again and gets the jobs it had not answered; a job that was
-    running at three deaths is given up, because it may be what kills. A model that never loads
+    A process that dies is started again and gets the jobs it had not answered. Those that were in
+    flight then run one at a time, so that a job that kills dies alone; it is given up at its third
+    death. A model that never loads
     (an error, or three deaths on the way) makes the worker unusable, for good.
     """
 
@@ -113,7 +116,7 @@ class LocalWorker:
             raise WorkerError(f"The worker is {self.state.value}.") from self.problem
         number = next(self._numbers)
         answer: asyncio.Future[Finished] = asyncio.get_running_loop().create_future()
-        task = Task(number, job, start, keep)
+        task = Task(number, job, start, keep, progress=on_step is not None)
         self._pending[number] = _Pending(task, answer, on_step)
         self._outbox.put(task)
         try:
@@ -166,7 +169,7 @@ class LocalWorker:
             if self.state is State.READY:
                 pause, failed_loads = FIRST_PAUSE_S, 0
                 self.state = State.STARTING
-                self._blame_running_job()
+                self._blame()
             else:
                 failed_loads += 1
                 if failed_loads >= MAX_DEATHS and not self._loaded_once:
@@ -209,6 +212,10 @@ class LocalWorker:
                 self.state = State.READY
             self._loaded_once = True
             self._settled.set()
+        elif isinstance(answer, Begun):
+            for number in answer.numbers:
+                if number in self._pending:
+                    self._pending[number].in_flight = True
         elif isinstance(answer, Unusable):
             if self._loaded_once and isinstance(answer.error, NotEnoughMemory):
                 log.warning("No memory to load the model again yet: %s", answer.error)
@@ -229,17 +236,19 @@ class LocalWorker:
         else:
             pending.answer.set_exception(answer.error)
 
-    def _blame_running_job(self) -> None:
-        """The process died at work. Give up the job it was at if that happened too often."""
-        running = next(iter(self._pending.values()), None)
-        if running is None:
-            return
-        running.deaths += 1
-        if running.deaths >= MAX_DEATHS and not running.answer.done():
-            running.answer.set_exception(
-                WorkerError(f"The worker died {MAX_DEATHS} times while making this picture.")
-            )
-            del self._pending[running.task.number]
+    def _blame(self) -> None:
+        """The process died at work. Give up the jobs it was at if that happened too often."""
+        for number, pending in list(self._pending.items()):
+            if not pending.in_flight:
+                continue
+            pending.in_flight = False
+            pending.deaths += 1
+            pending.task = replace(pending.task, alone=True)
+            if pending.deaths >= MAX_DEATHS and not pending.answer.done():
+                pending.answer.set_exception(
+                    WorkerError(f"The worker died {MAX_DEATHS} times while making this picture.")
+                )
+                del self._pending[number]
 
     def _give_up(self, problem: Exception) -> None:
         """The model will never be loaded: say so to everyone who waits."""

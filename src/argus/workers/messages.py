@@ -18,22 +18,30 @@ class WorkerError(ArgusError):
 
 @dataclass(frozen=True)
 class Model:
-    """Which model a worker loads, with which sampler, where and in what precision."""
+    """Which model a worker loads, with which sampler, where, in what precision, and how many
+    pictures at most it makes at once."""
 
     source: str
     sampler: str = "default"
     device: str = "cpu"
     dtype: str = "float32"
+    max_batch: int = 32
 
 
 @dataclass(frozen=True)
 class Task:
-    """A job, the latents it starts from if it skips, and the K whose latents to hand up."""
+    """A job, the latents it starts from if it skips, and the K whose latents to hand up.
+
+    `alone` jobs share no batch, because a process died of them or of what was beside them.
+    `progress` asks for word of every step.
+    """
 
     number: int
     job: Job
     start: bytes | None = None
     keep: tuple[int, ...] = ()
+    alone: bool = False
+    progress: bool = False
 
 
 @dataclass(frozen=True)
@@ -58,6 +66,13 @@ class Unusable:
     """The model cannot be loaded."""
 
     error: Exception
+
+
+@dataclass(frozen=True)
+class Begun:
+    """Tasks are in flight from now on."""
+
+    numbers: tuple[int, ...]
 
 
 @dataclass(frozen=True)
@@ -88,7 +103,7 @@ class Failed:
 
 
 Request = Task | Cancel | Stop
-Answer = Ready | Unusable | Progress | Finished | Failed
+Answer = Ready | Unusable | Begun | Progress | Finished | Failed
 
 
 def pack(latents: Tensor) -> bytes:

@@ -1,22 +1,24 @@
-"""The inside of a worker process: load the model, then answer tasks in the order they came."""
+"""The inside of a worker process: load the model, then step everything that was asked for."""
 
 from __future__ import annotations
 
 import logging
 import signal
 from collections import deque
+from collections.abc import Callable
 from multiprocessing.connection import Connection
 from typing import TYPE_CHECKING
 
 from argus.core.errors import ArgusError
 from argus.workers.messages import (
+    Begun,
+    Cancel,
     Failed,
     Finished,
     Model,
     Progress,
     Ready,
     Request,
-    Stop,
     Task,
     Unusable,
     WorkerError,
@@ -25,13 +27,9 @@ from argus.workers.messages import (
 )
 
 if TYPE_CHECKING:
-    from argus.engine.engine import Engine
+    from argus.engine.engine import Engine, Result
 
 log = logging.getLogger(__name__)
-
-
-class _Cancelled(Exception):
-    """The running task is no longer wanted."""
 
 
 def run_worker(pipe: Connection, model: Model) -> None:
@@ -41,7 +39,9 @@ def run_worker(pipe: Connection, model: Model) -> None:
     from argus.engine.engine import Engine  # here, since the server imports this file too
 
     try:
-        engine = Engine.load(model.source, model.device, model.dtype, model.sampler)
+        engine = Engine.load(
+            model.source, model.device, model.dtype, model.sampler, model.max_batch
+        )
     except ArgusError as error:
         pipe.send(Unusable(error))
         return
@@ -53,59 +53,97 @@ def run_worker(pipe: Connection, model: Model) -> None:
 
 
 class _Worker:
+    """Between two steps it reads what it is told. `waiting` are the tasks that the engine does not
+    have yet: those behind one that must be alone."""
+
     def __init__(self, pipe: Connection, engine: Engine) -> None:
         self._pipe, self._engine = pipe, engine
         self._waiting: deque[Task] = deque()
-        self._running: int | None = None
+        self._tasks: dict[int, Task] = {}  # by the engine's ticket
+        self._begun: set[int] = set()
         self._stopping = False
 
     def serve(self) -> None:
-        while self._waiting or not self._stopping:
-            if not self._waiting:
+        while True:
+            while self._pipe.poll():
                 self._take(self._pipe.recv())
-                continue
-            task = self._waiting.popleft()
-            self._running = task.number
-            try:
-                self._pipe.send(self._answer(task))
-            except _Cancelled:
-                continue
-            finally:
-                self._running = None
-
-    def _answer(self, task: Task) -> Finished | Failed:
-        try:
-            result = self._engine.run(
-                task.job,
-                start=None if task.start is None else unpack(task.start),
-                keep=task.keep,
-                on_step=lambda done, steps: self._step(task.number, done, steps),
-            )
-        except (_Cancelled, EOFError, BrokenPipeError):
-            raise
-        except ArgusError as error:
-            return Failed(task.number, error)
-        except Exception as error:
-            if "CUDA error" in str(error):
-                raise  # nothing works on the device from now on: let a new process begin anew
-            log.exception("Task %d failed", task.number)
-            problem = f"The worker failed on this picture: {type(error).__name__}: {error}"
-            return Failed(task.number, WorkerError(problem))
-        kept = {k: pack(latents) for k, latents in result.kept.items()}
-        return Finished(task.number, result.image, kept, result.timings_ms)
-
-    def _step(self, number: int, done: int, steps: int) -> None:
-        self._pipe.send(Progress(number, done, steps))
-        while self._pipe.poll():
-            self._take(self._pipe.recv())
+            self._admit()
+            if self._engine.busy:
+                self._step()
+            elif self._stopping:
+                return
+            else:
+                self._take(self._pipe.recv())
 
     def _take(self, request: Request) -> None:
         if isinstance(request, Task):
             self._waiting.append(request)
-        elif isinstance(request, Stop):
-            self._stopping = True
-        elif request.number == self._running:
-            raise _Cancelled
+        elif isinstance(request, Cancel):
+            self._cancel(request.number)
         else:
-            kept = [task for task in self._waiting if task.number != request.number]
-            self._waiting = deque(kept)
+            self._stopping = True
+
+    def _cancel(self, number: int) -> None:
+        self._waiting = deque(task for task in self._waiting if task.number != number)
+        for ticket, task in list(self._tasks.items()):
+            if task.number == number:
+                self._engine.cancel(ticket)
+                del self._tasks[ticket]
+
+    def _admit(self) -> None:
+        """Give the engine what may run beside what it has."""
+        while self._waiting:
+            alone = self._waiting[0].alone or any(task.alone for task in self._tasks.values())
+            if alone and self._tasks:
+                return
+            task = self._waiting.popleft()
+            try:
+                ticket = self._engine.admit(
+                    task.job,
+                    start=None if task.start is None else unpack(task.start),
+                    keep=task.keep,
+                    on_step=self._reporter(task) if task.progress else None,
+                )
+            except Exception as error:
+                self._pipe.send(Failed(task.number, _told(error)))
+            else:
+                self._tasks[ticket] = task
+
+    def _step(self) -> None:
+        try:
+            outcomes = self._engine.fill()
+            begun = set(self._engine.in_flight)
+            if begun - self._begun:  # before the step, so that who finds us dead knows of what
+                numbers = [self._tasks[ticket].number for ticket in begun - self._begun]
+                self._pipe.send(Begun(tuple(numbers)))
+            self._begun = begun
+            outcomes += self._engine.step()
+        except (EOFError, BrokenPipeError):
+            raise
+        except Exception as error:
+            if "CUDA error" in str(error):
+                raise  # nothing works on the device from now on: let a new process begin anew
+            log.exception("%d pictures failed", len(self._engine.in_flight))
+            outcomes = [(ticket, error) for ticket in self._engine.in_flight]
+            for ticket in self._engine.in_flight:
+                self._engine.cancel(ticket)
+        for ticket, outcome in outcomes:
+            self._pipe.send(_answer(self._tasks.pop(ticket).number, outcome))
+
+    def _reporter(self, task: Task) -> Callable[[int, int], None]:
+        return lambda done, steps: self._pipe.send(Progress(task.number, done, steps))
+
+
+def _answer(number: int, outcome: Result | Exception) -> Finished | Failed:
+    if isinstance(outcome, Exception):
+        return Failed(number, _told(outcome))
+    kept = {k: pack(latents) for k, latents in outcome.kept.items()}
+    return Finished(number, outcome.image, kept, outcome.timings_ms)
+
+
+def _told(error: Exception) -> ArgusError:
+    """An error that says to a client what happened."""
+    if isinstance(error, ArgusError):
+        return error
+    log.error("A picture failed", exc_info=error)
+    return WorkerError(f"The worker failed on this picture: {type(error).__name__}: {error}")

@@ -64,8 +64,8 @@ def main(
     coder = AutoencoderKL.from_pretrained(vae, use_safetensors=True).to(device)
     detector = train_detector(Detector().to(device), coder, work, steps, seed, scenes)
     path = work / "detector.safetensors"
-    states = detector.state_dict()
-    save_file({name: value.cpu().contiguous() for name, value in states.items()}, path)
+    states = {name: value.cpu().contiguous() for name, value in detector.state_dict().items()}
+    save_file({name: x.half() if x.is_floating_point() else x for name, x in states.items()}, path)
     print(f"saved {path}, {path.stat().st_size / 1e6:.1f} MB")
 
 

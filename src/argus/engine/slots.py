@@ -1,0 +1,150 @@
+"""Requests in flight, and the one step that moves a batch of them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+
+import torch
+from diffusers.utils.torch_utils import randn_tensor
+from torch import Tensor
+
+from argus.core.job import Job
+from argus.engine.conditioning import Conditioning, Rows, rows_of
+from argus.engine.loading import AnyPipeline
+from argus.engine.schedules import Schedule, Step
+
+OnStep = Callable[[int, int], None]
+
+
+@dataclass(eq=False)
+class Slot:
+    """A job in flight: its latents (1, c, h, w), its place in its schedule, what it hands up.
+
+    `done` counts the steps up to here, those that were skipped included. `x0` is the latest
+    estimate of the finished latents, None before the first step that runs.
+    """
+
+    job: Job
+    schedule: Schedule
+    conditioning: Conditioning
+    generator: torch.Generator
+    latents: Tensor
+    keep: frozenset[int] = frozenset()
+    on_step: OnStep | None = None
+    done: int = 0
+    x0: Tensor | None = None
+    kept: dict[int, Tensor] = field(default_factory=dict)
+
+    @property
+    def finished(self) -> bool:
+        return self.done == self.job.steps
+
+    @property
+    def step(self) -> Step:
+        """The step that comes next."""
+        schedule = self.schedule
+        return (schedule.alone if self.x0 is None else schedule.steps)[self.done]
+
+    def hand_up(self) -> None:
+        """Keep the latents if they are wanted at this K."""
+        if self.done in self.keep:
+            self.kept[self.done] = self.latents.clone()
+
+
+class Denoiser:
+    """Moves slots of one picture size. The batch's conditioning is laid out once and kept while
+    the same slots step together."""
+
+    def __init__(self, pipeline: AnyPipeline) -> None:
+        self._pipeline = pipeline
+        self._members: tuple[Slot, ...] = ()
+        self._rows: Rows | None = None
+
+    def advance(self, slots: Sequence[Slot]) -> None:
+        """One step of every slot: one forward pass, then each sampler's own update.
+
+        The slots are as they were if it raises.
+        """
+        unet = self._pipeline.unet
+        steps = [slot.step for slot in slots]
+        rows = self._laid_out(tuple(slots))
+        x = torch.cat([slot.latents for slot in slots]).float()
+        numbers = _columns(steps, unet.device)
+        guess = self._guess(x, numbers["scale"], steps, rows)
+        x0 = numbers["x0_x"] * x + numbers["x0_out"] * guess
+        x0 = _clipped(x0, slots)
+        moved = numbers["x"] * x + numbers["out"] * guess + numbers["x0"] * x0
+        if any(step.last for step in steps):
+            last = [x0[:1] if slot.x0 is None else slot.x0 for slot in slots]
+            moved += numbers["last"] * torch.cat(last)
+        noises = [self._noise(slot) for slot in slots] if _any_noisy(slots) else []
+        if noises:
+            moved += numbers["noise"] * torch.cat(noises)
+        moved = moved.to(unet.dtype)
+        for i, slot in enumerate(slots):
+            slot.latents, slot.x0 = moved[i : i + 1], x0[i : i + 1]
+            slot.done += 1
+            slot.hand_up()
+
+    def _guess(self, x: Tensor, scale: Tensor, steps: Sequence[Step], rows: Rows) -> Tensor:
+        """The model's output (b, c, h, w) in float32, guidance applied."""
+        unet, n = self._pipeline.unet, len(x)
+        guided = len(rows.guided)
+        inputs = (x * scale).to(unet.dtype)
+        times = torch.tensor([step.timestep for step in steps]).to(unet.device, non_blocking=True)
+        if guided:
+            inputs = torch.cat([inputs, inputs if guided == n else inputs[rows.guided]])
+            times = torch.cat([times, times if guided == n else times[rows.guided]])
+        out: Tensor = unet(
+            inputs,
+            times,
+            encoder_hidden_states=rows.states,
+            timestep_cond=rows.guidance_embedding,
+            added_cond_kwargs=rows.added,
+            return_dict=False,
+        )[0].float()
+        if not guided:
+            return out
+        positive, negative = out[:n], out[n:]
+        if guided == n:
+            return negative + rows.guidance * (positive - negative)
+        mixed = negative + rows.guidance * (positive[rows.guided] - negative)
+        return positive.index_copy(0, rows.guided, mixed)
+
+    def _laid_out(self, slots: tuple[Slot, ...]) -> Rows:
+        if self._rows is None or slots != self._members:
+            self._rows = rows_of([s.job for s in slots], [s.conditioning for s in slots])
+            self._members = slots
+        return self._rows
+
+    def _noise(self, slot: Slot) -> Tensor:
+        """What the slot's own sampler draws after a step; nothing for one that draws none."""
+        if not slot.schedule.noisy:
+            return torch.zeros_like(slot.latents, dtype=torch.float32)
+        unet = self._pipeline.unet
+        noise: Tensor = randn_tensor(
+            tuple(slot.latents.shape), slot.generator, unet.device, unet.dtype
+        )
+        return noise.float()
+
+
+def _columns(steps: Sequence[Step], device: torch.device) -> dict[str, Tensor]:
+    """Every factor of the steps as a (b, 1, 1, 1) tensor."""
+    names = ("scale", "x0_x", "x0_out", "x", "out", "x0", "last", "noise")
+    table = torch.tensor([[getattr(step, name) for step in steps] for name in names])
+    table = table.to(device, non_blocking=True)
+    return {name: table[i].view(-1, 1, 1, 1) for i, name in enumerate(names)}
+
+
+def _clipped(x0: Tensor, slots: Sequence[Slot]) -> Tensor:
+    clips = [slot.schedule.clip for slot in slots]
+    if not any(clip is not None for clip in clips):
+        return x0
+    limits = [float("inf") if clip is None else clip for clip in clips]
+    limit = torch.tensor(limits).to(x0.device, non_blocking=True).view(-1, 1, 1, 1)
+    return x0.clamp(-limit, limit)
+
+
+def _any_noisy(slots: Sequence[Slot]) -> bool:
+    return any(slot.schedule.noisy for slot in slots)
