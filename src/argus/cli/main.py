@@ -10,7 +10,7 @@ import typer
 from rich.markup import escape
 
 from argus import __version__
-from argus.cli import cache, config, generate, serve
+from argus.cli import cache, config, generate, lab, serve
 from argus.cli.consoles import err, out
 from argus.core.errors import ArgusError, BadRequest, ModelError, NotEnoughMemory
 
@@ -42,6 +42,8 @@ app.command(
 app.command(epilog="Example: argus serve --port 9000 --policy clipper-ha")(serve.serve)
 app.command()(serve.key)
 app.command()(generate.families)
+app.command(epilog="Example: argus profile pictogram --out profile.json")(lab.profile)
+app.command(epilog="Example: argus calibrate pictogram --prompts 300 --seeds 2")(lab.calibrate)
 app.add_typer(cache.app, name="cache")
 app.add_typer(config.app, name="config")
 

@@ -45,7 +45,7 @@ class Family:
     `exact` is the best variant, the one whose quality is 1 by definition. `skips` maps every K
     that a cached latent may replace to the least similarity of the neighbour at which the
     published thresholds (policy `nirvana`) allow it. `cheaper` are variants with fewer steps or
-    another model.
+    another model. `ideas` is `module:Class` of where the family's own prompts come from.
     """
 
     name: str
@@ -55,6 +55,7 @@ class Family:
     skips: dict[int, float]
     cheaper: dict[str, Variant] = field(default_factory=dict)
     scorer: ScorerSpec | None = None
+    ideas: str | None = None
     bundled: bool = False
 
     @property

@@ -234,9 +234,9 @@ class Engine:
         return [*self._halving(group[:half], work), *self._halving(group[half:], work)]
 
     def _begin(self, group: Sequence[_Waiting]) -> Outcomes:
-        begun, size = self._now(), group[0].size
+        begun, size = self.now(), group[0].size
         conditionings = self._texts.prepare([one.job for one in group], *size)
-        encode_s = self._now() - begun
+        encode_s = self.now() - begun
         for one, conditioning in zip(group, conditionings, strict=True):
             job, schedule = one.job, self._schedule(one.job.steps)
             generator = torch.Generator().manual_seed(job.seed)
@@ -249,7 +249,7 @@ class Engine:
                 job, schedule, conditioning, generator, latents, one.keep, one.on_step, job.skip
             )
             slot.hand_up()
-            self._in_flight.append(_InFlight(one.ticket, slot, size, self._now(), encode_s))
+            self._in_flight.append(_InFlight(one.ticket, slot, size, self.now(), encode_s))
         return []
 
     def _advance(self, group: Sequence[_InFlight]) -> Outcomes:
@@ -257,9 +257,9 @@ class Engine:
         return []
 
     def _finish(self, group: Sequence[_InFlight]) -> Outcomes:
-        denoised = self._now()
+        denoised = self.now()
         images = decode(self.pipeline, [one.slot.latents for one in group])
-        decode_s = self._now() - denoised
+        decode_s = self.now() - denoised
         self._in_flight = [one for one in self._in_flight if one not in group]
         outcomes: Outcomes = []
         for one, image in zip(group, images, strict=True):
@@ -304,7 +304,8 @@ class Engine:
                 f"Cannot keep latents at {wrong}: this run passes {job.skip} to {job.steps}."
             )
 
-    def _now(self) -> float:
+    def now(self) -> float:
+        """Seconds on a clock, once the device is done with what it was given."""
         if self.pipeline.unet.device.type == "cuda":
             torch.cuda.synchronize()
         return time.perf_counter()

@@ -53,6 +53,7 @@ class _FamilyFile(_Part):
     skips: dict[int, float] = {}
     variants: dict[Annotated[str, Field(pattern=r"^[\w.-]+$")], _CheaperFile] = {}
     scorer: _ScorerFile | None = None
+    ideas: str | None = Field(None, pattern=r"^[\w.]+:\w+$")
 
 
 def list_families() -> dict[str, Family]:
@@ -110,6 +111,7 @@ def read_family(path: Path) -> Family:
         skips=dict(sorted(content.skips.items())),
         cheaper=cheaper,
         scorer=None if content.scorer is None else ScorerSpec(**content.scorer.model_dump()),
+        ideas=content.ideas,
         bundled=all(Path(source).is_dir() for source in models.values()),
     )
 

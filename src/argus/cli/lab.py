@@ -1,0 +1,135 @@
+"""`argus profile` and `argus calibrate`: what a family's variants cost and are worth."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.progress import (
+    BarColumn,
+    Progress,
+    TaskProgressColumn,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
+from rich.table import Table
+
+from argus.cli.consoles import err, out
+from argus.core.errors import BadRequest
+from argus.families.catalog import find_family
+
+FamilyName = Annotated[str, typer.Argument(help="A family's name, or the path of its YAML file.")]
+Device = Annotated[str | None, typer.Option(help="cpu, cuda or cuda:N.")]
+Precision = Annotated[str | None, typer.Option(help="float32, float16 or bfloat16.")]
+
+
+def profile(
+    family: FamilyName,
+    output: Annotated[Path, typer.Option("--out", "-o", help="The JSON to write.")] = Path(
+        "profile.json"
+    ),
+    batches: Annotated[str, typer.Option(help="Batch sizes to measure.")] = "1,2,4,8,16,32",
+    repeats: Annotated[int, typer.Option(help="Repeats; medians are kept.", min=1)] = 9,
+    device: Device = None,
+    dtype: Precision = None,
+) -> None:
+    """Measure seconds per step, encoding, decoding and loading of a family's models here."""
+    chosen = find_family(family)
+    sizes = _sizes(batches)
+    _check_folder(output)
+    from argus.engine.sources import check_device, default_device, default_dtype
+    from argus.lab import profiling
+
+    device = device or default_device()
+    dtype = dtype or default_dtype(device)
+    check_device(device, dtype)
+    with err.status("") as status:
+        measured = profiling.profile(
+            chosen, device, dtype, sizes, repeats,
+            lambda name: status.update(f"Measuring {name} on {device} …"),
+        )  # fmt: skip
+    output.write_text(json.dumps(measured.to_json(), indent=1) + "\n")
+    table = Table("model", *(f"ms/step at {b}" for b in sizes), "encode", "decode", "load", "peak")
+    for name, model in measured.models.items():
+        table.add_row(
+            name,
+            *(f"{1000 * model.step_s[b]:.1f}" if b in model.step_s else "-" for b in sizes),
+            f"{1000 * model.encode_s:.1f} ms",
+            f"{1000 * model.batch_decode_s(1):.1f} ms",
+            f"{model.load_s['disk']:.2f} s",
+            f"{model.peak_bytes / 1e9:.2f} GB",
+        )
+    out.print(table, highlight=False)
+    err.print(f"Wrote {output}", highlight=False)
+
+
+def calibrate(
+    family: FamilyName,
+    prompts: Annotated[
+        str, typer.Option(help="A file of prompts, one a line, or how many of the family's own.")
+    ],
+    output: Annotated[Path, typer.Option("--out", "-o", help="The table to write.")] = Path(
+        "quality.parquet"
+    ),
+    seeds: Annotated[int, typer.Option(help="Pictures of each prompt and variant.", min=1)] = 2,
+    donors: Annotated[
+        str | None,
+        typer.Option(help="Prompts in the cache, as --prompts. Default: half as many, own."),
+    ] = None,
+    device: Device = None,
+    dtype: Precision = None,
+) -> None:
+    """Measure what every variant's picture is worth, for many prompts.
+
+    Run again with the same options, it goes on where it was stopped.
+    """
+    chosen = find_family(family)
+    _check_folder(output)
+    from argus.engine.sources import check_device, default_device, default_dtype
+    from argus.lab.calibration import Calibration
+    from argus.lab.calibration import calibrate as measure
+    from argus.lab.prompts import split_prompts
+
+    device = device or default_device()
+    dtype = dtype or default_dtype(device)
+    check_device(device, dtype)
+    asked, others = split_prompts(chosen, prompts, donors)
+    columns = (
+        TextColumn("Denoising"), BarColumn(), TaskProgressColumn(), TimeElapsedColumn(),
+        TextColumn("left"), TimeRemainingColumn(elapsed_when_finished=False),
+    )  # fmt: skip
+    with Progress(*columns, console=err) as bar:
+        task = bar.add_task("", total=None)
+        table = measure(
+            Calibration(chosen, tuple(asked), tuple(others), seeds, device, dtype),
+            output,
+            lambda done, of: bar.update(task, completed=done, total=of),
+        )
+    shown = Table("variant", "quality", "raw ratio", "score", "ms a picture", "rows")
+    for name in chosen.variants:
+        rows = table[table["variant"] == name]
+        shown.add_row(
+            name,
+            f"{rows['quality'].mean():.3f}",
+            f"{rows['raw_ratio'].mean():.3f}",
+            f"{rows['score'].mean():.3f}",
+            f"{1000 * rows['seconds'].mean():.0f}",
+            f"{len(rows):,}",
+        )
+    out.print(shown, highlight=False)
+    err.print(f"Wrote {output}", highlight=False)
+
+
+def _sizes(text: str) -> tuple[int, ...]:
+    parts = [part.strip() for part in text.split(",")]
+    if not all(part.isdecimal() and int(part) for part in parts):
+        raise BadRequest(f"batches is {text!r}; give numbers from 1 on with commas between them.")
+    return tuple(sorted({int(part) for part in parts}))
+
+
+def _check_folder(path: Path) -> None:
+    if not path.absolute().parent.is_dir():
+        raise BadRequest(f"There is no folder {path.absolute().parent} to write {path.name} in.")

@@ -1,0 +1,97 @@
+"""What variants cost: measured seconds of one device, by model and batch."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from argus.core.errors import ModelError
+from argus.core.family import Variant
+
+
+@dataclass(frozen=True)
+class ModelProfile:
+    """Measured seconds of one model, guidance included, at the family's picture size.
+
+    `step_s` maps a batch size to the seconds of one denoising step of the whole batch, `decode_s`
+    one to the seconds of decoding it. `encode_s` is one prompt's, `picture_s` one picture's
+    compression as PNG. `load_s` is loading with cold and with warm page cache. `peak_bytes` is the
+    most memory the measuring process held, on the device if that is a GPU.
+    """
+
+    step_s: dict[int, float]
+    decode_s: dict[int, float]
+    encode_s: float
+    picture_s: float
+    load_s: dict[str, float]
+    peak_bytes: int
+
+    @property
+    def best_batch(self) -> int:
+        """The batch past which pictures per second stop growing (by 3 % a doubling)."""
+        sizes = sorted(self.step_s)
+        best = sizes[0]
+        for size in sizes[1:]:
+            if size / self.step_s[size] > 1.03 * best / self.step_s[best]:
+                best = size
+        return best
+
+    def batch_step_s(self, batch: int) -> float:
+        """Seconds of a step of `batch` pictures, between measured sizes on a straight line."""
+        return _between(self.step_s, batch)
+
+    def batch_decode_s(self, batch: int) -> float:
+        """Seconds of decoding `batch` pictures together."""
+        return _between(self.decode_s, batch)
+
+    def picture_cost_s(self, variant: Variant, batch: int) -> float:
+        """Worker-seconds of a picture at `batch`: c = steps run · s(b)/b + encode + decode."""
+        steps = variant.steps - variant.skip
+        denoise = steps * self.batch_step_s(batch) / batch
+        return denoise + self.encode_s + self.batch_decode_s(batch) / batch
+
+
+@dataclass(frozen=True)
+class Profile:
+    """The models of a family on one device. `weights` are the fingerprints of what was measured."""
+
+    family: str
+    device: dict[str, Any]
+    width: int
+    height: int
+    weights: dict[str, str]
+    models: dict[str, ModelProfile]
+
+    def to_json(self) -> dict[str, Any]:
+        return asdict(self)
+
+    @classmethod
+    def from_json(cls, content: dict[str, Any]) -> Profile:
+        """Raises ModelError for what `to_json` did not make."""
+        try:
+            models = {
+                name: ModelProfile(
+                    **{
+                        **model,
+                        "step_s": {int(b): s for b, s in model["step_s"].items()},
+                        "decode_s": {int(b): s for b, s in model["decode_s"].items()},
+                    }
+                )
+                for name, model in content["models"].items()
+            }
+            return cls(**{**content, "models": models})
+        except (KeyError, TypeError, ValueError, AttributeError) as error:
+            raise ModelError(f"This is no profile as `argus profile` writes it: {error}") from error
+
+
+def _between(measured: dict[int, float], batch: int) -> float:
+    """A value between measured batch sizes; past the largest, as much a picture as there."""
+    sizes = sorted(measured)
+    if batch >= sizes[-1]:
+        return measured[sizes[-1]] * batch / sizes[-1]
+    above = next(size for size in sizes if size >= batch)
+    below = max((size for size in sizes if size <= batch), default=above)
+    if above == below:
+        return measured[above]
+    share = (batch - below) / (above - below)
+    return measured[below] + share * (measured[above] - measured[below])

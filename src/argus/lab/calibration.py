@@ -1,0 +1,316 @@
+"""`argus calibrate`: the picture of every prompt, seed and variant, and what it is worth.
+
+Work is cut into parts: all variants of one model for a few prompts. A part is written whole when it
+is done, so that a run that is killed loses at most the part it was at, and does none twice.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+import random
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict, dataclass
+from functools import cached_property
+from pathlib import Path
+
+import pandas as pd
+from PIL import Image
+from torch import Tensor
+
+from argus.cache.cache import ApproximateCache, Neighbour
+from argus.cache.catalogue import Catalogue
+from argus.cache.latents import LatentStore
+from argus.cache.scope import Scope
+from argus.core.errors import BadRequest
+from argus.core.family import EXACT, Family, Variant
+from argus.core.job import Job
+from argus.engine.engine import Engine
+from argus.engine.sources import fingerprint, model_folder
+from argus.lab import table
+from argus.lab.painting import Commission, paint
+from argus.quality.encoder import PromptEncoder
+from argus.quality.scorer import Scorer
+from argus.quality.scorers import load_scorer
+
+CHUNK = 16
+FARTHEST = 256
+DONOR_SEED = 1_000_000
+NO_LIMIT = 2**62
+
+OnProgress = Callable[[int, int], None]
+
+
+@dataclass(frozen=True)
+class Calibration:
+    """What is measured: `prompts` under `seeds` seeds; `donors` are the prompts whose latents the
+    cache holds."""
+
+    family: Family
+    prompts: tuple[str, ...]
+    donors: tuple[str, ...]
+    seeds: int
+    device: str
+    dtype: str
+
+    @cached_property
+    def parts(self) -> list[tuple[str, int]]:
+        """Every part as a model and the place of its first prompt; the exact model's come first."""
+        models = dict.fromkeys(variant.model for variant in self.family.variants.values())
+        begins = range(0, len(self.prompts), CHUNK)
+        return [(model, begin) for model in models for begin in begins]
+
+    @cached_property
+    def identity(self) -> str:
+        """Another for other prompts, variants, weights or seeds."""
+        family = self.family
+        facts = {
+            "variants": {name: asdict(variant) for name, variant in family.variants.items()},
+            "weights": {m: fingerprint(model_folder(s)) for m, s in family.models.items()},
+            "scorer": None if family.scorer is None else asdict(family.scorer),
+            "prompts": self.prompts,
+            "donors": self.donors,
+            "seeds": self.seeds,
+            "dtype": self.dtype,
+        }
+        return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
+
+
+def calibrate(
+    asked: Calibration, out: Path, on_progress: OnProgress = lambda done, of: None
+) -> pd.DataFrame:
+    """Measure, and write the table to `out`; goes on where an earlier run was stopped.
+
+    Until it is done, parts and the cache of donors lie in `out`.parts. `on_progress` is told how
+    many denoising steps are done, and of how many. Raises BadRequest if `out`.parts holds another
+    measurement, and what loading models and scorers raises.
+    """
+    if asked.family.scorer is None:
+        raise BadRequest(f"The family {asked.family.name} names no scorer; add one to its file.")
+    if asked.seeds < 1:
+        raise BadRequest("Calibration needs at least one seed.")
+    work = out.with_name(f"{out.name}.parts")
+    _claim(work, asked.identity)
+    progress = _Progress(asked, on_progress)
+    scorer = load_scorer(asked.family.scorer, asked.device)
+    files = []
+    bench: _Bench | None = None
+    for model, begin in asked.parts:
+        file = work / f"{model}-{begin:06d}.parquet"
+        files.append(file)
+        prompts = asked.prompts[begin : begin + CHUNK]
+        if file.exists():
+            progress.skip(model, len(prompts))
+            continue
+        if bench is None or bench.model != model:
+            if bench is not None:
+                bench.close()
+            bench = _Bench(asked, model, scorer, work, progress)
+        table.write(bench.part(prompts), file)
+    if bench is not None:
+        bench.close()
+    progress.finish()
+    result = table.finish(pd.concat([pd.read_parquet(file) for file in files], ignore_index=True))
+    table.write(result, out)
+    return result
+
+
+def _claim(work: Path, identity: str) -> None:
+    """Make the folder of parts, or check that it is of this measurement."""
+    work.mkdir(parents=True, exist_ok=True)
+    mark = work / "identity"
+    if not mark.exists():
+        mark.write_text(identity)
+    if mark.read_text() != identity:
+        raise BadRequest(
+            f"{work} holds parts of another measurement (other prompts, variants, weights or "
+            "seeds). Remove it, or name another --out."
+        )
+
+
+class _Progress:
+    """Counts denoising steps, which take nearly all the time."""
+
+    def __init__(self, asked: Calibration, tell: OnProgress) -> None:
+        self._asked, self._tell = asked, tell
+        variants = asked.family.variants.values()
+        self._of_model: dict[str, int] = {}
+        for variant in variants:
+            steps = (variant.steps - variant.skip) * asked.seeds
+            self._of_model[variant.model] = self._of_model.get(variant.model, 0) + steps
+        donors = len(asked.donors) * asked.family.exact.steps
+        self._total = donors + len(asked.prompts) * sum(self._of_model.values())
+        self._done = 0
+
+    def skip(self, model: str, prompts: int) -> None:
+        self.add(prompts * self._of_model[model])
+
+    def add(self, steps: int) -> None:
+        self._done += steps
+        self._tell(self._done, self._total)
+
+    def finish(self) -> None:
+        self._tell(self._total, self._total)
+
+
+class _Bench:
+    """One loaded model, and what measuring its variants needs."""
+
+    def __init__(
+        self, asked: Calibration, model: str, scorer: Scorer, work: Path, progress: _Progress
+    ) -> None:
+        self.model = model
+        self._asked, self._scorer, self._progress = asked, scorer, progress
+        family = asked.family
+        self._folder = model_folder(family.models[model])
+        self._variants = {n: v for n, v in family.variants.items() if v.model == model}
+        self._engines: dict[str, Engine] = {}
+        self._donors = None
+        if any(variant.skip for variant in self._variants.values()):
+            self._donors = _Donors(asked, work, self._engine(family.exact.sampler), progress)
+
+    def close(self) -> None:
+        if self._donors is not None:
+            self._donors.close()
+
+    def _engine(self, sampler: str) -> Engine:
+        if sampler not in self._engines:
+            self._engines[sampler] = Engine.load(
+                str(self._folder), self._asked.device, self._asked.dtype, sampler
+            )
+        return self._engines[sampler]
+
+    def part(self, prompts: Sequence[str]) -> pd.DataFrame:
+        """Every variant of this model for some prompts: rows as in `table.MEASURED`."""
+        rows: list[dict[str, object]] = []
+        neighbours = {
+            (prompt, seed): self._donors.neighbour(prompt, seed) if self._donors else None
+            for prompt in prompts
+            for seed in range(self._asked.seeds)
+        }
+        for name, variant in self._variants.items():
+            begun = time.perf_counter()
+            pictures: dict[tuple[str, int], Image.Image] = {}
+            for one, result in paint(
+                self._engine(variant.sampler), self._commissions(variant, neighbours)
+            ):
+                pictures[one.of] = result.image
+                self._progress.add(one.job.steps_run)
+            seconds = (time.perf_counter() - begun) / max(1, len(pictures))
+            rows += self._rows(name, variant, pictures, neighbours, seconds)
+        return pd.DataFrame(rows, columns=list(table.MEASURED))
+
+    def _commissions(
+        self, variant: Variant, neighbours: dict[tuple[str, int], Neighbour | None]
+    ) -> Iterator[Commission[tuple[str, int]]]:
+        for (prompt, seed), neighbour in neighbours.items():
+            start: Tensor | None = None
+            if variant.skip:
+                if neighbour is None or self._donors is None:
+                    continue
+                start = self._donors.latents(neighbour, variant.skip)
+            job = Job(
+                prompt, seed=seed, steps=variant.steps, guidance=variant.guidance,
+                skip=variant.skip, width=variant.width, height=variant.height,
+            )  # fmt: skip
+            yield Commission((prompt, seed), job, start)
+
+    def _rows(
+        self,
+        name: str,
+        variant: Variant,
+        pictures: dict[tuple[str, int], Image.Image],
+        neighbours: dict[tuple[str, int], Neighbour | None],
+        seconds: float,
+    ) -> list[dict[str, object]]:
+        keys, images = list(pictures), list(pictures.values())
+        prompts = [prompt for prompt, _ in keys]
+        scores = self._scorer.score(prompts, images)
+        unrelated = None
+        if name == EXACT:
+            unrelated = self._scorer.score(_others(prompts, self._asked.prompts), images)
+        rows: list[dict[str, object]] = []
+        for i, (prompt, seed) in enumerate(keys):
+            neighbour = neighbours[prompt, seed] if variant.skip else None
+            rows.append(
+                {
+                    "prompt": prompt,
+                    "variant": name,
+                    "seed": seed,
+                    "similarity": None if neighbour is None else neighbour.similarity,
+                    "neighbour": None if neighbour is None else neighbour.prompt,
+                    "score": float(scores[i]),
+                    "unrelated": None if unrelated is None else float(unrelated[i]),
+                    "seconds": seconds,
+                }
+            )
+        return rows
+
+
+def _others(prompts: Sequence[str], everyone: Sequence[str]) -> list[str]:
+    """For every prompt one that is far from it in the list of all."""
+    at = {prompt: i for i, prompt in enumerate(everyone)}
+    far = max(1, len(everyone) // 2)
+    return [everyone[(at[prompt] + far) % len(everyone)] for prompt in prompts]
+
+
+class _Donors:
+    """A real cache of other prompts' latents, and who of it is whose neighbour."""
+
+    def __init__(self, asked: Calibration, work: Path, engine: Engine, progress: _Progress) -> None:
+        folder = work / "donors"
+        folder.mkdir(exist_ok=True)
+        catalogue = Catalogue(f"sqlite:///{folder.absolute() / 'catalogue.db'}")
+        store = LatentStore(str(folder.absolute() / "latents"), catalogue.id)
+        self._cache = ApproximateCache(catalogue, store, NO_LIMIT)
+        exact = asked.family.exact
+        source = model_folder(asked.family.models[exact.model])
+        self._encoder = PromptEncoder.load(source)
+        self._scope = Scope(
+            "donors", fingerprint(source), exact.sampler, exact.width, exact.height, exact.steps,
+            exact.guidance, "",
+        )  # fmt: skip
+        self._fill(asked, engine, progress)
+        self._engine = engine
+
+    def close(self) -> None:
+        self._cache.close()
+
+    def _fill(self, asked: Calibration, engine: Engine, progress: _Progress) -> None:
+        """Make those donors that the cache does not hold yet."""
+        exact, skips = asked.family.exact, tuple(asked.family.skips)
+        lacking = []
+        for i, prompt in enumerate(asked.donors):
+            if self._cache.stored(self._scope, prompt) is None:
+                job = Job(
+                    prompt, seed=DONOR_SEED + i, steps=exact.steps, guidance=exact.guidance,
+                    width=exact.width, height=exact.height,
+                )  # fmt: skip
+                lacking.append(Commission(prompt, job, keep=skips))
+            else:
+                progress.add(exact.steps)
+        for one, result in paint(engine, lacking):
+            vector = self._encoder.embed(one.of).vector
+            self._cache.keep(self._scope, one.of, vector, result.kept)
+            progress.add(exact.steps)
+
+    def neighbour(self, prompt: str, seed: int) -> Neighbour | None:
+        """One of the nearest cached prompts, near or far: its rank is drawn log-uniformly, as if
+        the cache held more or less, so that all similarities are measured."""
+        found = self._cache.find(self._scope, self._encoder.embed(prompt).vector, FARTHEST)
+        if not found:
+            return None
+        draw = random.Random(f"neighbour {prompt} {seed}").random()
+        rank = int(math.exp(draw * math.log(len(found) + 1)))
+        return found[rank - 1]
+
+    def latents(self, neighbour: Neighbour, k: int) -> Tensor:
+        latents = self._cache.fetch(neighbour, k)
+        if latents is None:
+            raise BadRequest(
+                f"The donors' latents of {neighbour.prompt!r} at K={k} are gone or broken: remove "
+                "the folder of parts and calibrate again."
+            )
+        return latents

@@ -1,0 +1,226 @@
+"""`argus profile`: how long a family's models take on this machine."""
+
+from __future__ import annotations
+
+import io
+import multiprocessing
+import os
+import platform
+import resource
+import statistics
+import time
+from collections.abc import Callable, Collection, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from argus.core.errors import ArgusError, ModelError, NotEnoughMemory
+from argus.core.family import Family, Variant
+from argus.core.job import Job
+from argus.core.profile import ModelProfile, Profile
+from argus.engine.decoder import decode
+from argus.engine.engine import Engine
+from argus.engine.sources import fingerprint, model_folder
+
+BATCHES = (1, 2, 4, 8, 16, 32)
+WARM_UP, REPEATS = 2, 9
+PROMPT = "a picture of two small things, one above the other"
+
+
+def profile(
+    family: Family,
+    device: str,
+    dtype: str,
+    batches: Collection[int] = BATCHES,
+    repeats: int = REPEATS,
+    on_model: Callable[[str], None] = lambda name: None,
+) -> Profile:
+    """Measure every model of a family, each in a process of its own, one after the other.
+
+    `on_model` is told which comes next. Raises what loading a model raises.
+    """
+    models, weights = {}, {}
+    for name in family.models:
+        on_model(name)
+        folder = model_folder(family.models[name])
+        variant = next((v for v in family.variants.values() if v.model == name), family.exact)
+        weights[name] = fingerprint(folder)
+        asked = (str(folder), variant, device, dtype, tuple(batches), repeats)
+        models[name] = _in_a_process(asked)
+    exact, where = family.exact, describe(device, dtype)
+    return Profile(family.name, where, exact.width, exact.height, weights, models)
+
+
+def describe(device: str, dtype: str) -> dict[str, Any]:
+    """What the figures were measured on."""
+    cuda = device.startswith("cuda")
+    return {
+        "name": torch.cuda.get_device_name(device) if cuda else _processor(),
+        "device": device,
+        "dtype": dtype,
+        "threads": torch.get_num_threads(),
+        "torch": torch.__version__,
+    }
+
+
+def _processor() -> str:
+    with open("/proc/cpuinfo") if Path("/proc/cpuinfo").exists() else io.StringIO() as lines:
+        for line in lines:
+            if line.startswith("model name"):
+                return line.split(":", 1)[1].strip()
+    return platform.processor() or platform.machine()
+
+
+Asked = tuple[str, Variant, str, str, tuple[int, ...], int]
+
+
+def _in_a_process(asked: Asked) -> ModelProfile:
+    """Measured alone, so that the peak of memory is this model's."""
+    context = multiprocessing.get_context("spawn")
+    ours, theirs = context.Pipe()
+    process = context.Process(target=_measure_and_send, args=(theirs, asked))
+    process.start()
+    theirs.close()
+    try:
+        answer = ours.recv()
+    except EOFError:
+        process.join()
+        raise ModelError(
+            f"Measuring {asked[0]} ended without a result (exit code {process.exitcode})."
+        ) from None
+    process.join()
+    if isinstance(answer, Exception):
+        raise answer
+    result: ModelProfile = answer
+    return result
+
+
+def _measure_and_send(pipe: Any, asked: Asked) -> None:
+    try:
+        pipe.send(measure(*asked))
+    except ArgusError as error:
+        pipe.send(error)
+
+
+def measure(
+    folder: str, variant: Variant, device: str, dtype: str, batches: tuple[int, ...], repeats: int
+) -> ModelProfile:
+    """Measure one model with a variant's sampler, size and guidance. Medians of `repeats`.
+
+    Batches that do not fit into memory are left out.
+    """
+    engine = Engine.load(folder, device, dtype, variant.sampler)  # imports what loading needs
+    load_s = {}
+    for name in ("disk", "page_cache"):
+        del engine
+        if name == "disk":
+            _forget_pages(Path(folder))
+        begun = time.perf_counter()
+        engine = Engine.load(folder, device, dtype, variant.sampler)
+        load_s[name] = time.perf_counter() - begun
+    step_s, decode_s = {}, {}
+    for batch in sorted(batches):
+        try:
+            step_s[batch], decode_s[batch] = _times(engine, variant, batch, repeats)
+        except NotEnoughMemory:
+            break
+    if not step_s:
+        raise NotEnoughMemory(f"{folder} has no room for a single picture on {device}.")
+    return ModelProfile(
+        step_s=step_s,
+        decode_s=decode_s,
+        encode_s=_encode_s(engine, variant, repeats),
+        picture_s=_picture_s(engine, variant, repeats),
+        load_s=load_s,
+        peak_bytes=_peak_bytes(device),
+    )
+
+
+def _times(engine: Engine, variant: Variant, batch: int, repeats: int) -> tuple[float, float]:
+    """Median seconds of a step and of decoding, for `batch` pictures."""
+    steps = WARM_UP + repeats
+    engine.max_batch = batch
+    for seed in range(batch):
+        engine.admit(_job(variant, seed, steps + 1))
+    engine.fill()
+    seconds = []
+    for _ in range(steps):
+        begun = engine.now()
+        outcomes = engine.step()
+        seconds.append(engine.now() - begun)
+        for _, outcome in outcomes:
+            if isinstance(outcome, Exception):
+                raise outcome
+    if engine.max_batch < batch:
+        _drain(engine)
+        raise NotEnoughMemory(f"{batch} pictures do not fit.")
+    latents = [outcome.final for _, outcome in engine.step() if not isinstance(outcome, Exception)]
+    with torch.inference_mode():
+        decode_s = _median(lambda: decode(engine.pipeline, latents), engine, repeats)
+    return statistics.median(seconds[WARM_UP:]), decode_s
+
+
+def _job(variant: Variant, seed: int, steps: int) -> Job:
+    return Job(
+        PROMPT, seed=seed, steps=steps, guidance=variant.guidance,
+        width=variant.width, height=variant.height,
+    )  # fmt: skip
+
+
+def _drain(engine: Engine) -> None:
+    for ticket in engine.in_flight:
+        engine.cancel(ticket)
+
+
+def _encode_s(engine: Engine, variant: Variant, repeats: int) -> float:
+    numbers = iter(range(1000 * repeats))
+
+    def encode() -> None:
+        engine.admit(Job(f"{PROMPT} {next(numbers)}", steps=2, guidance=variant.guidance))
+        engine.fill()
+        _drain(engine)
+
+    return _median(encode, engine, repeats)
+
+
+def _picture_s(engine: Engine, variant: Variant, repeats: int) -> float:
+    image = engine.run(_job(variant, 0, 2)).image
+    return _median(lambda: image.save(io.BytesIO(), "PNG"), engine, repeats)
+
+
+def _median(work: Callable[[], object], engine: Engine, repeats: int) -> float:
+    seconds = []
+    for _ in range(WARM_UP + repeats):
+        begun = engine.now()
+        work()
+        seconds.append(engine.now() - begun)
+    return statistics.median(seconds[WARM_UP:])
+
+
+def _forget_pages(folder: Path) -> None:
+    """Let the system drop its copies of the folder's files, where it offers that."""
+    if not hasattr(os, "posix_fadvise"):
+        return
+    for path in folder.rglob("*"):
+        if path.is_file():
+            with _opened(path) as number:
+                os.fsync(number)
+                os.posix_fadvise(number, 0, 0, os.POSIX_FADV_DONTNEED)
+
+
+@contextmanager
+def _opened(path: Path) -> Iterator[int]:
+    number = os.open(path, os.O_RDONLY)
+    try:
+        yield number
+    finally:
+        os.close(number)
+
+
+def _peak_bytes(device: str) -> int:
+    if device.startswith("cuda"):
+        return int(torch.cuda.max_memory_allocated(device))
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if platform.system() == "Darwin" else peak * 1024

@@ -1,0 +1,53 @@
+"""The table of qualities: what `argus calibrate` writes and everything later is planned from."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+
+from argus.core.errors import BadRequest
+from argus.core.family import EXACT
+from argus.quality.scorer import quality, raw_ratio
+
+MEASURED = (
+    "prompt", "variant", "seed", "similarity", "neighbour", "score", "unrelated", "seconds",
+)  # fmt: skip
+COLUMNS = (*MEASURED[:-2], "s0", "s_exact", "quality", "raw_ratio", "seconds")
+
+
+def finish(measured: pd.DataFrame) -> pd.DataFrame:
+    """Quality from scores: one row per (prompt, variant, seed), `COLUMNS`.
+
+    s₀ is the mean of `unrelated`, the scores of exact pictures for another prompt. s_exact is the
+    mean of a prompt's exact scores over its seeds.
+    """
+    table = measured.copy()
+    exact = table[table["variant"] == EXACT]
+    table["s0"] = np.float32(exact["unrelated"].mean())
+    table["s_exact"] = table["prompt"].map(exact.groupby("prompt")["score"].mean())
+    score, best = (table[name].to_numpy(np.float32) for name in ("score", "s_exact"))
+    table["quality"] = quality(score, best, float(table["s0"].iloc[0]))
+    table["raw_ratio"] = raw_ratio(score, best)
+    return table[list(COLUMNS)]
+
+
+def write(table: pd.DataFrame, path: Path) -> None:
+    """Write a table whole or not at all."""
+    aside = path.with_name(f"{path.name}.new")
+    table.to_parquet(aside, index=False, compression="zstd")
+    os.replace(aside, path)
+
+
+def read(path: Path) -> pd.DataFrame:
+    """Read what `write` wrote. Raises BadRequest if it is not such a table."""
+    try:
+        table = pd.read_parquet(path)
+    except (OSError, ValueError) as error:
+        raise BadRequest(f"{path} cannot be read as a table of qualities: {error}") from error
+    lacking = sorted(set(COLUMNS) - set(table.columns))
+    if lacking:
+        raise BadRequest(f"{path} is no table of qualities: it has no column {lacking[0]!r}.")
+    return table

@@ -1,0 +1,141 @@
+"""`argus profile` and `argus calibrate` as a user runs them, on a family of random weights."""
+
+from __future__ import annotations
+
+import itertools
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from argus.core.errors import BadRequest, ModelError
+from argus.core.profile import ModelProfile, Profile
+from argus.families.catalog import find_family
+from argus.lab import table
+from argus.lab.calibration import CHUNK, Calibration, calibrate
+
+ARGUS = [sys.executable, "-c", "from argus.cli.main import main; main()"]
+PROMPTS = [f"prompt number {i}" for i in range(CHUNK + 4)]
+DONORS = [f"another prompt, number {i}" for i in range(12)]
+
+
+def asked(family: Path, seeds: int = 2) -> Calibration:
+    return Calibration(
+        find_family(str(family)), tuple(PROMPTS), tuple(DONORS), seeds, "cpu", "float32"
+    )
+
+
+@pytest.fixture(scope="module")
+def measured(tiny_family: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = tmp_path_factory.mktemp("calibration") / "quality.parquet"
+    told: list[tuple[int, int]] = []
+    calibrate(asked(tiny_family), out, lambda done, of: told.append((done, of)))
+    assert told[-1][0] == told[-1][1]
+    assert all(a[0] <= b[0] for a, b in itertools.pairwise(told))
+    return out
+
+
+def test_every_prompt_variant_and_seed_has_one_row(measured: Path, tiny_family: Path) -> None:
+    rows = table.read(measured)
+    variants = find_family(str(tiny_family)).variants
+    assert len(rows) == len(PROMPTS) * len(variants) * 2
+    assert not rows.duplicated(["prompt", "variant", "seed"]).any()
+    assert (rows["seconds"] > 0).all()
+
+
+def test_only_resumed_pictures_have_neighbours_and_they_are_donors(measured: Path) -> None:
+    rows = table.read(measured)
+    resumed = rows["variant"].str.startswith("skip-")
+    assert rows[~resumed]["neighbour"].isna().all()
+    assert set(rows[resumed]["neighbour"]) <= set(DONORS)
+    assert rows[resumed]["neighbour"].nunique() > 3
+    assert rows[resumed]["similarity"].between(-1, 1).all()
+
+
+def test_quality_is_made_of_scores_as_defined(measured: Path) -> None:
+    rows = table.read(measured)
+    exact = rows[rows["variant"] == "exact"]
+    best = exact.groupby("prompt")["score"].mean()
+    np.testing.assert_allclose(rows["s_exact"], rows["prompt"].map(best), rtol=1e-5)
+    expected = (rows["score"] - rows["s0"]) / (rows["s_exact"] - rows["s0"])
+    known = rows["quality"].notna()
+    np.testing.assert_allclose(rows["quality"][known], expected[known], rtol=1e-3, atol=1e-3)
+    np.testing.assert_allclose(rows["raw_ratio"], rows["score"] / rows["s_exact"], rtol=1e-5)
+
+
+def test_another_measurement_is_not_mixed_in(measured: Path, tiny_family: Path) -> None:
+    with pytest.raises(BadRequest, match="parts of another measurement"):
+        calibrate(asked(tiny_family, seeds=1), measured)
+
+
+def test_a_killed_calibration_goes_on_without_losing_or_doubling_a_row(
+    measured: Path, tiny_family: Path, tmp_path: Path
+) -> None:
+    (tmp_path / "prompts.txt").write_text("\n".join(PROMPTS))
+    (tmp_path / "donors.txt").write_text("\n".join(DONORS))
+    out = tmp_path / "quality.parquet"
+    command = [
+        *ARGUS, "calibrate", str(tiny_family), "--prompts", "prompts.txt", "--donors", "donors.txt",
+        "--out", str(out),
+    ]  # fmt: skip
+    first = subprocess.Popen(command, cwd=tmp_path, stderr=subprocess.DEVNULL)
+    parts = tmp_path / "quality.parquet.parts"
+    while not list(parts.glob("*.parquet")) and first.poll() is None:
+        time.sleep(0.01)
+    os.kill(first.pid, signal.SIGKILL)
+    first.wait()
+    assert not out.exists()
+    kept = {path: path.stat().st_mtime_ns for path in parts.glob("*.parquet")}
+    subprocess.run(command, cwd=tmp_path, check=True, capture_output=True)
+    assert all(path.stat().st_mtime_ns == written for path, written in kept.items())
+    keys = ["prompt", "variant", "seed"]
+    ours, expected = (
+        table.read(path).sort_values(keys, ignore_index=True) for path in (out, measured)
+    )
+    assert ours[keys].equals(expected[keys])
+    np.testing.assert_allclose(ours["score"], expected["score"], atol=0.05)
+
+
+def test_a_profile_is_measured_and_read_back(tiny_family: Path, tmp_path: Path) -> None:
+    out = tmp_path / "profile.json"
+    done = subprocess.run(
+        [*ARGUS, "profile", str(tiny_family), "--batches", "2,1", "--repeats", "1",
+         "--out", str(out)],
+        capture_output=True, text=True,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert "ms/step at 2" in done.stdout
+    measured = Profile.from_json(json.loads(out.read_text()))
+    assert measured.device["device"] == "cpu"
+    assert set(measured.models) == {"tiny", "other"}
+    for model in measured.models.values():
+        assert set(model.step_s) == set(model.decode_s) == {1, 2}
+        assert set(model.load_s) == {"disk", "page_cache"}
+        seconds = (*model.step_s.values(), model.encode_s, model.picture_s, *model.load_s.values())
+        assert min(seconds) > 0
+        assert model.peak_bytes > 1e6
+
+
+def test_a_file_that_is_no_profile_is_refused() -> None:
+    with pytest.raises(ModelError, match="no profile"):
+        Profile.from_json({"family": "x"})
+
+
+def test_costs_follow_from_a_profile() -> None:
+    model = ModelProfile({1: 0.1, 2: 0.12, 8: 0.48}, {1: 0.02, 8: 0.08}, 0.01, 0.0, {}, 0)
+    assert model.best_batch == 2
+    assert model.batch_step_s(5) == pytest.approx(0.3)
+    assert model.batch_step_s(16) == pytest.approx(0.96)
+    family = find_family("sd15")
+    exact = family.exact
+    assert model.picture_cost_s(exact, 2) == pytest.approx(
+        exact.steps * 0.06 + 0.01 + model.batch_decode_s(2) / 2
+    )
+    skipping = family.variants["skip-25"]
+    assert model.picture_cost_s(skipping, 1) == pytest.approx(25 * 0.1 + 0.03)
