@@ -40,8 +40,7 @@ lint: $(READY) ## ruff and mypy
 
 bench: $(READY) ## every benchmark of benchmarks/ (many minutes)
 	@echo "Painting prompts at many step counts and skips ..."
-	@$(BIN)/python benchmarks/steps.py
-	@$(BIN)/python benchmarks/steps.py --skips
+	@$(BIN)/python benchmarks/pilot.py --json
 	@echo "Filling caches of up to a million prompts ..."
 	@$(BIN)/python benchmarks/cache.py
 	@echo "Asking a server for whole and resumed pictures ..."

@@ -45,7 +45,8 @@ class Family:
     `exact` is the best variant, the one whose quality is 1 by definition. `skips` maps every K
     that a cached latent may replace to the least similarity of the neighbour at which the
     published thresholds (policy `nirvana`) allow it. `cheaper` are variants with fewer steps or
-    another model. `ideas` is `module:Class` of where the family's own prompts come from.
+    another model. `ideas` is `module:Class` of where the family's own prompts come from. `folder`
+    is where the family's file is; what was measured of it lies beside it.
     """
 
     name: str
@@ -56,6 +57,7 @@ class Family:
     cheaper: dict[str, Variant] = field(default_factory=dict)
     scorer: ScorerSpec | None = None
     ideas: str | None = None
+    folder: str = "."
     bundled: bool = False
 
     @property

@@ -112,6 +112,7 @@ def read_family(path: Path) -> Family:
         cheaper=cheaper,
         scorer=None if content.scorer is None else ScorerSpec(**content.scorer.model_dump()),
         ideas=content.ideas,
+        folder=str(path.parent),
         bundled=all(Path(source).is_dir() for source in models.values()),
     )
 

@@ -7,6 +7,7 @@ is done, so that a run that is killed loses at most the part it was at, and does
 from __future__ import annotations
 
 import hashlib
+import itertools
 import json
 import math
 import random
@@ -140,7 +141,7 @@ class _Progress:
         for variant in variants:
             steps = (variant.steps - variant.skip) * asked.seeds
             self._of_model[variant.model] = self._of_model.get(variant.model, 0) + steps
-        donors = len(asked.donors) * asked.family.exact.steps
+        donors = len(asked.donors) * asked.family.exact.steps * asked.seeds
         self._total = donors + len(asked.prompts) * sum(self._of_model.values())
         self._done = 0
 
@@ -186,9 +187,7 @@ class _Bench:
         """Every variant of this model for some prompts: rows as in `table.MEASURED`."""
         rows: list[dict[str, object]] = []
         neighbours = {
-            (prompt, seed): self._donors.neighbour(prompt, seed) if self._donors else None
-            for prompt in prompts
-            for seed in range(self._asked.seeds)
+            prompt: self._donors.neighbour(prompt) if self._donors else None for prompt in prompts
         }
         for name, variant in self._variants.items():
             begun = time.perf_counter()
@@ -203,14 +202,15 @@ class _Bench:
         return pd.DataFrame(rows, columns=list(table.MEASURED))
 
     def _commissions(
-        self, variant: Variant, neighbours: dict[tuple[str, int], Neighbour | None]
+        self, variant: Variant, neighbours: dict[str, Neighbour | None]
     ) -> Iterator[Commission[tuple[str, int]]]:
-        for (prompt, seed), neighbour in neighbours.items():
+        for prompt, seed in itertools.product(neighbours, range(self._asked.seeds)):
             start: Tensor | None = None
             if variant.skip:
+                neighbour = neighbours[prompt]
                 if neighbour is None or self._donors is None:
                     continue
-                start = self._donors.latents(neighbour, variant.skip)
+                start = self._donors.latents(neighbour.prompt, seed, variant.skip)
             job = Job(
                 prompt, seed=seed, steps=variant.steps, guidance=variant.guidance,
                 skip=variant.skip, width=variant.width, height=variant.height,
@@ -222,7 +222,7 @@ class _Bench:
         name: str,
         variant: Variant,
         pictures: dict[tuple[str, int], Image.Image],
-        neighbours: dict[tuple[str, int], Neighbour | None],
+        neighbours: dict[str, Neighbour | None],
         seconds: float,
     ) -> list[dict[str, object]]:
         keys, images = list(pictures), list(pictures.values())
@@ -233,7 +233,7 @@ class _Bench:
             unrelated = self._scorer.score(_others(prompts, self._asked.prompts), images)
         rows: list[dict[str, object]] = []
         for i, (prompt, seed) in enumerate(keys):
-            neighbour = neighbours[prompt, seed] if variant.skip else None
+            neighbour = neighbours[prompt] if variant.skip else None
             rows.append(
                 {
                     "prompt": prompt,
@@ -257,7 +257,8 @@ def _others(prompts: Sequence[str], everyone: Sequence[str]) -> list[str]:
 
 
 class _Donors:
-    """A real cache of other prompts' latents, and who of it is whose neighbour."""
+    """A real cache of other prompts' latents, made once for every seed: a sampler without noise of
+    its own gives the same picture whenever it resumes from the same latents."""
 
     def __init__(self, asked: Calibration, work: Path, engine: Engine, progress: _Progress) -> None:
         folder = work / "donors"
@@ -268,12 +269,14 @@ class _Donors:
         exact = asked.family.exact
         source = model_folder(asked.family.models[exact.model])
         self._encoder = PromptEncoder.load(source)
-        self._scope = Scope(
-            "donors", fingerprint(source), exact.sampler, exact.width, exact.height, exact.steps,
-            exact.guidance, "",
-        )  # fmt: skip
+        self._scopes = [
+            Scope(
+                f"seed {seed}", fingerprint(source), exact.sampler, exact.width, exact.height,
+                exact.steps, exact.guidance, "",
+            )
+            for seed in range(asked.seeds)
+        ]  # fmt: skip
         self._fill(asked, engine, progress)
-        self._engine = engine
 
     def close(self) -> None:
         self._cache.close()
@@ -282,35 +285,41 @@ class _Donors:
         """Make those donors that the cache does not hold yet."""
         exact, skips = asked.family.exact, tuple(asked.family.skips)
         lacking = []
-        for i, prompt in enumerate(asked.donors):
-            if self._cache.stored(self._scope, prompt) is None:
+        for (seed, scope), (i, prompt) in itertools.product(
+            enumerate(self._scopes), enumerate(asked.donors)
+        ):
+            if self._cache.stored(scope, prompt) is None:
                 job = Job(
-                    prompt, seed=DONOR_SEED + i, steps=exact.steps, guidance=exact.guidance,
-                    width=exact.width, height=exact.height,
+                    prompt, seed=DONOR_SEED * (1 + seed) + i, steps=exact.steps,
+                    guidance=exact.guidance, width=exact.width, height=exact.height,
                 )  # fmt: skip
-                lacking.append(Commission(prompt, job, keep=skips))
+                lacking.append(Commission((scope, prompt), job, keep=skips))
             else:
                 progress.add(exact.steps)
         for one, result in paint(engine, lacking):
-            vector = self._encoder.embed(one.of).vector
-            self._cache.keep(self._scope, one.of, vector, result.kept)
+            scope, prompt = one.of
+            self._cache.keep(scope, prompt, self._encoder.embed(prompt).vector, result.kept)
             progress.add(exact.steps)
 
-    def neighbour(self, prompt: str, seed: int) -> Neighbour | None:
+    def neighbour(self, prompt: str) -> Neighbour | None:
         """One of the nearest cached prompts, near or far: its rank is drawn log-uniformly, as if
         the cache held more or less, so that all similarities are measured."""
-        found = self._cache.find(self._scope, self._encoder.embed(prompt).vector, FARTHEST)
+        found = self._cache.find(self._scopes[0], self._encoder.embed(prompt).vector, FARTHEST)
         if not found:
             return None
-        draw = random.Random(f"neighbour {prompt} {seed}").random()
+        draw = random.Random(f"neighbour {prompt}").random()
         rank = int(math.exp(draw * math.log(len(found) + 1)))
         return found[rank - 1]
 
-    def latents(self, neighbour: Neighbour, k: int) -> Tensor:
-        latents = self._cache.fetch(neighbour, k)
+    def latents(self, donor: str, seed: int, k: int) -> Tensor:
+        """The latents of a donor's run under a seed, after K steps."""
+        entry = self._cache.stored(self._scopes[seed], donor)
+        latents = None
+        if entry is not None:
+            latents = self._cache.fetch(Neighbour(entry.id, donor, 1.0, entry.skips), k)
         if latents is None:
             raise BadRequest(
-                f"The donors' latents of {neighbour.prompt!r} at K={k} are gone or broken: remove "
-                "the folder of parts and calibrate again."
+                f"The donors' latents of {donor!r} at K={k} are gone or broken: remove the folder "
+                "of parts and calibrate again."
             )
         return latents

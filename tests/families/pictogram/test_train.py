@@ -7,12 +7,14 @@ from pathlib import Path
 
 import pytest
 import torch
+import torch.nn.functional as F
 from diffusers import StableDiffusionPipeline
 from typer.testing import CliRunner
 
-from argus.families.pictogram.networks import LATENT_CHANNELS, new_vae
+from argus.families.pictogram.networks import LATENT_CHANNELS
 from argus.families.pictogram.train.__main__ import app
-from argus.families.pictogram.train.autoencoder import pictures, standardise, training_scenes
+from argus.families.pictogram.train.components import PATCH, Components, find_components
+from argus.families.pictogram.train.drawing import pictures, training_scenes
 from argus.families.pictogram.train.painter import cells_of_things
 from argus.families.pictogram.train.reading import GROUPS, facts_of
 
@@ -51,17 +53,32 @@ def test_training_leaves_a_pipeline_and_goes_on_where_it_stopped(work: Path) -> 
     assert not [path for path in configs if str(work) in path.read_text()]
 
 
-@torch.no_grad()
-def test_standardising_changes_latents_and_not_pictures() -> None:
-    torch.manual_seed(0)
-    vae = new_vae()
-    batch = pictures(training_scenes(0, 32))
-    before = vae.decode(vae.encode(batch).latent_dist.mean).sample
-    standardise(vae, batch)
-    latents = vae.encode(batch).latent_dist.mean
-    assert torch.allclose(latents.mean((0, 2, 3)), torch.zeros(LATENT_CHANNELS), atol=1e-3)
-    assert torch.allclose(latents.std((0, 2, 3)), torch.ones(LATENT_CHANNELS), atol=1e-3)
-    assert torch.allclose(vae.decode(latents).sample, before, atol=1e-3)
+def test_latents_are_linear_in_the_picture_and_nearly_hold_it() -> None:
+    components = find_components(scenes=40)
+    both = pictures(training_scenes(0, 2))
+    one, other = both[:1], both[1:]
+    mixed = components.encode(0.3 * one + 0.7 * other)
+    expected = 0.3 * components.encode(one) + 0.7 * components.encode(other)
+    assert torch.allclose(mixed, expected, atol=1e-4)
+    drawn = pictures(training_scenes(1, 40))
+    latents = components.encode(drawn)
+    assert latents.shape == (40, LATENT_CHANNELS, 8, 8)
+    assert 0.8 < latents.square().mean() < 1.2
+    back = torch.einsum(
+        "nchw,pc->nphw", latents / components.scale.view(-1, 1, 1), components.basis
+    )
+    back = F.pixel_shuffle(back + components.mean.view(-1, 1, 1), PATCH)
+    assert (back - drawn).square().mean() < 0.02
+
+
+def test_components_are_kept_and_are_the_same_every_time(tmp_path: Path) -> None:
+    components = find_components(count=4, scenes=20)
+    components.save(tmp_path / "components.safetensors")
+    kept = Components.load(tmp_path / "components.safetensors")
+    again = find_components(count=4, scenes=20)
+    for name, value in vars(components).items():
+        assert torch.equal(getattr(kept, name), value)
+        assert torch.allclose(getattr(again, name), value, atol=1e-3)
 
 
 def test_the_cells_of_things_are_where_they_are_drawn() -> None:

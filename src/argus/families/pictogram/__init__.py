@@ -1,5 +1,7 @@
-"""The bundled family: a small diffusion model of pictogram scenes, trained from scratch."""
+"""The bundled family: small diffusion models of pictogram scenes, trained from scratch."""
 
 from pathlib import Path
 
-WEIGHTS = Path(__file__).parent / "weights"
+_WEIGHTS = Path(__file__).parent / "weights"
+BASE = _WEIGHTS / "base"
+COMPONENTS = _WEIGHTS / "components.safetensors"

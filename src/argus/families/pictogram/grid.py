@@ -10,7 +10,7 @@ import typer
 
 from argus.core.job import Job
 from argus.engine.engine import Engine
-from argus.families.pictogram import WEIGHTS
+from argus.families.pictogram import BASE
 from argus.families.pictogram.captions import caption
 from argus.families.pictogram.draw import draw_scene
 from argus.families.pictogram.train.sheet import UNSEEN, lay_out
@@ -34,7 +34,7 @@ def main(
         lay_out([draw_scene(scene) for scene in scenes], labels).save(file)
         typer.echo(f"saved {file}")
         return
-    engine = Engine.load(str(WEIGHTS))
+    engine = Engine.load(str(BASE))
     jobs = [
         Job(prompt, seed=seed, steps=steps, guidance=guidance) for seed, prompt in enumerate(UNSEEN)
     ]

@@ -14,14 +14,14 @@ from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
 from argus.families.pictogram.world import SIZE
 
-LATENT_CHANNELS = 16
+LATENT_CHANNELS = 32
 LATENT_SIZE = SIZE // 8
 TEXT_WIDTH = 128
 MAX_TOKENS = 40
 
 
 def new_vae() -> AutoencoderKL:
-    """64×64 pixels to 8×8×16 and back; the scale of its latents is folded in after training."""
+    """64×64 pixels to 8×8×32 and back."""
     vae = AutoencoderKL(
         in_channels=3,
         out_channels=3,
@@ -35,7 +35,7 @@ def new_vae() -> AutoencoderKL:
         sample_size=SIZE,
         scaling_factor=1.0,
     )
-    with torch.no_grad():  # nearly no noise in the latents at first, else colours are learnt late
+    with torch.no_grad():  # nearly no noise in what it encodes
         vae.quant_conv.weight[LATENT_CHANNELS:] = 0.0
         vae.quant_conv.bias[LATENT_CHANNELS:] = -6.0
     return vae

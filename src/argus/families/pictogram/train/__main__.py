@@ -10,7 +10,7 @@ import typer
 from diffusers import AutoencoderKL, StableDiffusionPipeline
 from transformers import CLIPTokenizer
 
-from argus.families.pictogram import WEIGHTS
+from argus.families.pictogram import BASE, COMPONENTS
 from argus.families.pictogram.networks import (
     new_text_encoder,
     new_unet,
@@ -19,6 +19,7 @@ from argus.families.pictogram.networks import (
 )
 from argus.families.pictogram.tokenizer import learn_tokenizer
 from argus.families.pictogram.train.autoencoder import train_vae
+from argus.families.pictogram.train.components import Components, find_components
 from argus.families.pictogram.train.painter import train_painter
 from argus.families.pictogram.train.reading import train_reader
 
@@ -28,7 +29,7 @@ app = typer.Typer(add_completion=False)
 @app.command()
 def main(
     work: Annotated[Path, typer.Option(help="Folder for checkpoints, sheets and the result.")],
-    vae_steps: Annotated[int, typer.Option(help="Batches of 16 pictures for the VAE.")] = 8000,
+    vae_steps: Annotated[int, typer.Option(help="Batches of 12 pictures for the VAE.")] = 4000,
     reader_steps: Annotated[
         int, typer.Option(help="Batches of 96 captions for the text encoder.")
     ] = 4000,
@@ -51,21 +52,22 @@ def main(
     torch.manual_seed(seed)
     where = torch.device(device)
     if go_on:
-        shipped = StableDiffusionPipeline.from_pretrained(WEIGHTS, use_safetensors=True)
+        shipped = StableDiffusionPipeline.from_pretrained(BASE, use_safetensors=True)
         vae, tokenizer = shipped.vae, shipped.tokenizer
         unet, text_encoder = shipped.unet, shipped.text_encoder
     else:
         vae, tokenizer = new_vae(), _tokenizer(work)
         unet, text_encoder = new_unet(), new_text_encoder(tokenizer)
+    components = _components(work, COMPONENTS if go_on else None)
     if vae_steps:
-        vae = _trained(vae, work, vae_steps, seed, where)
+        vae = _trained(vae, components, work, vae_steps, seed, where)
     text_encoder.to(where)
     if reader_steps:
         train_reader(work, reader_steps, seed, text_encoder, tokenizer)
     text_encoder.requires_grad_(False).eval()
     vae.requires_grad_(False).eval().to(where)
     train_painter(
-        work, steps, seed, scenes, vae, unet.to(where), text_encoder, tokenizer,
+        work, steps, seed, scenes, components, vae, unet.to(where), text_encoder, tokenizer,
         sheet_every,
     )  # fmt: skip
     save_pipeline(work / "weights", vae, unet, text_encoder, tokenizer)
@@ -73,12 +75,26 @@ def main(
     print(f"saved {work / 'weights'}, {size / 1e6:.1f} MB")
 
 
+def _components(work: Path, shipped: Path | None) -> Components:
+    file = work / COMPONENTS.name
+    if shipped is not None:
+        return Components.load(shipped)
+    if not file.exists():
+        find_components().save(file)
+    return Components.load(file)
+
+
 def _trained(
-    vae: AutoencoderKL, work: Path, steps: int, seed: int, device: torch.device
+    vae: AutoencoderKL,
+    components: Components,
+    work: Path,
+    steps: int,
+    seed: int,
+    device: torch.device,
 ) -> AutoencoderKL:
     folder = work / "vae"
     if not folder.exists():
-        train_vae(vae.to(device), work, steps, seed)
+        train_vae(vae.to(device), components, work, steps, seed)
     return AutoencoderKL.from_pretrained(folder, use_safetensors=True)
 
 

@@ -1,40 +1,34 @@
-"""Trains the VAE until the small parts of things survive its round trip."""
+"""Trains the VAE: its decoder draws pictures from principal components, its encoder imitates them.
+
+Making pictures needs the decoder alone. The encoder is there for those who bring pictures of their
+own to the stock pipelines.
+"""
 
 from __future__ import annotations
 
 import random
-from collections.abc import Iterator
-from dataclasses import replace
 from pathlib import Path
 
-import numpy as np
 import torch
+import torch.nn.functional as F
 from diffusers import AutoencoderKL
 from torch import Tensor
 
-from argus.families.pictogram.draw import draw_scene
-from argus.families.pictogram.train.progress import Checkpoints, Progress, cosine
-from argus.families.pictogram.world import SIZE, Scene, sample_scene
+from argus.families.pictogram.train.components import Components, things_of
+from argus.families.pictogram.train.drawing import pictures
+from argus.families.pictogram.train.progress import Checkpoints, Progress, plateau
+from argus.families.pictogram.world import sample_scene
 
-BATCH = 16
-CROP, CROPPED_SHARE = 32, 0.8  # most batches are quarter pictures around a thing: four times faster
+BATCH = 12
 THING_WEIGHT = 3.0
 RATE = 2e-3
-KL_WEIGHT = 1e-6
+DISTURBANCE = 0.05  # of the latents, since what a UNet makes of them is never exact
 
 
-def pictures(scenes: list[Scene]) -> Tensor:
-    """Scenes drawn as a (n, 3, 64, 64) tensor in [-1, 1]."""
-    pixels = np.stack([np.asarray(draw_scene(scene)) for scene in scenes])
-    return torch.from_numpy(pixels).permute(0, 3, 1, 2).float() / 127.5 - 1
-
-
-def training_scenes(seed: int, count: int) -> list[Scene]:
-    return [sample_scene(random.Random(f"scene {seed} {i}")) for i in range(count)]
-
-
-def train_vae(vae: AutoencoderKL, work: Path, steps: int, seed: int) -> None:
-    """Train for `steps` batches and leave the standardised VAE in `work/vae`.
+def train_vae(
+    vae: AutoencoderKL, components: Components, work: Path, steps: int, seed: int
+) -> None:
+    """Train for `steps` batches and leave the VAE in `work/vae`.
 
     Resumes from the checkpoint in `work` if there is one.
     """
@@ -42,83 +36,34 @@ def train_vae(vae: AutoencoderKL, work: Path, steps: int, seed: int) -> None:
     checkpoints = Checkpoints(work / "vae.ckpt", vae=vae, optimiser=optimiser)
     begin = checkpoints.resume()
     progress = Progress("vae", steps, begin)
-    for step, (batch, weights) in zip(
-        range(begin, steps), _batches(seed, begin, steps), strict=False
-    ):
+    components = components.to(vae.device)
+    for step in range(begin, steps):
+        rng = random.Random(f"vae {seed} {step}")
+        torch.manual_seed(rng.getrandbits(60))
         for group in optimiser.param_groups:
-            group["lr"] = RATE * cosine(step, steps, warmup=100)
-        loss, error = _loss(vae, batch.to(vae.device), weights.to(vae.device))
+            group["lr"] = RATE * plateau(step, steps, warmup=100)
+        scenes = [sample_scene(rng) for _ in range(BATCH)]
+        drawn = pictures(scenes)
+        weights = 1 + (THING_WEIGHT - 1) * things_of(scenes, drawn)
+        drawn, weights = drawn.to(vae.device), (weights / weights.mean()).to(vae.device)
+        latents = components.encode(drawn)
+        disturbed = latents + DISTURBANCE * torch.randn_like(latents)
+        error = vae.decode(disturbed).sample - drawn
+        imitated = vae.encode(drawn).latent_dist.mean
+        loss = drawing_loss(error, weights) + F.mse_loss(imitated, latents)
         optimiser.zero_grad()
         loss.backward()
         torch.nn.utils.clip_grad_norm_(vae.parameters(), 1.0)
         optimiser.step()
-        progress.step(loss=loss.item(), mse=error.item())
+        progress.step(loss=loss.item(), mse=error.square().mean().item())
         if (step + 1) % 250 == 0 or step + 1 == steps:
             checkpoints.save(step + 1)
-    standardise(vae, pictures(training_scenes(seed, 512)).to(vae.device))
     vae.save_pretrained(work / "vae")
 
 
-def _scenes(rng: random.Random, n: int) -> list[Scene]:
-    return [sample_scene(rng) for _ in range(n)]
-
-
-def _batches(seed: int, begin: int, steps: int) -> Iterator[tuple[Tensor, Tensor]]:
-    """Pictures, and the weight of each of their pixels (n, 1, h, w)."""
-    step = begin
-    while True:
-        rng = random.Random(f"vae {seed} {step}")
-        scenes = _scenes(rng, BATCH)
-        drawn = pictures(scenes)
-        empty = pictures([replace(scene, groups=()) for scene in scenes])
-        things = ((drawn - empty).abs().amax(1, keepdim=True) > 0.02).float()
-        weights = 1 + (THING_WEIGHT - 1) * things
-        if step < CROPPED_SHARE * steps:
-            corners = [_corner(scene, rng) for scene in scenes]
-            drawn, weights = _cropped(drawn, corners), _cropped(weights, corners)
-        yield drawn, weights / weights.mean()
-        step += 1
-
-
-def _corner(scene: Scene, rng: random.Random) -> tuple[int, int]:
-    """The upper left of a crop that has one of the scene's things in it."""
-    x, y = rng.choice(rng.choice(scene.groups).places)
-    left, top = x - rng.randint(8, CROP - 8), y - rng.randint(8, CROP - 8)
-    return min(max(left, 0), SIZE - CROP), min(max(top, 0), SIZE - CROP)
-
-
-def _cropped(pixels: Tensor, corners: list[tuple[int, int]]) -> Tensor:
-    return torch.stack(
-        [
-            image[:, y : y + CROP, x : x + CROP]
-            for image, (x, y) in zip(pixels, corners, strict=True)
-        ]
-    )
-
-
-def _loss(vae: AutoencoderKL, batch: Tensor, weights: Tensor) -> tuple[Tensor, Tensor]:
-    posterior = vae.encode(batch).latent_dist
-    out = vae.decode(posterior.sample()).sample
-    error = out - batch
+def drawing_loss(error: Tensor, weights: Tensor) -> Tensor:
+    """Of pixels and of their gradients, which are what makes edges; `weights` (n, 1, h, w)."""
     pixels = (weights * (error.abs() + 4 * error.square())).mean()
     across = (weights[..., 1:] * error.diff(dim=3).abs()).mean()
     down = (weights[..., 1:, :] * error.diff(dim=2).abs()).mean()
-    kl = posterior.kl().mean()
-    return pixels + across + down + KL_WEIGHT * kl, error.square().mean()
-
-
-@torch.no_grad()
-def standardise(vae: AutoencoderKL, batch: Tensor) -> None:
-    """Fold mean and deviation of every latent channel into the VAE, so that latents are unit.
-
-    Afterwards `scaling_factor` 1 is right, which is what the config says.
-    """
-    latents = vae.encode(batch).latent_dist.mean
-    mean, deviation = latents.mean((0, 2, 3)), latents.std((0, 2, 3))
-    c = mean.numel()
-    quant, post = vae.quant_conv, vae.post_quant_conv
-    quant.weight[:c] /= deviation[:, None, None, None]
-    quant.bias[:c] = (quant.bias[:c] - mean) / deviation
-    quant.bias[c:] -= 2 * deviation.log()
-    post.bias += (post.weight[:, :, 0, 0] * mean).sum(1)
-    post.weight *= deviation[None, :, None, None]
+    return pixels + across + down

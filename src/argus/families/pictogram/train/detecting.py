@@ -18,9 +18,9 @@ from diffusers import AutoencoderKL
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from argus.families.pictogram import WEIGHTS
+from argus.families.pictogram import BASE
 from argus.families.pictogram.scene.detector import CELLS, STRIDE, Detector
-from argus.families.pictogram.train.autoencoder import pictures
+from argus.families.pictogram.train.drawing import pictures
 from argus.families.pictogram.train.progress import Checkpoints, Progress, cosine
 from argus.families.pictogram.world import (
     BACKGROUNDS,
@@ -51,7 +51,7 @@ def main(
     scenes: Annotated[int, typer.Option(help="Pictures that are drawn once.")] = 24_000,
     seed: Annotated[int, typer.Option(help="Seed of weights, scenes and noise.")] = 0,
     vae: Annotated[Path, typer.Option(help="Its round trip is what the detector is shown.")] = (
-        WEIGHTS / "vae"
+        BASE / "vae"
     ),
     device: Annotated[str, typer.Option(help="cpu or cuda.")] = "cpu",
 ) -> None:

@@ -16,8 +16,9 @@ from transformers import CLIPTextModel, CLIPTokenizer
 from argus.families.pictogram.captions import caption
 from argus.families.pictogram.networks import LATENT_SIZE, new_scheduler
 from argus.families.pictogram.tokenizer import token_ids
-from argus.families.pictogram.train.autoencoder import pictures, training_scenes
-from argus.families.pictogram.train.progress import Checkpoints, Progress, cosine
+from argus.families.pictogram.train.components import Components
+from argus.families.pictogram.train.drawing import pictures, training_scenes
+from argus.families.pictogram.train.progress import Checkpoints, Progress, plateau
 from argus.families.pictogram.train.sheet import draw_sheet
 from argus.families.pictogram.world import SIZE, Scene
 
@@ -31,8 +32,8 @@ THING_WEIGHT, CLEAR_SNR = 3.0, 0.4
 
 
 @torch.no_grad()
-def latents_of(scenes: list[Scene], vae: AutoencoderKL, cached: Path) -> Tensor:
-    """The scenes' latents (n, 16, 8, 8) in float16, read from `cached` if they are there."""
+def latents_of(scenes: list[Scene], components: Components, cached: Path) -> Tensor:
+    """The scenes' latents (n, 32, 8, 8) in float16, read from `cached` if they are there."""
     if cached.exists():
         latents = load_file(cached)["latents"]
         if len(latents) == len(scenes):
@@ -40,8 +41,7 @@ def latents_of(scenes: list[Scene], vae: AutoencoderKL, cached: Path) -> Tensor:
     progress = Progress("latents", -(-len(scenes) // 64), 0)
     parts = []
     for begin in range(0, len(scenes), 64):
-        batch = pictures(scenes[begin : begin + 64]).to(vae.device)
-        parts.append(vae.encode(batch).latent_dist.mean.half().cpu())
+        parts.append(components.encode(pictures(scenes[begin : begin + 64])).half())
         progress.step()
     latents = torch.cat(parts).contiguous()
     save_file({"latents": latents}, cached)
@@ -53,6 +53,7 @@ def train_painter(
     steps: int,
     seed: int,
     scene_count: int,
+    components: Components,
     vae: AutoencoderKL,
     unet: UNet2DConditionModel,
     text_encoder: CLIPTextModel,
@@ -66,7 +67,7 @@ def train_painter(
     """
     scenes = training_scenes(seed, scene_count)
     device = unet.device
-    latents = latents_of(scenes, vae, work / "latents.safetensors").to(device)
+    latents = latents_of(scenes, components, work / "latents.safetensors").to(device)
     things = torch.stack([cells_of_things(scene) for scene in scenes]).to(device)
     easy_first = sorted(range(len(scenes)), key=lambda i: (scenes[i].things, len(scenes[i].groups)))
     unet.to(memory_format=torch.channels_last)
@@ -89,7 +90,7 @@ def train_painter(
         rng = random.Random(f"painter {seed} {step}")
         torch.manual_seed(rng.getrandbits(60))  # so that a resumed run sees the same noise
         for group in optimiser.param_groups:
-            group["lr"] = RATE * cosine(step, steps, warmup=200)
+            group["lr"] = RATE * plateau(step, steps, warmup=200)
         chosen = rng.choices(easy_first[: pool_size(step / steps, len(scenes))], k=BATCH)
         prompts = ["" if rng.random() < UNCONDITIONAL else caption(scenes[i], rng) for i in chosen]
         with torch.no_grad():

@@ -19,6 +19,16 @@ def cosine(step: int, steps: int, warmup: int, floor: float = 0.02) -> float:
     return floor + (1 - floor) * 0.5 * (1 + math.cos(math.pi * min(1.0, done)))
 
 
+def plateau(step: int, steps: int, warmup: int, cooldown: float = 0.25) -> float:
+    """A factor that rises for `warmup` steps, stays 1, and falls to 0 over the last share of steps.
+
+    Training that was planned shorter goes on from before its cooldown as if nothing had been.
+    """
+    if step < warmup:
+        return (step + 1) / warmup
+    return min(1.0, (steps - step) / max(1.0, cooldown * steps))
+
+
 class Progress:
     """Prints smoothed numbers and the time left, every `every` seconds."""
 

@@ -1,0 +1,215 @@
+"""What is it worth to know a prompt before choosing how to make its picture?
+
+    python benchmarks/headroom.py [--table quality.parquet --profile profile.json] [--json]
+        [--figures docs/figures] [--ratings genai_bench_ratings.csv]
+
+Reads the bundled family's table of qualities and its profile. A load of 2 is twice what the exact
+variant can carry; a mix of variants carries it if its mean cost is half the exact one's. At every
+load it compares the best mix that is the same for all prompts (blind), that knows how many things a
+prompt asks for (rule), and that knows each prompt's qualities (oracle): chosen on one seed, judged
+on the others, both ways round, with bootstrap intervals over prompts.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Annotated, Any
+
+import numpy as np
+import pandas as pd
+import typer
+from numpy.typing import NDArray
+from rich.console import Console
+from rich.table import Table
+
+from argus.core.family import EXACT, Family
+from argus.core.profile import Profile
+from argus.families.catalog import default_family
+from argus.families.pictogram.prompts import read_prompt
+from argus.lab import table as qualities
+
+LOADS = (1.0, 1.25, 1.5, 2.0, 2.5, 3.0, 4.0)
+RESAMPLES = 400
+Numbers = NDArray[np.float64]
+Whole = NDArray[np.int64]
+
+
+def main(
+    table: Annotated[Path | None, typer.Option(help="Default: the shipped one.")] = None,
+    profile: Annotated[Path | None, typer.Option(help="Default: the shipped one.")] = None,
+    figures: Annotated[Path | None, typer.Option(help="Folder for figures.")] = None,
+    ratings: Annotated[Path | None, typer.Option(help="GenAI-Bench's ratings.")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="A JSON object as last line.")] = False,
+) -> None:
+    family = default_family()
+    rows = qualities.read(table or Path(family.folder) / "quality.parquet")
+    costs = _costs(family, profile or Path(family.folder) / "profile.json")
+    console = Console()
+    result: dict[str, Any] = {"seeds": int(rows["seed"].nunique())}
+    result |= _exact_scores(console, rows)
+    result["as_good"] = _as_good(console, rows, costs)
+    prompts, q = _by_prompt(rows, list(costs))
+    groups = np.array([sum(g.count for g in read_prompt(p).groups) for p in prompts])
+    curves = _headroom(console, q, np.array(list(costs.values())), groups)
+    for name in ("blind", "rule", "oracle"):
+        result[f"{name}_2x"] = round(curves[name][LOADS.index(2.0)][0], 4)
+    if ratings is not None:
+        result |= _genai(console, ratings)
+    if figures is not None:
+        from figures_headroom import draw
+
+        draw(figures, rows, costs, groups, prompts, LOADS, curves)
+    if as_json:
+        print(json.dumps(result))
+
+
+def _costs(family: Family, profile: Path) -> dict[str, float]:
+    """Worker-seconds a picture of every variant at its model's best batch, exact first."""
+    measured = Profile.from_json(json.loads(profile.read_text()))
+    return {
+        name: measured.models[variant.model].picture_cost_s(
+            variant, measured.models[variant.model].best_batch
+        )
+        for name, variant in family.variants.items()
+    }
+
+
+def _by_prompt(rows: pd.DataFrame, variants: list[str]) -> tuple[list[str], Numbers]:
+    """Prompts, and their qualities (prompts, variants, seeds); prompts that have all of them."""
+    wide = rows.pivot_table(index="prompt", columns=["variant", "seed"], values="quality")
+    wide = wide.dropna()
+    seeds = sorted(rows["seed"].unique())
+    q = np.stack([[wide[v, s].to_numpy() for s in seeds] for v in variants])
+    return list(wide.index), q.transpose(2, 0, 1)
+
+
+def best_mix(q: Numbers, costs: Numbers, budget: float, weights: Numbers) -> Numbers:
+    """Shares (n, variants) that maximise mean quality at a mean cost of at most `budget`.
+
+    `q` (n, variants) are the qualities of n prompts or groups that count `weights` (n,). The linear
+    programme has one constraint, so at its price λ every row takes argmax q − λ·cost, and two such
+    choices are mixed to meet the budget.
+    """
+
+    def chosen(price: float) -> Numbers:
+        best: Numbers = np.eye(len(costs))[np.argmax(q - price * costs, axis=1)]
+        return best
+
+    def cost(shares: Numbers) -> float:
+        return float(weights @ (shares @ costs) / weights.sum())
+
+    low, high = 0.0, 1e3 / costs.min()
+    if cost(chosen(low)) <= budget:
+        return chosen(low)
+    for _ in range(80):
+        price = (low + high) / 2
+        low, high = (price, high) if cost(chosen(price)) > budget else (low, price)
+    dear, cheap = chosen(low), chosen(high)
+    share = (budget - cost(cheap)) / (cost(dear) - cost(cheap))
+    return share * dear + (1 - share) * cheap
+
+
+def judged(q: Numbers, costs: Numbers, budget: float, groups: Whole) -> float:
+    """Mean quality of the mix chosen per group on one seed and judged on the others, all ways."""
+    names, at = np.unique(groups, return_inverse=True)
+    weights = np.bincount(at).astype(float)
+    results = []
+    for seed in range(q.shape[2]):
+        others = [s for s in range(q.shape[2]) if s != seed]
+        means = np.zeros((len(names), q.shape[1]))
+        np.add.at(means, at, q[:, :, seed])
+        shares = best_mix(means / weights[:, None], costs, budget, weights)
+        results.append(float((shares[at] * q[:, :, others].mean(2)).sum(1).mean()))
+    return float(np.mean(results))
+
+
+def _headroom(
+    console: Console, q: Numbers, costs: Numbers, things: Whole
+) -> dict[str, list[tuple[float, float, float]]]:
+    """For each policy and load: judged quality, and its 95 % interval over prompts."""
+    n = len(q)
+    rng = np.random.default_rng(0)
+    samples = [rng.integers(0, n, n) for _ in range(RESAMPLES)]
+    curves: dict[str, list[tuple[float, float, float]]] = {}
+    everyone, each = np.zeros(n, np.int64), np.arange(n)
+    for name, groups in (("blind", everyone), ("rule", things), ("oracle", each)):
+        curves[name] = []
+        for load in LOADS:
+            budget = costs[0] / load
+            value = judged(q, costs, budget, groups)
+            spread = []
+            for sample in samples:
+                same = each if name == "oracle" else groups[sample]
+                spread.append(judged(q[sample], costs, budget, same))
+            low, high = np.quantile(spread, (0.025, 0.975))
+            curves[name].append((value, float(low), float(high)))
+    shown = Table("load", *curves, title="mean quality, judged on other seeds [95 %]")
+    for i, load in enumerate(LOADS):
+        cells = [f"{v:.3f} [{a:.3f}, {b:.3f}]" for v, a, b in (c[i] for c in curves.values())]
+        shown.add_row(f"{load:g}x", *cells)
+    console.print(shown)
+    return curves
+
+
+def _exact_scores(console: Console, rows: pd.DataFrame) -> dict[str, float]:
+    """Mean raw scores of the exact variant by number of things."""
+    exact = rows[rows["variant"] == EXACT]
+    things = exact["prompt"].map(lambda p: sum(g.count for g in read_prompt(p).groups))
+    result = {
+        "exact_1": float(exact["score"][things == 1].mean()),
+        "exact_2": float(exact["score"][things == 2].mean()),
+        "exact_3plus": float(exact["score"][things >= 3].mean()),
+    }
+    console.print({name: round(value, 3) for name, value in result.items()})
+    return {name: round(value, 4) for name, value in result.items()}
+
+
+def _as_good(console: Console, rows: pd.DataFrame, costs: dict[str, float]) -> dict[str, float]:
+    """The share of prompts that each variant serves as well as exact does, within seed noise: the
+    deviation of the mean of a prompt's exact qualities."""
+    exact = rows[rows["variant"] == EXACT].groupby("prompt")["quality"]
+    noise = float(np.sqrt(exact.var().mean() / rows["seed"].nunique()))
+    shown = Table("variant", "cost of exact", "mean quality", "as good", title=f"noise {noise:.3f}")
+    shares = {}
+    for name, cost in costs.items():
+        q = rows[rows["variant"] == name].groupby("prompt")["quality"].mean()
+        shares[name] = round(float((q >= 1 - noise).mean()), 4)
+        shown.add_row(name, f"{cost / costs[EXACT]:.2f}", f"{q.mean():.3f}", f"{shares[name]:.1%}")
+    console.print(shown)
+    return {name: share for name, share in shares.items() if name != EXACT}
+
+
+def _genai(console: Console, path: Path) -> dict[str, float]:
+    """Half of the prompts to SDXL-Turbo: at random, and those that it serves best by two raters,
+    judged by the third; as a ratio to SDXL base."""
+    ratings = pd.read_csv(path)
+    base, turbo = (
+        ratings[[f"{name}_{i}" for i in (1, 2, 3)]].to_numpy(float)
+        for name in ("sdxl_base", "sdxl_turbo")
+    )
+
+    def halves(sample: NDArray[np.int64]) -> tuple[float, float]:
+        blind, oracle = [], []
+        for judge in range(3):
+            others = [i for i in range(3) if i != judge]
+            gain = (turbo[sample][:, others] - base[sample][:, others]).mean(1)
+            order = np.argsort(-gain, kind="stable")
+            half = len(sample) // 2
+            b, t = base[sample][:, judge], turbo[sample][:, judge]
+            blind.append((b.mean() + t.mean()) / 2 / b.mean())
+            oracle.append((t[order[:half]].sum() + b[order[half:]].sum()) / len(sample) / b.mean())
+        return float(np.mean(blind)), float(np.mean(oracle))
+
+    rng = np.random.default_rng(0)
+    n = len(ratings)
+    blind, oracle = halves(np.arange(n))
+    spread = np.array([halves(rng.integers(0, n, n)) for _ in range(RESAMPLES)])
+    for name, value, column in (("blind", blind, 0), ("oracle", oracle, 1)):
+        low, high = np.quantile(spread[:, column], (0.025, 0.975))
+        console.print(f"GenAI-Bench, half to Turbo, {name}: {value:.3f} [{low:.3f}, {high:.3f}]")
+    return {"genai_blind_half": round(blind, 4), "genai_oracle_half": round(oracle, 4)}
+
+
+if __name__ == "__main__":
+    typer.run(main)
