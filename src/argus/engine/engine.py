@@ -24,7 +24,7 @@ from argus.engine.decoder import decode
 from argus.engine.loading import AnyPipeline, load_pipeline
 from argus.engine.samplers import DEFAULT, new_scheduler
 from argus.engine.schedules import new_schedule
-from argus.engine.slots import Denoiser, OnStep, Slot
+from argus.engine.slots import Denoiser, OnPreview, OnStep, Slot
 
 log = logging.getLogger(__name__)
 
@@ -55,6 +55,8 @@ class _Waiting:
     start: Tensor | None
     keep: frozenset[int]
     on_step: OnStep | None
+    previews: tuple[int, ...]
+    on_preview: OnPreview | None
     size: tuple[int, int]
 
 
@@ -158,13 +160,16 @@ class Engine:
         keep: Collection[int] = (),
         on_step: OnStep | None = None,
         deadline_s: float = float("inf"),
+        previews: int = 0,
+        on_preview: OnPreview | None = None,
     ) -> int:
         """Take a job; the ticket under which `step` gives its result.
 
         `start` are the latents (1, c, h, w) after `job.skip` steps of a run with the same steps
         and sampler; a job that skips needs them. `keep` lists the K whose latents are handed up,
-        each in [job.skip, job.steps]. `on_step(done, steps_run)` is called after every step. Jobs
-        with an earlier `deadline_s`, on any clock, begin first.
+        each in [job.skip, job.steps]. `on_step(done, steps_run)` is called after every step, and
+        `on_preview(i, picture)` with `previews` unfinished pictures, spread evenly over the steps.
+        Jobs with an earlier `deadline_s`, on any clock, begin first.
         Raises BadRequest for what this model cannot make.
         """
         wide, high = self.default_size
@@ -172,7 +177,16 @@ class Engine:
         self._check(job, start, keep, width, height)
         self._schedule(job.steps)
         ticket = next(self._tickets)
-        waiting = _Waiting(ticket, job, start, frozenset(keep), on_step, (width, height))
+        waiting = _Waiting(
+            ticket,
+            job,
+            start,
+            frozenset(keep),
+            on_step,
+            _spread(job, previews),
+            on_preview,
+            (width, height),
+        )
         heapq.heappush(self._waiting, (deadline_s, ticket, waiting))
         return ticket
 
@@ -196,6 +210,7 @@ class Engine:
         size = self._in_flight[0].size
         group = [one for one in self._in_flight if one.size == size][: self.max_batch]
         outcomes += self._halving(group, self._advance)
+        self._preview([one.slot for one in group if one.slot.done in one.slot.previews])
         finished = [one for one in self._in_flight if one.slot.finished]
         outcomes += self._halving(finished, self._finish)
         for one in group:
@@ -246,8 +261,9 @@ class Engine:
                 unet = self.pipeline.unet
                 latents = one.start.to(unet.device, unet.dtype)
             slot = Slot(
-                job, schedule, conditioning, generator, latents, one.keep, one.on_step, job.skip
-            )
+                job, schedule, conditioning, generator, latents, one.keep, one.on_step,
+                one.previews, one.on_preview, job.skip,
+            )  # fmt: skip
             slot.hand_up()
             self._in_flight.append(_InFlight(one.ticket, slot, size, self.now(), encode_s))
         return []
@@ -255,6 +271,20 @@ class Engine:
     def _advance(self, group: Sequence[_InFlight]) -> Outcomes:
         self._denoiser.advance([one.slot for one in group])
         return []
+
+    def _preview(self, due: Sequence[Slot]) -> None:
+        """Hand up pictures of what the slots seem to become."""
+        estimates = [(slot, slot.x0) for slot in due if slot.x0 is not None]
+        if not estimates:
+            return
+        try:
+            with _memory_errors(self.pipeline.unet.device):
+                images = decode(self.pipeline, [x0 for _, x0 in estimates])
+        except NotEnoughMemory:
+            return  # the pictures themselves matter more
+        for (slot, _), image in zip(estimates, images, strict=True):
+            if slot.on_preview is not None:
+                slot.on_preview(slot.previews.index(slot.done), image)
 
     def _finish(self, group: Sequence[_InFlight]) -> Outcomes:
         denoised = self.now()
@@ -309,6 +339,12 @@ class Engine:
         if self.pipeline.unet.device.type == "cuda":
             torch.cuda.synchronize()
         return time.perf_counter()
+
+
+def _spread(job: Job, previews: int) -> tuple[int, ...]:
+    """The numbers of steps after which a job's previews are due, none at its end."""
+    due = (job.skip + round(job.steps_run * i / (previews + 1)) for i in range(1, previews + 1))
+    return tuple(dict.fromkeys(k for k in due if job.skip < k < job.steps))
 
 
 @contextmanager

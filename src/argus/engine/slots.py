@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 
 import torch
 from diffusers.utils.torch_utils import randn_tensor
+from PIL import Image
 from torch import Tensor
 
 from argus.core.job import Job
@@ -15,6 +16,7 @@ from argus.engine.loading import AnyPipeline
 from argus.engine.schedules import Schedule, Step
 
 OnStep = Callable[[int, int], None]
+OnPreview = Callable[[int, Image.Image], None]
 
 
 @dataclass(eq=False)
@@ -22,7 +24,8 @@ class Slot:
     """A job in flight: its latents (1, c, h, w), its place in its schedule, what it hands up.
 
     `done` counts the steps up to here, those that were skipped included. `x0` is the latest
-    estimate of the finished latents, None before the first step that runs.
+    estimate of the finished latents, None before the first step that runs; after each number of
+    steps in `previews`, a picture of it goes to `on_preview`.
     """
 
     job: Job
@@ -32,6 +35,8 @@ class Slot:
     latents: Tensor
     keep: frozenset[int] = frozenset()
     on_step: OnStep | None = None
+    previews: tuple[int, ...] = ()
+    on_preview: OnPreview | None = None
     done: int = 0
     x0: Tensor | None = None
     kept: dict[int, Tensor] = field(default_factory=dict)

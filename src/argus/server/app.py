@@ -11,7 +11,7 @@ from http import HTTPStatus
 from typing import Annotated, Any
 
 from fastapi import Depends, FastAPI, Request, Response
-from fastapi.responses import RedirectResponse
+from fastapi.responses import RedirectResponse, StreamingResponse
 from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 
 from argus import __version__
@@ -28,6 +28,7 @@ from argus.server.schema import (
     ModelList,
 )
 from argus.server.service import Service
+from argus.server.stream import stream
 
 log = logging.getLogger(__name__)
 
@@ -118,10 +119,17 @@ def _api_routes(app: FastAPI, service: Service) -> None:
         service.variant_of(name)
         return _model(service, name)
 
-    @app.post(GENERATIONS, response_model_exclude_none=True, responses=ERRORS)
+    @app.post(
+        GENERATIONS,
+        response_model=GenerationResponse,
+        response_model_exclude_none=True,
+        responses=ERRORS | {200: {"content": {"text/event-stream": {}}}},
+    )
     async def generations(
         body: GenerationRequest, request: Request, tenant: Tenant
-    ) -> GenerationResponse:
+    ) -> GenerationResponse | StreamingResponse:
+        if body.stream:
+            return await unless_left(request, stream(service, body, tenant))
         work = generate(service, body, tenant, str(request.base_url))
         return await unless_left(request, work)
 

@@ -19,7 +19,7 @@ from argus.server.metrics import Metrics
 from argus.server.model import ServedModel
 from argus.server.order import Full, Order, Served
 from argus.server.retrieval import Retrieval
-from argus.workers.local import LocalWorker
+from argus.workers.local import LocalWorker, OnPreview
 
 if TYPE_CHECKING:
     from argus.quality.encoder import Embedding, PromptEncoder
@@ -42,6 +42,7 @@ class _Prepared:
     begun: float
     encode_ms: float
     retrieve_ms: float
+    on_preview: OnPreview | None
 
 
 class Dispatcher:
@@ -71,8 +72,8 @@ class Dispatcher:
         """Pictures that were accepted and are not answered yet."""
         return self._in_flight
 
-    async def serve(self, order: Order) -> list[Served]:
-        """Make an order's pictures, all or none.
+    async def serve(self, order: Order, on_preview: OnPreview | None = None) -> list[Served]:
+        """Make an order's pictures, all or none; unfinished ones go to `on_preview`.
 
         Raises Full at once when there is no room, and what the worker raises.
         """
@@ -83,12 +84,12 @@ class Dispatcher:
         self._in_flight += order.count
         self._metrics.in_flight.set(self._in_flight)
         try:
-            return await self._serve(order)
+            return await self._serve(order, on_preview)
         finally:
             self._in_flight -= order.count
             self._metrics.in_flight.set(self._in_flight)
 
-    async def _serve(self, order: Order) -> list[Served]:
+    async def _serve(self, order: Order, on_preview: OnPreview | None) -> list[Served]:
         begun = time.perf_counter()
         encoder = await asyncio.shield(asyncio.wrap_future(self._encoder))
         embedding, embed_ms = await _timed(asyncio.to_thread(encoder.embed, order.prompt))
@@ -112,6 +113,7 @@ class Dispatcher:
             begun,
             embed_ms,
             find_ms,
+            on_preview,
         )
         tasks = [
             asyncio.create_task(
@@ -145,7 +147,11 @@ class Dispatcher:
         )  # fmt: skip
         keeps = prepared.looked_up and not skip
         run = await self._worker.run(
-            job, start=start, keep=tuple(self._family.skips) if keeps else ()
+            job,
+            start=start,
+            keep=tuple(self._family.skips) if keeps else (),
+            previews=order.previews,
+            on_preview=prepared.on_preview,
         )
         if run.kept:
             self._retrieval.keep(prepared.scope, order.prompt, prepared.embedding.vector, run.kept)

@@ -28,6 +28,7 @@ from argus.server.schema import (
     PictureReport,
 )
 from argus.server.service import Service
+from argus.workers.local import OnPreview
 from argus.workers.messages import WorkerError
 
 T = TypeVar("T")
@@ -39,22 +40,8 @@ async def generate(
     service: Service, body: GenerationRequest, tenant: str, base_url: str
 ) -> GenerationResponse:
     """Answer a tenant's request. Raises ApiError."""
-    order = _order(service, body, tenant)
-    if service.draining or service.problem is not None:
-        raise service.unavailable()
-    try:
-        served = await service.dispatcher.serve(order)
-    except Full as error:
-        raise ApiError(
-            HTTPStatus.TOO_MANY_REQUESTS,
-            f"{error} Try again in {error.retry_after_s} s.",
-            "queue_full",
-            headers={"Retry-After": str(error.retry_after_s)},
-        ) from error
-    except BadRequest as error:
-        raise invalid(str(error), None) from error
-    except (NotEnoughMemory, WorkerError) as error:
-        raise ApiError(HTTPStatus.SERVICE_UNAVAILABLE, str(error), "worker_failed") from error
+    order = order_of(service, body, tenant)
+    served = await serve(service, order)
     output_format = body.output_format or "png"
     files = [await asyncio.to_thread(encode_picture, one.image, output_format) for one in served]
     if body.response_format == "url":
@@ -68,23 +55,45 @@ async def generate(
         ]
     else:
         data = [PictureData(b64_json=base64.b64encode(file).decode()) for file in files]
-    shows_prompts = service.settings.cache_scope == "key"
     return GenerationResponse(
         created=int(time.time()),
         data=data,
         output_format=output_format,
         size=f"{order.width}x{order.height}",
-        argus=[_report(one, shows_prompts) for one in served],
+        argus=[report(service, one) for one in served],
     )
 
 
-def _order(service: Service, body: GenerationRequest, tenant: str) -> Order:
-    """What the request asks for, checked against the family that serves it."""
+async def serve(
+    service: Service, order: Order, on_preview: OnPreview | None = None
+) -> list[Served]:
+    """Make an order's pictures. Raises ApiError."""
+    if service.draining or service.problem is not None:
+        raise service.unavailable()
+    try:
+        return await service.dispatcher.serve(order, on_preview)
+    except Full as error:
+        raise ApiError(
+            HTTPStatus.TOO_MANY_REQUESTS,
+            f"{error} Try again in {error.retry_after_s} s.",
+            "queue_full",
+            headers={"Retry-After": str(error.retry_after_s)},
+        ) from error
+    except BadRequest as error:
+        raise invalid(str(error), None) from error
+    except (NotEnoughMemory, WorkerError) as error:
+        raise ApiError(HTTPStatus.SERVICE_UNAVAILABLE, str(error), "worker_failed") from error
+
+
+def order_of(service: Service, body: GenerationRequest, tenant: str) -> Order:
+    """What the request asks for, checked against the family that serves it. Raises ApiError."""
     exact = service.family.exact
     if not body.prompt.strip():
         raise invalid("prompt is blank. Say what the picture shows.", "prompt")
-    if body.stream:
-        raise invalid("stream is not supported yet; leave it out.", "stream")
+    if body.stream and (body.n or 1) > 1:
+        raise invalid("stream shows one picture at a time; leave n out.", "n")
+    if body.stream and body.response_format == "url":
+        raise invalid("stream sends pictures as b64_json; leave response_format out.", "stream")
     variant = service.variant_of(body.model) if body.model else None
     if variant is not None and body.num_inference_steps is not None:
         raise invalid(
@@ -116,13 +125,16 @@ def _order(service: Service, body: GenerationRequest, tenant: str) -> Order:
         cached=options is None or options.cache,
         variant=variant,
         steps=steps,
+        previews=(body.partial_images or 0) if body.stream else 0,
     )
 
 
-def _report(served: Served, shows_prompt: bool) -> PictureReport:
+def report(service: Service, served: Served) -> PictureReport:
+    """How a picture was made, as its tenant may know it."""
     neighbour = None
     if served.neighbour is not None:
-        prompt = served.neighbour.prompt if shows_prompt else None
+        own = service.settings.cache_scope == "key"
+        prompt = served.neighbour.prompt if own else None
         neighbour = NeighbourReport(entry=served.neighbour.entry, prompt=prompt)
     return PictureReport(
         variant=served.variant,

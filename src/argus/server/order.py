@@ -14,7 +14,8 @@ class Order:
     """A checked request. `width` and `height` are pixels; the first picture has `seed`.
 
     `variant` pins a variant by name, `steps` a number of steps that is not the exact variant's.
-    `namespace` is the tenant's; `cached` says whether the cache may serve and keep it.
+    `namespace` is the tenant's; `cached` says whether the cache may serve and keep it. `previews`
+    is how many unfinished pictures are to be shown on the way.
     """
 
     prompt: str
@@ -28,6 +29,7 @@ class Order:
     cached: bool = True
     variant: str | None = None
     steps: int | None = None
+    previews: int = 0
 
 
 @dataclass(frozen=True)

@@ -34,7 +34,10 @@ class GenerationRequest(BaseModel):
     response_format: Literal["b64_json", "url"] | None = None
     output_format: Literal["png", "jpeg", "webp"] | None = None
     user: str | None = None
-    stream: bool | None = None
+    stream: bool | None = Field(None, description="Answer with server-sent events.")
+    partial_images: int | None = Field(
+        None, ge=0, le=3, description="Unfinished pictures that a stream shows on the way."
+    )
     seed: int | None = Field(
         None, ge=0, le=MAX_SEED, description="Of the first picture; the next ones count on."
     )
@@ -48,7 +51,6 @@ class GenerationRequest(BaseModel):
     background: str | None = None
     moderation: str | None = None
     output_compression: int | None = None
-    partial_images: int | None = None
     quality: str | None = None
     style: str | None = None
 

@@ -15,6 +15,8 @@ from multiprocessing.context import SpawnProcess
 from queue import SimpleQueue
 from threading import Thread
 
+from PIL import Image
+
 from argus.core.errors import NotEnoughMemory
 from argus.core.job import Job
 from argus.workers.messages import (
@@ -24,6 +26,7 @@ from argus.workers.messages import (
     Failed,
     Finished,
     Model,
+    Preview,
     Progress,
     Ready,
     Request,
@@ -41,6 +44,7 @@ FIRST_PAUSE_S, LONGEST_PAUSE_S = 0.5, 30.0
 PARTING_S = 5.0
 
 OnStep = Callable[[int, int], None]
+OnPreview = Callable[[int, Image.Image], None]
 
 
 class State(enum.Enum):
@@ -55,6 +59,8 @@ class _Pending:
     task: Task
     answer: asyncio.Future[Finished]
     on_step: OnStep | None
+    on_preview: OnPreview | None
+    shown: int = 0
     in_flight: bool = False
     deaths: int = 0
 
@@ -106,8 +112,10 @@ class LocalWorker:
         start: bytes | None = None,
         keep: tuple[int, ...] = (),
         on_step: OnStep | None = None,
+        previews: int = 0,
+        on_preview: OnPreview | None = None,
     ) -> Finished:
-        """Make a job's picture; arguments as for `Engine.run`, latents packed.
+        """Make a job's picture; arguments as for `Engine.admit`, latents packed.
 
         Cancelling the caller frees the work at the next step. Raises what the engine raises, and
         WorkerError when the worker cannot do it.
@@ -116,8 +124,8 @@ class LocalWorker:
             raise WorkerError(f"The worker is {self.state.value}.") from self.problem
         number = next(self._numbers)
         answer: asyncio.Future[Finished] = asyncio.get_running_loop().create_future()
-        task = Task(number, job, start, keep, progress=on_step is not None)
-        self._pending[number] = _Pending(task, answer, on_step)
+        task = Task(number, job, start, keep, progress=on_step is not None, previews=previews)
+        self._pending[number] = _Pending(task, answer, on_step, on_preview)
         self._outbox.put(task)
         try:
             return await answer
@@ -224,13 +232,17 @@ class LocalWorker:
         else:
             self._answer(answer)
 
-    def _answer(self, answer: Progress | Finished | Failed) -> None:
+    def _answer(self, answer: Progress | Preview | Finished | Failed) -> None:
         pending = self._pending.get(answer.number)
         if pending is None or pending.answer.done():
             return
         if isinstance(answer, Progress):
             if pending.on_step is not None:
                 pending.on_step(answer.done, answer.steps)
+        elif isinstance(answer, Preview):
+            if pending.on_preview is not None and answer.index >= pending.shown:
+                pending.shown = answer.index + 1  # a job that is run again shows none twice
+                pending.on_preview(answer.index, answer.image)
         elif isinstance(answer, Finished):
             pending.answer.set_result(answer)
         else:

@@ -33,7 +33,7 @@ class Task:
     """A job, the latents it starts from if it skips, and the K whose latents to hand up.
 
     `alone` jobs share no batch, because a process died of them or of what was beside them.
-    `progress` asks for word of every step.
+    `progress` asks for word of every step, `previews` for so many unfinished pictures.
     """
 
     number: int
@@ -42,6 +42,7 @@ class Task:
     keep: tuple[int, ...] = ()
     alone: bool = False
     progress: bool = False
+    previews: int = 0
 
 
 @dataclass(frozen=True)
@@ -85,6 +86,15 @@ class Progress:
 
 
 @dataclass(frozen=True)
+class Preview:
+    """An unfinished picture of a task, the `index`-th of those asked for."""
+
+    number: int
+    index: int
+    image: Image.Image
+
+
+@dataclass(frozen=True)
 class Finished:
     """A task's picture. `kept` maps K to packed latents; `timings_ms` as in the engine's result."""
 
@@ -103,7 +113,7 @@ class Failed:
 
 
 Request = Task | Cancel | Stop
-Answer = Ready | Unusable | Begun | Progress | Finished | Failed
+Answer = Ready | Unusable | Begun | Progress | Preview | Finished | Failed
 
 
 def pack(latents: Tensor) -> bytes:

@@ -16,6 +16,7 @@ from argus.workers.messages import (
     Failed,
     Finished,
     Model,
+    Preview,
     Progress,
     Ready,
     Request,
@@ -27,6 +28,8 @@ from argus.workers.messages import (
 )
 
 if TYPE_CHECKING:
+    from PIL import Image
+
     from argus.engine.engine import Engine, Result
 
 log = logging.getLogger(__name__)
@@ -103,6 +106,8 @@ class _Worker:
                     start=None if task.start is None else unpack(task.start),
                     keep=task.keep,
                     on_step=self._reporter(task) if task.progress else None,
+                    previews=task.previews,
+                    on_preview=self._shower(task) if task.previews else None,
                 )
             except Exception as error:
                 self._pipe.send(Failed(task.number, _told(error)))
@@ -132,6 +137,9 @@ class _Worker:
 
     def _reporter(self, task: Task) -> Callable[[int, int], None]:
         return lambda done, steps: self._pipe.send(Progress(task.number, done, steps))
+
+    def _shower(self, task: Task) -> Callable[[int, Image.Image], None]:
+        return lambda index, image: self._pipe.send(Preview(task.number, index, image))
 
 
 def _answer(number: int, outcome: Result | Exception) -> Finished | Failed:

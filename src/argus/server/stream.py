@@ -1,0 +1,102 @@
+"""`stream: true`: unfinished pictures and the finished one, as OpenAI's server-sent events."""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import json
+import time
+from collections.abc import AsyncGenerator, AsyncIterator
+from contextlib import suppress
+from typing import Any
+
+from fastapi.responses import StreamingResponse
+from PIL import Image
+
+from argus.server.errors import ApiError
+from argus.server.generate import order_of, report, serve
+from argus.server.order import Order, Served
+from argus.server.pictures import encode_picture
+from argus.server.schema import GenerationRequest
+from argus.server.service import Service
+
+NO_USAGE = {
+    "input_tokens": 0,
+    "input_tokens_details": {"image_tokens": 0, "text_tokens": 0},
+    "output_tokens": 0,
+    "total_tokens": 0,
+}
+
+Event = tuple[str, dict[str, Any]]
+
+
+async def stream(service: Service, body: GenerationRequest, tenant: str) -> StreamingResponse:
+    """Answer a tenant's request with events; the first one is there when this returns.
+
+    Raises ApiError for what fails before that; later failures are an `error` event.
+    """
+    events = _Making(service, order_of(service, body, tenant), body.output_format or "png").events()
+    first = await anext(events)
+
+    async def sent() -> AsyncIterator[str]:
+        try:
+            yield _worded(first)
+            async for event in events:
+                yield _worded(event)
+        except ApiError as error:
+            yield _worded(("error", error.body))
+        finally:
+            await events.aclose()
+
+    return StreamingResponse(sent(), media_type="text/event-stream")
+
+
+def _worded(event: Event) -> str:
+    name, data = event
+    return f"event: {name}\ndata: {json.dumps(data)}\n\n"
+
+
+class _Making:
+    """A picture in the making. Whoever stops listening to its events frees its work."""
+
+    def __init__(self, service: Service, order: Order, output_format: str) -> None:
+        self._service, self._order, self._format = service, order, output_format
+        self._previews: asyncio.Queue[tuple[int, Image.Image] | None] = asyncio.Queue()
+
+    async def events(self) -> AsyncGenerator[Event]:
+        task = asyncio.create_task(self._made())
+        try:
+            while (preview := await self._previews.get()) is not None:
+                index, image = preview
+                content = await self._content(image, "partial_image")
+                yield "image_generation.partial_image", content | {"partial_image_index": index}
+            served = await task
+            content = await self._content(served.image, "completed") | {"usage": NO_USAGE}
+            made = report(self._service, served).model_dump(exclude_none=True)
+            yield "image_generation.completed", content | {"argus": [made]}
+        finally:
+            task.cancel()
+            with suppress(asyncio.CancelledError, Exception):
+                await task
+
+    async def _made(self) -> Served:
+        try:
+            show = self._previews.put_nowait
+            served = await serve(
+                self._service, self._order, lambda index, image: show((index, image))
+            )
+            return served[0]
+        finally:
+            self._previews.put_nowait(None)
+
+    async def _content(self, image: Image.Image, kind: str) -> dict[str, Any]:
+        data = await asyncio.to_thread(encode_picture, image, self._format)
+        return {
+            "type": f"image_generation.{kind}",
+            "b64_json": base64.b64encode(data).decode(),
+            "created_at": int(time.time()),
+            "size": f"{image.width}x{image.height}",
+            "quality": "auto",
+            "background": "opaque",
+            "output_format": self._format,
+        }

@@ -1,0 +1,78 @@
+"""Unfinished pictures on the way, as the OpenAI client reads them."""
+
+from __future__ import annotations
+
+import base64
+import io
+from typing import Any
+
+import httpx
+import openai
+import pytest
+from PIL import Image
+
+from tests.server.running import Running, wait_until
+
+
+def client_of(server: Running) -> openai.OpenAI:
+    return openai.OpenAI(base_url=f"{server.url}/v1", api_key="none", max_retries=0)
+
+
+def image_of(event: Any) -> Image.Image:
+    return Image.open(io.BytesIO(base64.b64decode(event.b64_json)))
+
+
+def test_the_openai_client_sees_a_picture_come_to_be(server: Running) -> None:
+    asked: dict[str, Any] = {"seed": 3, "argus": {"cache": False}}
+    events = list(
+        client_of(server).images.generate(
+            prompt="a green key", stream=True, partial_images=3, extra_body=asked
+        )
+    )
+    *partial, last = events
+    assert [event.type for event in partial] == ["image_generation.partial_image"] * 3
+    assert [event.partial_image_index for event in partial] == [0, 1, 2]
+    assert last.type == "image_generation.completed"
+    assert len({image_of(event).tobytes() for event in events}) == 4
+    assert {event.size for event in events} == {"32x32"}
+    (report,) = last.argus  # type: ignore[attr-defined]
+    assert (report["variant"], report["steps_run"]) == ("exact", 6)
+    plain = server.generate("a green key", **asked).json()["data"][0]["b64_json"]
+    assert last.b64_json == plain
+
+
+def test_a_stream_without_partial_images_is_its_end(server: Running) -> None:
+    (event,) = client_of(server).images.generate(
+        prompt="a green key", stream=True, output_format="webp"
+    )
+    assert event.type == "image_generation.completed"
+    assert image_of(event).format == "WEBP"
+
+
+def test_a_short_run_shows_fewer_partial_images(server: Running) -> None:
+    events = list(
+        client_of(server).images.generate(
+            prompt="a green key", stream=True, partial_images=3,
+            extra_body={"num_inference_steps": 2},
+        )
+    )  # fmt: skip
+    assert [event.type.rpartition(".")[2] for event in events] == ["partial_image", "completed"]
+
+
+def test_what_cannot_be_served_is_an_error_and_no_stream(server: Running) -> None:
+    with pytest.raises(openai.BadRequestError, match="one picture at a time"):
+        client_of(server).images.generate(prompt="a key", stream=True, n=2)
+    body = {"prompt": "a key", "stream": True, "model": "tiny/none"}
+    answer = server.http.post("/v1/images/generations", json=body)
+    assert answer.status_code == 404
+    assert answer.headers["content-type"] == "application/json"
+
+
+@pytest.mark.parametrize("partial_images", [0, 1])
+def test_leaving_a_stream_frees_its_work(server: Running, partial_images: int) -> None:
+    body = {"prompt": "an endless key", "stream": True, "num_inference_steps": 900,
+            "partial_images": partial_images}  # fmt: skip
+    with pytest.raises(httpx.ReadTimeout):
+        httpx.post(f"{server.url}/v1/images/generations", json=body, timeout=0.5)
+    wait_until(lambda: server.service.dispatcher.in_flight == 0)
+    assert server.generate(argus={"cache": False}).status_code == 200
