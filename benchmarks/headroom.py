@@ -7,7 +7,12 @@ Reads the bundled family's table of qualities and its profile. A load of 2 is tw
 variant can carry; a mix of variants carries it if its mean cost is half the exact one's. At every
 load it compares the best mix that is the same for all prompts (blind), that knows how many things a
 prompt asks for (rule), and that knows each prompt's qualities (oracle): chosen on one seed, judged
-on the others, both ways round, with bootstrap intervals over prompts.
+on the others, both ways round, with bootstrap intervals over prompts. What no mix can carry is
+shed, at quality 0.
+
+Mean quality is (mean s − s₀) / (mean s_exact − s₀) over prompts. Dividing by each prompt's own
+s_exact, an unlucky exact picture would raise all qualities of its prompt, where they are chosen and
+where they are judged.
 """
 
 from __future__ import annotations
@@ -48,8 +53,8 @@ def main(
     console = Console()
     result: dict[str, Any] = {"seeds": int(rows["seed"].nunique())}
     result |= _exact_scores(console, rows)
-    result["as_good"] = _as_good(console, rows, costs)
-    prompts, q = _by_prompt(rows, list(costs))
+    prompts, q = by_prompt(rows, list(costs))
+    result["as_good"] = _as_good(console, q, costs)
     groups = np.array([sum(g.count for g in read_prompt(p).groups) for p in prompts])
     curves = _headroom(console, q, np.array(list(costs.values())), groups)
     for name in ("blind", "rule", "oracle"):
@@ -75,12 +80,14 @@ def _costs(family: Family, profile: Path) -> dict[str, float]:
     }
 
 
-def _by_prompt(rows: pd.DataFrame, variants: list[str]) -> tuple[list[str], Numbers]:
-    """Prompts, and their qualities (prompts, variants, seeds); prompts that have all of them."""
-    wide = rows.pivot_table(index="prompt", columns=["variant", "seed"], values="quality")
-    wide = wide.dropna()
+def by_prompt(rows: pd.DataFrame, variants: list[str]) -> tuple[list[str], Numbers]:
+    """Prompts, and (prompts, variants, seeds): how much better than unrelated pictures theirs
+    score, in units of what exact pictures do on average."""
+    wide = rows.pivot_table(index="prompt", columns=["variant", "seed"], values="score")
     seeds = sorted(rows["seed"].unique())
-    q = np.stack([[wide[v, s].to_numpy() for s in seeds] for v in variants])
+    scores = np.stack([[wide[v, s].to_numpy() for s in seeds] for v in variants])
+    unrelated = float(rows["s0"].iloc[0])
+    q = (scores - unrelated) / (scores[variants.index(EXACT)].mean() - unrelated)
     return list(wide.index), q.transpose(2, 0, 1)
 
 
@@ -89,7 +96,7 @@ def best_mix(q: Numbers, costs: Numbers, budget: float, weights: Numbers) -> Num
 
     `q` (n, variants) are the qualities of n prompts or groups that count `weights` (n,). The linear
     programme has one constraint, so at its price λ every row takes argmax q − λ·cost, and two such
-    choices are mixed to meet the budget.
+    choices are mixed to meet the budget. A variant of cost 0 must be among them: shedding.
     """
 
     def chosen(price: float) -> Numbers:
@@ -99,7 +106,7 @@ def best_mix(q: Numbers, costs: Numbers, budget: float, weights: Numbers) -> Num
     def cost(shares: Numbers) -> float:
         return float(weights @ (shares @ costs) / weights.sum())
 
-    low, high = 0.0, 1e3 / costs.min()
+    low, high = 0.0, 1e4 * (1 + np.ptp(q)) / costs.max()
     if cost(chosen(low)) <= budget:
         return chosen(low)
     for _ in range(80):
@@ -115,6 +122,8 @@ def judged(q: Numbers, costs: Numbers, budget: float, groups: Whole) -> float:
     names, at = np.unique(groups, return_inverse=True)
     weights = np.bincount(at).astype(float)
     results = []
+    q = np.concatenate([q, np.zeros_like(q[:, :1])], axis=1)  # what is shed is worth nothing
+    costs = np.append(costs, 0.0)
     for seed in range(q.shape[2]):
         others = [s for s in range(q.shape[2]) if s != seed]
         means = np.zeros((len(names), q.shape[1]))
@@ -165,17 +174,17 @@ def _exact_scores(console: Console, rows: pd.DataFrame) -> dict[str, float]:
     return {name: round(value, 4) for name, value in result.items()}
 
 
-def _as_good(console: Console, rows: pd.DataFrame, costs: dict[str, float]) -> dict[str, float]:
+def _as_good(console: Console, q: Numbers, costs: dict[str, float]) -> dict[str, float]:
     """The share of prompts that each variant serves as well as exact does, within seed noise: the
-    deviation of the mean of a prompt's exact qualities."""
-    exact = rows[rows["variant"] == EXACT].groupby("prompt")["quality"]
-    noise = float(np.sqrt(exact.var().mean() / rows["seed"].nunique()))
+    deviation of the difference of two exact pictures' means over seeds."""
+    means, seeds = q.mean(2), q.shape[2]
+    noise = float(np.sqrt(2 * q[:, 0].var(axis=1, ddof=1).mean() / seeds))
     shown = Table("variant", "cost of exact", "mean quality", "as good", title=f"noise {noise:.3f}")
     shares = {}
-    for name, cost in costs.items():
-        q = rows[rows["variant"] == name].groupby("prompt")["quality"].mean()
-        shares[name] = round(float((q >= 1 - noise).mean()), 4)
-        shown.add_row(name, f"{cost / costs[EXACT]:.2f}", f"{q.mean():.3f}", f"{shares[name]:.1%}")
+    for i, (name, cost) in enumerate(costs.items()):
+        shares[name] = round(float((means[:, i] >= means[:, 0] - noise).mean()), 4)
+        mean = means[:, i].mean()
+        shown.add_row(name, f"{cost / costs[EXACT]:.2f}", f"{mean:.3f}", f"{shares[name]:.1%}")
     console.print(shown)
     return {name: share for name, share in shares.items() if name != EXACT}
 

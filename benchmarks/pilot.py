@@ -95,7 +95,10 @@ def main(
         for one, result in paint(engine, [Commission(case, job(case, full)) for case in some])
     }
     unrelated = unrelated_score(
-        scorer, [case.prompt for case in some], [painted[case.number] for case in some]
+        scorer,
+        [case.prompt for case in some],
+        [painted[case.number] for case in some],
+        shift=len(some) // 2 + 1,  # themes and kinds of neighbours repeat every few cases
     )
     if not only_steps:
         skips = sorted({round(full * percent / 100) for percent in SKIPPED_PERCENT})

@@ -175,6 +175,28 @@ def test_a_job_that_does_not_fit_alone_fails_and_the_engine_goes_on(
     assert isinstance(outcomes[plain], Result)
 
 
+def test_a_job_that_cannot_be_done_fails_alone(
+    tiny_sd: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    engine = Engine.load(str(tiny_sd))
+    encode = engine.pipeline.encode_prompt
+
+    def fussy(prompts: list[str], *args: Any, **kwargs: Any) -> Any:
+        if "a poison" in prompts:
+            raise RuntimeError("unheard of")
+        return encode(prompts, *args, **kwargs)
+
+    monkeypatch.setattr(engine.pipeline, "encode_prompt", fussy)
+    tickets = [
+        engine.admit(Job(prompt, steps=3)) for prompt in ("a fish", "a poison", "a boat", "a cup")
+    ]
+    outcomes = drain(engine)
+    assert str(outcomes.pop(tickets[1])) == "unheard of"
+    assert all(isinstance(outcome, Result) for outcome in outcomes.values())
+    assert len(outcomes) == 3
+    assert engine.max_batch == 32
+
+
 def limit_memory(module: Any, rows: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """Let a module run out of memory above so many rows."""
     forward = module.forward

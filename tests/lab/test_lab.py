@@ -69,9 +69,16 @@ def test_quality_is_made_of_scores_as_defined(measured: Path) -> None:
     np.testing.assert_allclose(rows["raw_ratio"], rows["score"] / rows["s_exact"], rtol=1e-5)
 
 
-def test_another_measurement_is_not_mixed_in(measured: Path, tiny_family: Path) -> None:
+def test_another_measurement_is_not_mixed_in(tiny_family: Path, tmp_path: Path) -> None:
+    out = tmp_path / "quality.parquet"
+    (tmp_path / "quality.parquet.parts").mkdir()
+    (tmp_path / "quality.parquet.parts" / "identity").write_text("of something else")
     with pytest.raises(BadRequest, match="parts of another measurement"):
-        calibrate(asked(tiny_family, seeds=1), measured)
+        calibrate(asked(tiny_family), out)
+
+
+def test_nothing_is_left_beside_a_finished_table(measured: Path) -> None:
+    assert list(measured.parent.iterdir()) == [measured]
 
 
 def test_a_killed_calibration_goes_on_without_losing_or_doubling_a_row(

@@ -3,7 +3,9 @@ from __future__ import annotations
 import asyncio
 import os
 import signal
+import threading
 from collections.abc import Iterator
+from multiprocessing import Pipe
 from pathlib import Path
 
 import pytest
@@ -13,7 +15,19 @@ from argus.core.errors import BadRequest, ModelError
 from argus.core.job import Job
 from argus.engine.engine import Engine
 from argus.workers.local import LocalWorker, State
-from argus.workers.messages import Model, WorkerError, pack, unpack
+from argus.workers.messages import (
+    Answer,
+    Cancel,
+    Finished,
+    Model,
+    Progress,
+    Stop,
+    Task,
+    WorkerError,
+    pack,
+    unpack,
+)
+from argus.workers.process import _Worker
 
 LONG = 900  # steps that last until the test ends them
 
@@ -123,6 +137,48 @@ def test_a_killed_process_is_replaced_and_no_job_is_lost(
         assert worker.backlog == 0
 
     runner.run(use())
+
+
+def test_a_job_that_kills_is_given_up_and_takes_no_other_with_it(
+    runner: asyncio.Runner, worker: LocalWorker
+) -> None:
+    async def use() -> None:
+        restarts = worker.restarts
+
+        def kill(*_: int) -> None:
+            assert worker.pid is not None
+            os.kill(worker.pid, signal.SIGKILL)
+
+        deadly = asyncio.create_task(worker.run(Job("a deadly fish", steps=LONG), on_step=kill))
+        beside = [
+            asyncio.create_task(worker.run(Job(f"boat {i}", seed=i, steps=60))) for i in range(2)
+        ]
+        with pytest.raises(WorkerError, match="died 3 times while making this picture"):
+            await deadly
+        assert [result.image.size for result in await asyncio.gather(*beside)] == [(32, 32)] * 2
+        assert worker.restarts == restarts + 3
+
+    runner.run(use())
+
+
+def test_cancelled_tasks_are_dropped_inside_the_process(tiny_sd: Path) -> None:
+    ours, theirs = Pipe()
+    thread = threading.Thread(target=_Worker(theirs, Engine.load(str(tiny_sd))).serve)
+    ours.send(Task(1, Job("an endless fish", steps=LONG), progress=True))
+    ours.send(Task(2, Job("waits until it is alone", steps=LONG), alone=True))
+    ours.send(Task(3, Job("a boat", steps=3)))
+    thread.start()
+    while not isinstance(ours.recv(), Progress):
+        pass
+    ours.send(Cancel(1))
+    ours.send(Cancel(2))
+    ours.send(Stop())
+    answers: list[Answer] = []
+    while not any(isinstance(answer, Finished) for answer in answers):
+        answers.append(ours.recv())
+    thread.join()
+    assert [answer.number for answer in answers if isinstance(answer, Finished)] == [3]
+    assert not ours.poll()
 
 
 def test_a_model_that_cannot_be_loaded_is_said_and_not_tried_again(

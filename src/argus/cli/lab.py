@@ -19,6 +19,7 @@ from rich.table import Table
 
 from argus.cli.consoles import err, out
 from argus.core.errors import BadRequest
+from argus.core.family import EXACT
 from argus.families.catalog import find_family
 
 FamilyName = Annotated[str, typer.Argument(help="A family's name, or the path of its YAML file.")]
@@ -108,14 +109,17 @@ def calibrate(
             output,
             lambda done, of: bar.update(task, completed=done, total=of),
         )
+    s0, best = table["s0"].iloc[0], table[table["variant"] == EXACT]["score"].mean()
     shown = Table("variant", "quality", "raw ratio", "score", "ms a picture", "rows")
+    shown.caption = f"of mean scores; unrelated pictures score {s0:.3f}"
     for name in chosen.variants:
         rows = table[table["variant"] == name]
+        score = rows["score"].mean()
         shown.add_row(
             name,
-            f"{rows['quality'].mean():.3f}",
-            f"{rows['raw_ratio'].mean():.3f}",
-            f"{rows['score'].mean():.3f}",
+            f"{(score - s0) / (best - s0):.3f}",
+            f"{score / best:.3f}",
+            f"{score:.3f}",
             f"{1000 * rows['seconds'].mean():.0f}",
             f"{len(rows):,}",
         )

@@ -17,7 +17,7 @@ from diffusers.utils.torch_utils import randn_tensor
 from PIL import Image
 from torch import Tensor
 
-from argus.core.errors import BadRequest, NotEnoughMemory
+from argus.core.errors import BadRequest, ModelError, NotEnoughMemory
 from argus.core.job import Job
 from argus.engine.conditioning import TextEncoder
 from argus.engine.decoder import decode
@@ -30,6 +30,7 @@ log = logging.getLogger(__name__)
 
 MAX_BATCH = 32
 SCHEDULES = 256
+TRIAL_STEPS = 4
 
 
 @dataclass(frozen=True)
@@ -90,6 +91,10 @@ class Engine:
         self.pipeline = pipeline
         self.max_batch = max_batch
         pipeline.scheduler = new_scheduler(sampler, pipeline.scheduler)
+        try:
+            new_schedule(pipeline.scheduler, TRIAL_STEPS)
+        except BadRequest as error:
+            raise ModelError(f"The sampler {sampler!r} cannot be used: {error}") from error
         self._schedule = lru_cache(SCHEDULES)(lambda steps: new_schedule(pipeline.scheduler, steps))
         self._texts, self._denoiser = TextEncoder(pipeline), Denoiser(pipeline)
         self._tickets = itertools.count(1)
@@ -120,6 +125,12 @@ class Engine:
     def in_flight(self) -> list[int]:
         """The tickets of the jobs that were begun and are not finished."""
         return [one.ticket for one in self._in_flight]
+
+    @property
+    def upcoming(self) -> list[int]:
+        """The tickets of the waiting jobs that the next `fill` puts into flight."""
+        room = max(0, self.max_batch - len(self._in_flight))
+        return [ticket for _, ticket, _ in heapq.nsmallest(room, self._waiting)]
 
     @property
     def busy(self) -> bool:
@@ -201,15 +212,16 @@ class Engine:
         """Admit what there is room for, move everything in flight by one step.
 
         Gives tickets and results of the jobs that are finished, or the exception that ended one:
-        NotEnoughMemory for a job that does not fit even alone. When memory runs out, `max_batch`
-        is halved and the jobs are tried again.
+        whatever its work raised even alone, NotEnoughMemory for one that does not fit. When memory
+        runs out while denoising, `max_batch` is halved. Raises nothing but errors after which CUDA
+        does not work in this process.
         """
         outcomes = self.fill()
         if not self._in_flight:
             return outcomes
         size = self._in_flight[0].size
         group = [one for one in self._in_flight if one.size == size][: self.max_batch]
-        outcomes += self._halving(group, self._advance)
+        outcomes += self._halving(group, self._advance, lasting=True)
         self._preview([one.slot for one in group if one.slot.done in one.slot.previews])
         finished = [one for one in self._in_flight if one.slot.finished]
         outcomes += self._halving(finished, self._finish)
@@ -229,29 +241,43 @@ class Engine:
             outcomes += self._halving([one for one in admitted if one.size == size], self._begin)
         return outcomes
 
-    def _halving(self, group: Sequence[T], work: Callable[[Sequence[T]], Outcomes]) -> Outcomes:
-        """Do the work for a group, in halves and from then on in smaller batches if memory runs
-        out; give a job up that does not fit alone."""
+    def _halving(
+        self,
+        group: Sequence[T],
+        work: Callable[[Sequence[T]], Outcomes],
+        lasting: bool = False,
+    ) -> Outcomes:
+        """Do the work for a group or, if that fails, for its halves, so that a job that cannot be
+        done fails alone; if it is memory that fails, in `lasting` smaller batches.
+
+        `work` must leave the jobs as they were when it raises.
+        """
         if not group:
             return []
+        half: int = len(group) // 2
         try:
-            with _memory_errors(self.pipeline.unet.device):
+            with memory_errors(self.pipeline.unet.device):
                 return work(group)
-        except NotEnoughMemory as error:
-            if self.pipeline.unet.device.type == "cuda":
-                torch.cuda.empty_cache()
-            if len(group) == 1:
+        except Exception as error:
+            if "CUDA error" in str(error):
+                raise
+            if not half:
                 self.cancel(group[0].ticket)
                 return [(group[0].ticket, error)]
-        half: int = len(group) // 2
-        self.max_batch = min(self.max_batch, half)
-        log.warning("Out of memory with %d jobs at once; %d from now on", len(group), half)
-        return [*self._halving(group[:half], work), *self._halving(group[half:], work)]
+            if isinstance(error, NotEnoughMemory):
+                log.warning("Out of memory with %d jobs at once; trying %d", len(group), half)
+                if lasting:
+                    self.max_batch = min(self.max_batch, half)
+        if self.pipeline.unet.device.type == "cuda":
+            torch.cuda.empty_cache()
+        first: Outcomes = self._halving(group[:half], work, lasting)
+        return [*first, *self._halving(group[half:], work, lasting)]
 
     def _begin(self, group: Sequence[_Waiting]) -> Outcomes:
         begun, size = self.now(), group[0].size
         conditionings = self._texts.prepare([one.job for one in group], *size)
-        encode_s = self.now() - begun
+        now = self.now()
+        admitted = []
         for one, conditioning in zip(group, conditionings, strict=True):
             job, schedule = one.job, self._schedule(one.job.steps)
             generator = torch.Generator().manual_seed(job.seed)
@@ -264,8 +290,10 @@ class Engine:
                 job, schedule, conditioning, generator, latents, one.keep, one.on_step,
                 one.previews, one.on_preview, job.skip,
             )  # fmt: skip
-            slot.hand_up()
-            self._in_flight.append(_InFlight(one.ticket, slot, size, self.now(), encode_s))
+            if job.skip in one.keep:
+                slot.kept[job.skip] = latents.clone()
+            admitted.append(_InFlight(one.ticket, slot, size, now, now - begun))
+        self._in_flight += admitted
         return []
 
     def _advance(self, group: Sequence[_InFlight]) -> Outcomes:
@@ -278,10 +306,13 @@ class Engine:
         if not estimates:
             return
         try:
-            with _memory_errors(self.pipeline.unet.device):
+            with memory_errors(self.pipeline.unet.device):
                 images = decode(self.pipeline, [x0 for _, x0 in estimates])
-        except NotEnoughMemory:
-            return  # the pictures themselves matter more
+        except Exception as error:
+            if "CUDA error" in str(error):
+                raise
+            log.warning("No previews: %s", error)  # the pictures themselves matter more
+            return
         for (slot, _), image in zip(estimates, images, strict=True):
             if slot.on_preview is not None:
                 slot.on_preview(slot.previews.index(slot.done), image)
@@ -337,7 +368,7 @@ class Engine:
     def now(self) -> float:
         """Seconds on a clock, once the device is done with what it was given."""
         if self.pipeline.unet.device.type == "cuda":
-            torch.cuda.synchronize()
+            torch.cuda.synchronize(self.pipeline.unet.device)
         return time.perf_counter()
 
 
@@ -348,7 +379,8 @@ def _spread(job: Job, previews: int) -> tuple[int, ...]:
 
 
 @contextmanager
-def _memory_errors(device: torch.device) -> Iterator[None]:
+def memory_errors(device: torch.device) -> Iterator[None]:
+    """Raise NotEnoughMemory for whatever torch raises when memory runs out."""
     try:
         yield
     except torch.OutOfMemoryError as error:

@@ -8,6 +8,7 @@ of each step, read off the diffusers scheduler that it stands for.
 from __future__ import annotations
 
 import copy
+import inspect
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -62,11 +63,6 @@ class Schedule:
         """Whether the sampler draws fresh noise after every step."""
         return any(step.noise for step in self.steps)
 
-    @cached_property
-    def remembers(self) -> bool:
-        """Whether a step needs the x₀ of the one before."""
-        return any(step.last for step in self.steps)
-
 
 def new_schedule(scheduler: Any, steps: int) -> Schedule:
     """The schedule of `steps` steps of a diffusers scheduler, which stays as it is.
@@ -74,7 +70,8 @@ def new_schedule(scheduler: Any, steps: int) -> Schedule:
     Raises BadRequest for a scheduler that is not in `SCHEDULERS`, for options of it that are not
     supported, and for more steps than it has room for.
     """
-    name, config = type(scheduler).__name__, scheduler.config
+    name = type(scheduler).__name__
+    config = _own_config(scheduler)
     make = SCHEDULERS.get(type(scheduler))
     if make is None:
         raise BadRequest(f"Argus does not run {name}; it runs {_known()}. Name another sampler.")
@@ -82,23 +79,30 @@ def new_schedule(scheduler: Any, steps: int) -> Schedule:
         value = config.get(option, wanted)
         if value != wanted:
             raise BadRequest(f"Argus runs {name} with {option} {wanted!r} alone, not {value!r}.")
-    if config.prediction_type not in ("epsilon", "v_prediction"):
-        raise BadRequest(
-            f"Argus runs models that predict epsilon or v, not {config.prediction_type!r}."
-        )
+    prediction = config["prediction_type"]
+    if prediction not in ("epsilon", "v_prediction"):
+        raise BadRequest(f"Argus runs models that predict epsilon or v, not {prediction!r}.")
     if config.get("solver_order", 2) > 2:
-        raise BadRequest(f"Argus runs {name} with solver_order 1 or 2, not {config.solver_order}.")
+        order = config["solver_order"]
+        raise BadRequest(f"Argus runs {name} with solver_order 1 or 2, not {order}.")
     own = copy.deepcopy(scheduler)
     try:
         own.set_timesteps(steps)
     except ValueError as error:
         raise BadRequest(f"steps is {steps}: {error}") from error
     timesteps = [float(t) for t in own.timesteps]
-    if len(timesteps) != steps or max(timesteps) >= config.num_train_timesteps:
+    if len(timesteps) != steps or max(timesteps) >= config["num_train_timesteps"]:
         raise BadRequest(f"steps is {steps}; this model's sampler has room for fewer.")
     clip = config.get("clip_sample_range", 1.0) if config.get("clip_sample") else None
     usual, alone = make(own, timesteps)
     return Schedule(tuple(usual), tuple(alone), float(own.init_noise_sigma), clip)
+
+
+def _own_config(scheduler: Any) -> dict[str, Any]:
+    """The options that a scheduler's class knows. Its config also holds, unused, those of the
+    scheduler whose config it was made from."""
+    known = inspect.signature(type(scheduler).__init__).parameters
+    return {key: value for key, value in scheduler.config.items() if key in known}
 
 
 Steps = tuple[Sequence[Step], Sequence[Step]]

@@ -51,11 +51,6 @@ class Slot:
         schedule = self.schedule
         return (schedule.alone if self.x0 is None else schedule.steps)[self.done]
 
-    def hand_up(self) -> None:
-        """Keep the latents if they are wanted at this K."""
-        if self.done in self.keep:
-            self.kept[self.done] = self.latents.clone()
-
 
 class Denoiser:
     """Moves slots of one picture size. The batch's conditioning is laid out once and kept while
@@ -71,26 +66,41 @@ class Denoiser:
 
         The slots are as they were if it raises.
         """
+        noisy = [slot.generator for slot in slots if slot.schedule.noisy]
+        states = [generator.get_state() for generator in noisy]
+        try:
+            moved, x0 = self._moved(slots)
+            kept = [
+                moved[i : i + 1].clone() if slot.done + 1 in slot.keep else None
+                for i, slot in enumerate(slots)
+            ]
+        except BaseException:
+            for generator, state in zip(noisy, states, strict=True):
+                generator.set_state(state)
+            raise
+        for i, slot in enumerate(slots):
+            slot.latents, slot.x0 = moved[i : i + 1], x0[i : i + 1]
+            slot.done += 1
+            latents = kept[i]
+            if latents is not None:
+                slot.kept[slot.done] = latents
+
+    def _moved(self, slots: Sequence[Slot]) -> tuple[Tensor, Tensor]:
+        """The slots' next latents (b, c, h, w), and their estimates of the finished ones."""
         unet = self._pipeline.unet
         steps = [slot.step for slot in slots]
         rows = self._laid_out(tuple(slots))
         x = torch.cat([slot.latents for slot in slots]).float()
         numbers = _columns(steps, unet.device)
         guess = self._guess(x, numbers["scale"], steps, rows)
-        x0 = numbers["x0_x"] * x + numbers["x0_out"] * guess
-        x0 = _clipped(x0, slots)
+        x0 = _clipped(numbers["x0_x"] * x + numbers["x0_out"] * guess, slots)
         moved = numbers["x"] * x + numbers["out"] * guess + numbers["x0"] * x0
         if any(step.last for step in steps):
-            last = [x0[:1] if slot.x0 is None else slot.x0 for slot in slots]
+            last = [x0[i : i + 1] if s.x0 is None else s.x0 for i, s in enumerate(slots)]
             moved += numbers["last"] * torch.cat(last)
-        noises = [self._noise(slot) for slot in slots] if _any_noisy(slots) else []
-        if noises:
-            moved += numbers["noise"] * torch.cat(noises)
-        moved = moved.to(unet.dtype)
-        for i, slot in enumerate(slots):
-            slot.latents, slot.x0 = moved[i : i + 1], x0[i : i + 1]
-            slot.done += 1
-            slot.hand_up()
+        if any(slot.schedule.noisy for slot in slots):
+            moved += numbers["noise"] * torch.cat([self._noise(slot) for slot in slots])
+        return moved.to(unet.dtype), x0
 
     def _guess(self, x: Tensor, scale: Tensor, steps: Sequence[Step], rows: Rows) -> Tensor:
         """The model's output (b, c, h, w) in float32, guidance applied."""
@@ -149,7 +159,3 @@ def _clipped(x0: Tensor, slots: Sequence[Slot]) -> Tensor:
     limits = [float("inf") if clip is None else clip for clip in clips]
     limit = torch.tensor(limits).to(x0.device, non_blocking=True).view(-1, 1, 1, 1)
     return x0.clamp(-limit, limit)
-
-
-def _any_noisy(slots: Sequence[Slot]) -> bool:
-    return any(slot.schedule.noisy for slot in slots)

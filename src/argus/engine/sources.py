@@ -98,7 +98,7 @@ def fingerprint(folder: Path) -> str:
     Covers the size and the ends of every safetensors file, since whole ones take seconds to read.
     """
     digest = hashlib.sha256()
-    for path in [*sorted(folder.glob("*/*.safetensors")), folder / SCHEDULER]:
+    for path in [*sorted(folder.rglob("*.safetensors")), folder / SCHEDULER]:
         if not path.is_file():
             continue
         size = path.stat().st_size

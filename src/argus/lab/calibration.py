@@ -7,10 +7,13 @@ is done, so that a run that is killed loses at most the part it was at, and does
 from __future__ import annotations
 
 import hashlib
+import importlib.util
 import itertools
 import json
 import math
+import os
 import random
+import shutil
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
@@ -25,8 +28,8 @@ from argus.cache.cache import ApproximateCache, Neighbour
 from argus.cache.catalogue import Catalogue
 from argus.cache.latents import LatentStore
 from argus.cache.scope import Scope
-from argus.core.errors import BadRequest
-from argus.core.family import EXACT, Family, Variant
+from argus.core.errors import BadRequest, ModelError
+from argus.core.family import EXACT, Family, ScorerSpec, Variant
 from argus.core.job import Job
 from argus.engine.engine import Engine
 from argus.engine.sources import fingerprint, model_folder
@@ -67,10 +70,12 @@ class Calibration:
     def identity(self) -> str:
         """Another for other prompts, variants, weights or seeds."""
         family = self.family
+        scorer = family.scorer
         facts = {
+            "chunk": CHUNK,
             "variants": {name: asdict(variant) for name, variant in family.variants.items()},
             "weights": {m: fingerprint(model_folder(s)) for m, s in family.models.items()},
-            "scorer": None if family.scorer is None else asdict(family.scorer),
+            "scorer": None if scorer is None else [asdict(scorer), _fingerprint(scorer)],
             "prompts": self.prompts,
             "donors": self.donors,
             "seeds": self.seeds,
@@ -92,6 +97,8 @@ def calibrate(
         raise BadRequest(f"The family {asked.family.name} names no scorer; add one to its file.")
     if asked.seeds < 1:
         raise BadRequest("Calibration needs at least one seed.")
+    if len(asked.prompts) < 2:
+        raise BadRequest("Calibration needs at least two prompts: s₀ is of unrelated ones.")
     work = out.with_name(f"{out.name}.parts")
     _claim(work, asked.identity)
     progress = _Progress(asked, on_progress)
@@ -108,6 +115,7 @@ def calibrate(
         if bench is None or bench.model != model:
             if bench is not None:
                 bench.close()
+                bench = None  # before the next model needs its memory
             bench = _Bench(asked, model, scorer, work, progress)
         table.write(bench.part(prompts), file)
     if bench is not None:
@@ -115,7 +123,28 @@ def calibrate(
     progress.finish()
     result = table.finish(pd.concat([pd.read_parquet(file) for file in files], ignore_index=True))
     table.write(result, out)
+    shutil.rmtree(work)
     return result
+
+
+def _fingerprint(spec: ScorerSpec) -> str:
+    """Another for other weights or, of a class, for other files in the folder of its module.
+
+    Raises ModelError if the class is not there.
+    """
+    if ":" not in spec.kind:
+        folder = Path(spec.source or ".").expanduser()
+        return fingerprint(folder) if folder.is_dir() else str(spec.source)
+    try:
+        found = importlib.util.find_spec(spec.kind.split(":")[0])
+    except ImportError:
+        found = None
+    if found is None or found.origin is None:
+        raise ModelError(f"The scorer {spec.kind} cannot be imported.")
+    digest = hashlib.sha256()
+    for path in sorted(Path(found.origin).parent.glob("*.*")):
+        digest.update(path.name.encode() + path.read_bytes())
+    return digest.hexdigest()[:16]
 
 
 def _claim(work: Path, identity: str) -> None:
@@ -123,7 +152,9 @@ def _claim(work: Path, identity: str) -> None:
     work.mkdir(parents=True, exist_ok=True)
     mark = work / "identity"
     if not mark.exists():
-        mark.write_text(identity)
+        aside = work / "identity.new"
+        aside.write_text(identity)
+        os.replace(aside, mark)
     if mark.read_text() != identity:
         raise BadRequest(
             f"{work} holds parts of another measurement (other prompts, variants, weights or "
@@ -190,11 +221,11 @@ class _Bench:
             prompt: self._donors.neighbour(prompt) if self._donors else None for prompt in prompts
         }
         for name, variant in self._variants.items():
+            engine = self._engine(variant.sampler)
+            commissions = list(self._commissions(variant, neighbours))
             begun = time.perf_counter()
             pictures: dict[tuple[str, int], Image.Image] = {}
-            for one, result in paint(
-                self._engine(variant.sampler), self._commissions(variant, neighbours)
-            ):
+            for one, result in paint(engine, commissions):
                 pictures[one.of] = result.image
                 self._progress.add(one.job.steps_run)
             seconds = (time.perf_counter() - begun) / max(1, len(pictures))

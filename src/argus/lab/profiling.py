@@ -9,19 +9,20 @@ import platform
 import resource
 import statistics
 import time
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from argus.core.errors import ArgusError, ModelError, NotEnoughMemory
 from argus.core.family import Family, Variant
 from argus.core.job import Job
 from argus.core.profile import ModelProfile, Profile
 from argus.engine.decoder import decode
-from argus.engine.engine import Engine
+from argus.engine.engine import Engine, Result, memory_errors
 from argus.engine.sources import fingerprint, model_folder
 
 BATCHES = (1, 2, 4, 8, 16, 32)
@@ -153,13 +154,25 @@ def _times(engine: Engine, variant: Variant, batch: int, repeats: int) -> tuple[
         for _, outcome in outcomes:
             if isinstance(outcome, Exception):
                 raise outcome
-    if engine.max_batch < batch:
+    outcomes = engine.step()
+    latents = [outcome.final for _, outcome in outcomes if isinstance(outcome, Result)]
+    if engine.max_batch < batch or len(latents) < batch:
         _drain(engine)
         raise NotEnoughMemory(f"{batch} pictures do not fit.")
-    latents = [outcome.final for _, outcome in engine.step() if not isinstance(outcome, Exception)]
-    with torch.inference_mode():
-        decode_s = _median(lambda: decode(engine.pipeline, latents), engine, repeats)
-    return statistics.median(seconds[WARM_UP:]), decode_s
+    return statistics.median(seconds[WARM_UP:]), _decode_s(engine, latents, repeats)
+
+
+@torch.inference_mode()
+def _decode_s(engine: Engine, latents: Sequence[Tensor], repeats: int) -> float:
+    """Median seconds of decoding all the latents, at once or, if they do not fit, in halves."""
+    try:
+        with memory_errors(engine.pipeline.unet.device):
+            return _median(lambda: decode(engine.pipeline, latents), engine, repeats)
+    except NotEnoughMemory:
+        half = len(latents) // 2
+        if not half:
+            raise
+    return sum(_decode_s(engine, some, repeats) for some in (latents[:half], latents[half:]))
 
 
 def _job(variant: Variant, seed: int, steps: int) -> Job:

@@ -44,14 +44,14 @@ def split_prompts(family: Family, asked: str, donors: str | None) -> tuple[list[
     Without `donors` they are, for a number of own prompts, half as many more of the same workload,
     and for a file every third prompt of it. Raises BadRequest if either would be empty.
     """
-    if donors is not None:
-        prompts = find_prompts(family, asked)
-        taken = set(prompts)
-        others = [p for p in find_prompts(family, donors, seed=1) if p not in taken]
-    elif asked.isdecimal():
-        both = find_prompts(family, str(int(asked) + max(1, int(asked) // 2)))
+    if asked.isdecimal() and (donors is None or donors.isdecimal()):
+        more = max(1, int(asked) // 2) if donors is None else int(donors)
+        both = find_prompts(family, str(int(asked) + more))  # so that both have its favourites
         random.Random("split").shuffle(both)
         prompts, others = both[: int(asked)], both[int(asked) :]
+    elif donors is not None:
+        prompts = find_prompts(family, asked)
+        others = [prompt for prompt in find_prompts(family, donors) if prompt not in prompts]
     else:
         both = read_prompts(Path(asked))
         others = both[2::3]

@@ -79,7 +79,8 @@ class Dispatcher:
         """
         excess = self._in_flight + order.count - self._limit
         if excess > 0:
-            wait_s = max(1, math.ceil(excess * self._seconds_a_picture))
+            together = min(self._in_flight, self._worker.model.max_batch)
+            wait_s = max(1, math.ceil(excess * self._seconds_a_picture / max(1, together)))
             raise Full(self._in_flight, self._limit, wait_s)
         self._in_flight += order.count
         self._metrics.in_flight.set(self._in_flight)

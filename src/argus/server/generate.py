@@ -107,7 +107,9 @@ def order_of(service: Service, body: GenerationRequest, tenant: str) -> Order:
             f"n is {count}; this server makes {service.settings.queue_limit} at most.", "n"
         )
     settings = exact if variant is None else service.model.variants[variant]
-    steps = body.num_inference_steps if settings.steps == exact.steps else settings.steps
+    steps = body.num_inference_steps
+    if variant is not None and service.family.strategy(variant) == "steps":
+        steps = settings.steps
     seed = secrets.randbelow(2**32) if body.seed is None else body.seed
     if seed + count - 1 > MAX_SEED:
         raise invalid(f"seed {seed} and the next {count - 1} pass {MAX_SEED}.", "seed")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import base64
 import json
+import logging
 import time
 from collections.abc import AsyncGenerator, AsyncIterator
 from contextlib import suppress
@@ -19,6 +20,8 @@ from argus.server.order import Order, Served
 from argus.server.pictures import encode_picture
 from argus.server.schema import GenerationRequest
 from argus.server.service import Service
+
+log = logging.getLogger(__name__)
 
 NO_USAGE = {
     "input_tokens": 0,
@@ -45,6 +48,10 @@ async def stream(service: Service, body: GenerationRequest, tenant: str) -> Stre
                 yield _worded(event)
         except ApiError as error:
             yield _worded(("error", error.body))
+        except Exception:
+            log.exception("A stream failed")
+            failure = ApiError(500, "The server failed on this picture.", "internal_error")
+            yield _worded(("error", failure.body))
         finally:
             await events.aclose()
 

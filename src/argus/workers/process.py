@@ -115,24 +115,12 @@ class _Worker:
                 self._tasks[ticket] = task
 
     def _step(self) -> None:
-        try:
-            outcomes = self._engine.fill()
-            begun = set(self._engine.in_flight)
-            if begun - self._begun:  # before the step, so that who finds us dead knows of what
-                numbers = [self._tasks[ticket].number for ticket in begun - self._begun]
-                self._pipe.send(Begun(tuple(numbers)))
-            self._begun = begun
-            outcomes += self._engine.step()
-        except (EOFError, BrokenPipeError):
-            raise
-        except Exception as error:
-            if "CUDA error" in str(error):
-                raise  # nothing works on the device from now on: let a new process begin anew
-            log.exception("%d pictures failed", len(self._engine.in_flight))
-            outcomes = [(ticket, error) for ticket in self._engine.in_flight]
-            for ticket in self._engine.in_flight:
-                self._engine.cancel(ticket)
-        for ticket, outcome in outcomes:
+        begun = {*self._engine.in_flight, *self._engine.upcoming}
+        if begun - self._begun:  # said before, so that who finds us dead knows of what
+            numbers = [self._tasks[ticket].number for ticket in begun - self._begun]
+            self._pipe.send(Begun(tuple(numbers)))
+        self._begun = begun
+        for ticket, outcome in self._engine.step():
             self._pipe.send(_answer(self._tasks.pop(ticket).number, outcome))
 
     def _reporter(self, task: Task) -> Callable[[int, int], None]:
