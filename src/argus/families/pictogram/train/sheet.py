@@ -47,7 +47,7 @@ def draw_sheet(
     tokenizer: CLIPTokenizer,
     prompts: Sequence[str] = UNSEEN,
     steps: int = 30,
-    guidance: float = 3.0,
+    guidance: float = 4.0,
 ) -> Image.Image:
     """Paint each prompt once, from its own seed, and lay the pictures out under one another."""
     pipeline = assemble(vae, unet, text_encoder, tokenizer)
