@@ -59,7 +59,8 @@ def main(
     shown: list[tuple[Image.Image, str]] = []
     with _served() as http:
         names = [model["id"] for model in http.get("/v1/models").json()["data"]]
-        family, exact, *skips = names
+        family, exact, *others = names
+        skips = [name for name in others if name.startswith(f"{family}/skip-")]
         _ask(http, "a warm-up", model=exact, argus={"cache": False})
         for i, (first, second) in enumerate(PROMPTS[:prompts]):
             row = [(_ask(http, first, model=family, seed=i)[2], first)]
