@@ -125,10 +125,9 @@ def load(name: str, *, device: str | None = None, dtype: str | None = None) -> S
     model, NotEnoughMemory when it does not fit.
     """
     from argus.engine.engine import Engine  # here, because torch takes seconds to import
-    from argus.engine.sources import default_device, default_dtype
+    from argus.engine.sources import settled
 
-    device = device or default_device()
-    dtype = dtype or default_dtype(device)
+    device, dtype = settled(device, dtype)
     family = list_families().get(name)
     if family is not None:
         exact = family.exact

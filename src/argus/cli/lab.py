@@ -41,12 +41,10 @@ def profile(
     chosen = find_family(family)
     sizes = _sizes(batches)
     _check_folder(output)
-    from argus.engine.sources import check_device, default_device, default_dtype
+    from argus.engine.sources import settled
     from argus.lab import profiling
 
-    device = device or default_device()
-    dtype = dtype or default_dtype(device)
-    check_device(device, dtype)
+    device, dtype = settled(device, dtype)
     with err.status("") as status:
         measured = profiling.profile(
             chosen, device, dtype, sizes, repeats,
@@ -89,14 +87,12 @@ def calibrate(
     """
     chosen = find_family(family)
     _check_folder(output)
-    from argus.engine.sources import check_device, default_device, default_dtype
+    from argus.engine.sources import settled
     from argus.lab.calibration import Calibration
     from argus.lab.calibration import calibrate as measure
     from argus.lab.prompts import split_prompts
 
-    device = device or default_device()
-    dtype = dtype or default_dtype(device)
-    check_device(device, dtype)
+    device, dtype = settled(device, dtype)
     asked, others = split_prompts(chosen, prompts, donors)
     columns = (
         TextColumn("Denoising"), BarColumn(), TaskProgressColumn(), TimeElapsedColumn(),

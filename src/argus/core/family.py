@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
 
+from argus.core.job import Job
+
 EXACT = "exact"
 STRATEGIES = ("exact", "cache", "model", "steps")
 
@@ -22,6 +24,13 @@ class Variant:
     steps: int
     guidance: float
     skip: int = 0
+
+    def job(self, prompt: str, seed: int) -> Job:
+        """A picture to make in this way."""
+        return Job(
+            prompt, seed=seed, steps=self.steps, guidance=self.guidance, skip=self.skip,
+            width=self.width, height=self.height,
+        )  # fmt: skip
 
 
 @dataclass(frozen=True)

@@ -116,6 +116,14 @@ def check_device(device: str, dtype: str) -> None:
     torch_dtype(dtype)
 
 
+def settled(device: str | None, dtype: str | None) -> tuple[str, str]:
+    """Device and dtype, the defaults where they are not given. Raises as `check_device`."""
+    device = device or default_device()
+    dtype = dtype or default_dtype(device)
+    check_device(device, dtype)
+    return device, dtype
+
+
 def default_device() -> str:
     """CUDA where there is one."""
     return "cuda" if torch.cuda.is_available() else "cpu"

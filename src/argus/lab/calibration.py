@@ -30,7 +30,6 @@ from argus.cache.latents import LatentStore
 from argus.cache.scope import Scope
 from argus.core.errors import BadRequest, ModelError
 from argus.core.family import EXACT, Family, ScorerSpec, Variant
-from argus.core.job import Job
 from argus.engine.engine import Engine
 from argus.engine.sources import fingerprint, model_folder
 from argus.lab import table
@@ -242,11 +241,7 @@ class _Bench:
                 if neighbour is None or self._donors is None:
                     continue
                 start = self._donors.latents(neighbour.prompt, seed, variant.skip)
-            job = Job(
-                prompt, seed=seed, steps=variant.steps, guidance=variant.guidance,
-                skip=variant.skip, width=variant.width, height=variant.height,
-            )  # fmt: skip
-            yield Commission((prompt, seed), job, start)
+            yield Commission((prompt, seed), variant.job(prompt, seed), start)
 
     def _rows(
         self,
@@ -320,10 +315,7 @@ class _Donors:
             enumerate(self._scopes), enumerate(asked.donors)
         ):
             if self._cache.stored(scope, prompt) is None:
-                job = Job(
-                    prompt, seed=DONOR_SEED * (1 + seed) + i, steps=exact.steps,
-                    guidance=exact.guidance, width=exact.width, height=exact.height,
-                )  # fmt: skip
+                job = exact.job(prompt, DONOR_SEED * (1 + seed) + i)
                 lacking.append(Commission((scope, prompt), job, keep=skips))
             else:
                 progress.add(exact.steps)

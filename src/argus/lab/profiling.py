@@ -11,6 +11,7 @@ import statistics
 import time
 from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -176,10 +177,7 @@ def _decode_s(engine: Engine, latents: Sequence[Tensor], repeats: int) -> float:
 
 
 def _job(variant: Variant, seed: int, steps: int) -> Job:
-    return Job(
-        PROMPT, seed=seed, steps=steps, guidance=variant.guidance,
-        width=variant.width, height=variant.height,
-    )  # fmt: skip
+    return replace(variant, steps=steps, skip=0).job(PROMPT, seed)
 
 
 def _drain(engine: Engine) -> None:

@@ -8,13 +8,7 @@ from pathlib import Path
 from argus.cache.scope import Scope
 from argus.config import Settings
 from argus.core.family import Family, Variant
-from argus.engine.sources import (
-    check_device,
-    default_device,
-    default_dtype,
-    fingerprint,
-    model_folder,
-)
+from argus.engine.sources import fingerprint, model_folder, settled
 from argus.families.catalog import default_family, find_family
 
 
@@ -32,9 +26,7 @@ class ServedModel:
     def of(cls, settings: Settings) -> ServedModel:
         """Raises BadRequest and ModelError for settings that cannot be served."""
         family = default_family() if settings.family is None else find_family(settings.family)
-        device = settings.device or default_device()
-        dtype = settings.dtype or default_dtype(device)
-        check_device(device, dtype)
+        device, dtype = settled(settings.device, settings.dtype)
         name = family.exact.model
         folder = model_folder(family.models[name])
         return cls(family, folder, f"{name}@{fingerprint(folder)}", device, dtype)

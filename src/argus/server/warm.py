@@ -6,7 +6,6 @@ import zlib
 
 from argus.cache.cache import ApproximateCache
 from argus.config import Settings
-from argus.core.job import Job
 from argus.engine.engine import Engine
 from argus.quality.encoder import PromptEncoder
 from argus.server.model import ServedModel
@@ -32,10 +31,6 @@ class Warmer:
             return False
         exact = self._family.exact
         seed = zlib.crc32(prompt.encode())  # any will do; this one is the same every time
-        job = Job(
-            prompt, seed=seed, steps=exact.steps, guidance=exact.guidance,
-            width=exact.width, height=exact.height,
-        )  # fmt: skip
-        kept = self._engine.run(job, keep=lacking).kept
+        kept = self._engine.run(exact.job(prompt, seed), keep=lacking).kept
         vector = self._encoder.embed(prompt).vector
         return self._cache.keep(self._scope, prompt, vector, kept) is not None

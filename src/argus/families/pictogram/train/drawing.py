@@ -4,18 +4,16 @@ from __future__ import annotations
 
 import random
 
-import numpy as np
-import torch
 from torch import Tensor
 
 from argus.families.pictogram.draw import draw_scene
+from argus.families.pictogram.scene.detector import to_pixels
 from argus.families.pictogram.world import Scene, sample_scene
 
 
 def pictures(scenes: list[Scene]) -> Tensor:
     """Scenes drawn as a (n, 3, 64, 64) tensor in [-1, 1]."""
-    pixels = np.stack([np.asarray(draw_scene(scene)) for scene in scenes])
-    return torch.from_numpy(pixels).permute(0, 3, 1, 2).float() / 127.5 - 1
+    return to_pixels([draw_scene(scene) for scene in scenes])
 
 
 def training_scenes(seed: int, count: int) -> list[Scene]:
