@@ -8,14 +8,17 @@ from pathlib import Path
 import pytest
 import torch
 import torch.nn.functional as F
-from diffusers import StableDiffusionPipeline
+from diffusers import LCMScheduler, StableDiffusionPipeline
+from diffusers.models.unets.unet_2d_condition import UNet2DConditionOutput
+from torch import Tensor
 from typer.testing import CliRunner
 
-from argus.families.pictogram.networks import LATENT_CHANNELS
+from argus.families.pictogram.networks import LATENT_CHANNELS, new_scheduler, new_unet
 from argus.families.pictogram.train.__main__ import app
 from argus.families.pictogram.train.components import PATCH, Components, find_components
 from argus.families.pictogram.train.drawing import pictures, training_scenes
-from argus.families.pictogram.train.painter import cells_of_things
+from argus.families.pictogram.train.lessons import cells_of_things
+from argus.families.pictogram.train.losses import Consistency, Denoising
 from argus.families.pictogram.train.reading import GROUPS, facts_of
 
 
@@ -51,6 +54,51 @@ def test_training_leaves_a_pipeline_and_goes_on_where_it_stopped(work: Path) -> 
     assert (work / "sheet_000003.png").exists()
     configs = list((work / "weights").rglob("*.json"))
     assert not [path for path in configs if str(work) in path.read_text()]
+
+
+@pytest.mark.parametrize(("model", "steps", "guidance"), [("tiny", 30, 4.0), ("turbo", 4, 1.0)])
+def test_the_shipped_base_teaches_the_other_models(
+    model: str, steps: int, guidance: float, tmp_path: Path
+) -> None:
+    train(tmp_path, "--model", model, "--steps", "1", "--closeups", "0", "--sheet-every", "0")
+    pipeline = StableDiffusionPipeline.from_pretrained(tmp_path / "weights")
+    picture = pipeline("a red house", num_inference_steps=steps, guidance_scale=guidance)
+    assert picture.images[0].size == (64, 64)
+    assert isinstance(pipeline.scheduler, LCMScheduler) == (model == "turbo")
+
+
+class Pointer(torch.nn.Module):
+    """A perfect model of a world with one picture: whatever it is shown, that is what it sees."""
+
+    def __init__(self, picture: Tensor) -> None:
+        super().__init__()
+        self._picture = picture
+
+    def forward(self, noisy: Tensor, times: Tensor, states: Tensor) -> UNet2DConditionOutput:
+        alpha = new_scheduler().alphas_cumprod[times][:, None, None, None]
+        velocity = (alpha.sqrt() * noisy - self._picture) / (1 - alpha).sqrt()
+        return UNet2DConditionOutput(sample=velocity)
+
+
+def test_a_model_that_always_sees_where_its_teacher_ends_is_consistent() -> None:
+    picture, nothing = torch.randn(32, 8, 8), torch.zeros(1, 40, 128)
+    loss = Consistency(new_scheduler().alphas_cumprod, Pointer(picture), nothing, guidance=4.0)
+    example = torch.randn(500, 32, 8, 8), torch.zeros(500, 8, 8), torch.zeros(500, 40, 128)
+    assert loss(Pointer(picture), *example) < 1e-4
+    assert loss(Pointer(0.5 * picture), *example) > 1e-3  # consistent, but ends elsewhere
+
+
+def test_a_pupil_that_guesses_as_its_teacher_has_nothing_to_learn() -> None:
+    teacher, pupil = new_unet("tiny"), new_unet("tiny")
+    loss = Denoising(new_scheduler().alphas_cumprod, teacher)
+    example = (
+        torch.randn(4, 32, 8, 8),
+        torch.zeros(4, 8, 8, dtype=torch.bool),
+        torch.randn(4, 40, 128),
+    )
+    assert loss(pupil, *example) > 0
+    pupil.load_state_dict(teacher.state_dict())
+    assert loss(pupil, *example) == 0
 
 
 def test_latents_are_linear_in_the_picture_and_nearly_hold_it() -> None:

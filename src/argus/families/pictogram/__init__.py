@@ -2,6 +2,6 @@
 
 from pathlib import Path
 
-_WEIGHTS = Path(__file__).parent / "weights"
-BASE = _WEIGHTS / "base"
-COMPONENTS = _WEIGHTS / "components.safetensors"
+WEIGHTS = Path(__file__).parent / "weights"  # a folder for each model
+BASE = WEIGHTS / "base"
+COMPONENTS = WEIGHTS / "components.safetensors"

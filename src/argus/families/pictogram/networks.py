@@ -9,7 +9,13 @@ from __future__ import annotations
 from pathlib import Path
 
 import torch
-from diffusers import AutoencoderKL, DDIMScheduler, StableDiffusionPipeline, UNet2DConditionModel
+from diffusers import (
+    AutoencoderKL,
+    DDIMScheduler,
+    LCMScheduler,
+    StableDiffusionPipeline,
+    UNet2DConditionModel,
+)
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
 from argus.families.pictogram.world import SIZE
@@ -18,6 +24,8 @@ LATENT_CHANNELS = 32
 LATENT_SIZE = SIZE // 8
 TEXT_WIDTH = 128
 MAX_TOKENS = 40
+# The family's models, and the widths of the two levels of their UNets.
+WIDTHS = {"base": (128, 192), "small": (64, 96), "tiny": (32, 64), "turbo": (128, 192)}
 
 
 def new_vae() -> AutoencoderKL:
@@ -41,16 +49,20 @@ def new_vae() -> AutoencoderKL:
     return vae
 
 
-def new_unet() -> UNet2DConditionModel:
-    """The prompt is read at 8×8 and 4×4: every latent is told what to be part of."""
+def new_unet(model: str = "base") -> UNet2DConditionModel:
+    """The prompt is read at 8×8 and 4×4: every latent is told what to be part of.
+
+    `tiny` reads it at 4×4 alone.
+    """
+    first = "" if model == "tiny" else "CrossAttn"
     return UNet2DConditionModel(
         sample_size=LATENT_SIZE,
         in_channels=LATENT_CHANNELS,
         out_channels=LATENT_CHANNELS,
-        block_out_channels=(128, 192),
+        block_out_channels=WIDTHS[model],
         layers_per_block=1,
-        down_block_types=("CrossAttnDownBlock2D",) * 2,
-        up_block_types=("CrossAttnUpBlock2D",) * 2,
+        down_block_types=(f"{first}DownBlock2D", "CrossAttnDownBlock2D"),
+        up_block_types=("CrossAttnUpBlock2D", f"{first}UpBlock2D"),
         attention_head_dim=4,
         cross_attention_dim=TEXT_WIDTH,
         norm_num_groups=16,
@@ -74,17 +86,21 @@ def new_text_encoder(tokenizer: CLIPTokenizer) -> CLIPTextModel:
     )
 
 
-def new_scheduler() -> DDIMScheduler:
-    return DDIMScheduler(
-        num_train_timesteps=1000,
-        beta_start=0.00085,
-        beta_end=0.012,
-        beta_schedule="scaled_linear",
-        prediction_type="v_prediction",
-        timestep_spacing="trailing",
-        clip_sample=False,
-        set_alpha_to_one=True,
-    )
+def new_scheduler(model: str = "base") -> DDIMScheduler | LCMScheduler:
+    """LCM for `turbo`, DDIM for the others, along the same noise schedule."""
+    schedule = {
+        "num_train_timesteps": 1000,
+        "beta_start": 0.00085,
+        "beta_end": 0.012,
+        "beta_schedule": "scaled_linear",
+        "prediction_type": "v_prediction",
+        "clip_sample": False,
+        "set_alpha_to_one": True,
+        "steps_offset": 1,  # of no effect here, but the stock pipeline wants it so
+    }
+    if model == "turbo":
+        return LCMScheduler(**schedule)
+    return DDIMScheduler(**schedule, timestep_spacing="trailing")
 
 
 def assemble(
@@ -92,35 +108,29 @@ def assemble(
     unet: UNet2DConditionModel,
     text_encoder: CLIPTextModel,
     tokenizer: CLIPTokenizer,
+    model: str = "base",
 ) -> StableDiffusionPipeline:
-    """The networks as the stock pipeline, with the family's scheduler."""
+    """The networks as the stock pipeline, with the model's scheduler."""
     return StableDiffusionPipeline(
         vae=vae,
         unet=unet,
         text_encoder=text_encoder,
         tokenizer=tokenizer,
-        scheduler=new_scheduler(),
+        scheduler=new_scheduler(model),
         safety_checker=None,
         feature_extractor=None,
         requires_safety_checker=False,
     )
 
 
-def save_pipeline(
-    folder: Path,
-    vae: AutoencoderKL,
-    unet: UNet2DConditionModel,
-    text_encoder: CLIPTextModel,
-    tokenizer: CLIPTokenizer,
-) -> None:
+def save_pipeline(folder: Path, pipeline: StableDiffusionPipeline) -> None:
     """Save a folder that stock diffusers loads.
 
     UNet and VAE are stored in float16 (diffusers loads them as float32 all the same), the text
     encoder in float32, because transformers would keep it in half precision.
     """
-    pipeline = assemble(vae, unet, text_encoder, tokenizer)
     pipeline.save_pretrained(folder, safe_serialization=True)
-    for part, name in ((vae, "vae"), (unet, "unet")):
+    for part, name in ((pipeline.vae, "vae"), (pipeline.unet, "unet")):
         config = {key: value for key, value in part.config.items() if key != "_name_or_path"}
         half = type(part).from_config(config)  # without the folder it came from
         half.load_state_dict(part.state_dict())

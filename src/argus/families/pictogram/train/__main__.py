@@ -2,33 +2,51 @@
 
 from __future__ import annotations
 
+from enum import StrEnum
 from pathlib import Path
 from typing import Annotated
 
 import torch
 import typer
-from diffusers import AutoencoderKL, StableDiffusionPipeline
+from diffusers import AutoencoderKL, StableDiffusionPipeline, UNet2DConditionModel
 from transformers import CLIPTokenizer
 
-from argus.families.pictogram import BASE, COMPONENTS
+from argus.families.pictogram import BASE, COMPONENTS, WEIGHTS
 from argus.families.pictogram.networks import (
+    assemble,
+    new_scheduler,
     new_text_encoder,
     new_unet,
     new_vae,
     save_pipeline,
 )
-from argus.families.pictogram.tokenizer import learn_tokenizer
+from argus.families.pictogram.tokenizer import learn_tokenizer, token_ids
 from argus.families.pictogram.train.autoencoder import train_vae
 from argus.families.pictogram.train.components import Components, find_components
+from argus.families.pictogram.train.drawing import training_scenes
+from argus.families.pictogram.train.lessons import Lessons, latents_of
+from argus.families.pictogram.train.losses import Consistency, Denoising, Loss
 from argus.families.pictogram.train.painter import train_painter
 from argus.families.pictogram.train.reading import train_reader
 
+RATE, FINE_RATE = 1e-3, 2e-4
+
 app = typer.Typer(add_completion=False)
+
+
+class Model(StrEnum):
+    base = "base"
+    small = "small"
+    tiny = "tiny"
+    turbo = "turbo"
 
 
 @app.command()
 def main(
     work: Annotated[Path, typer.Option(help="Folder for checkpoints, sheets and the result.")],
+    model: Annotated[
+        Model, typer.Option(help="Which; all but base are taught by the shipped base.")
+    ] = Model.base,
     vae_steps: Annotated[int, typer.Option(help="Batches of 12 pictures for the VAE.")] = 4000,
     reader_steps: Annotated[
         int, typer.Option(help="Batches of 96 captions for the text encoder.")
@@ -38,63 +56,107 @@ def main(
     seed: Annotated[int, typer.Option(help="Seed of weights, scenes and captions.")] = 0,
     device: Annotated[str, typer.Option(help="cpu or cuda.")] = "cpu",
     go_on: Annotated[bool, typer.Option(help="Start from the shipped weights.")] = False,
+    closeups: Annotated[
+        float, typer.Option(min=0, max=0.99, help="Share of the UNet's batches that are close-ups.")
+    ] = 0.6,
+    guidance: Annotated[float, typer.Option(help="The guidance that turbo takes over.")] = 4.0,
     sheet_every: Annotated[
         int, typer.Option(help="Batches between contact sheets; 0: none.")
     ] = 1000,
 ) -> None:
-    """Train the pictogram family and leave a StableDiffusionPipeline folder in WORK/weights.
+    """Train a model of the pictogram family and leave its folder in WORK/weights.
 
     Run again with the same options, it goes on where it was stopped. With --go-on it starts from
     the shipped weights (use another WORK and another --seed, so that it sees new scenes); their VAE
-    and their text encoder stay as they are with --vae-steps 0 and --reader-steps 0.
+    and their text encoder stay as they are with --vae-steps 0 and --reader-steps 0, and with
+    --closeups 0 all batches teach what stands where. Other models share all but the UNet with base.
     """
     work.mkdir(parents=True, exist_ok=True)
     torch.manual_seed(seed)
     where = torch.device(device)
-    if go_on:
-        shipped = StableDiffusionPipeline.from_pretrained(BASE, use_safetensors=True)
-        vae, tokenizer = shipped.vae, shipped.tokenizer
-        unet, text_encoder = shipped.unet, shipped.text_encoder
+    components = _components(work, go_on or model != Model.base)
+    if model == Model.base:
+        pipeline = _own(work, components, vae_steps, reader_steps, seed, where, go_on)
     else:
-        vae, tokenizer = new_vae(), _tokenizer(work)
-        unet, text_encoder = new_unet(), new_text_encoder(tokenizer)
-    components = _components(work, COMPONENTS if go_on else None)
-    if vae_steps:
-        vae = _trained(vae, components, work, vae_steps, seed, where)
-    text_encoder.to(where)
-    if reader_steps:
-        train_reader(work, reader_steps, seed, text_encoder, tokenizer)
-    text_encoder.requires_grad_(False).eval()
-    vae.requires_grad_(False).eval().to(where)
-    train_painter(
-        work, steps, seed, scenes, components, vae, unet.to(where), text_encoder, tokenizer,
-        sheet_every,
-    )  # fmt: skip
-    save_pipeline(work / "weights", vae, unet, text_encoder, tokenizer)
+        pipeline = _taught(model, go_on)
+    pipeline.text_encoder.requires_grad_(False).eval()
+    pipeline.vae.requires_grad_(False).eval()
+    pipeline.to(where)
+    world = training_scenes(seed, scenes)
+    latents = latents_of(world, components, work / "latents.safetensors")
+    lessons = Lessons(world, latents.to(where), closeups)
+    rate = FINE_RATE if model == Model.turbo else RATE
+    loss = _loss(model, pipeline, guidance)
+    train_painter(work, steps, seed, lessons, loss, pipeline, rate, sheet_every)
+    save_pipeline(work / "weights", pipeline)
     size = sum(path.stat().st_size for path in (work / "weights").rglob("*") if path.is_file())
     print(f"saved {work / 'weights'}, {size / 1e6:.1f} MB")
 
 
-def _components(work: Path, shipped: Path | None) -> Components:
+def _own(
+    work: Path,
+    components: Components,
+    vae_steps: int,
+    reader_steps: int,
+    seed: int,
+    device: torch.device,
+    go_on: bool,
+) -> StableDiffusionPipeline:
+    """The base model, with a VAE and a text encoder that are trained here."""
+    if go_on:
+        pipeline = StableDiffusionPipeline.from_pretrained(BASE, use_safetensors=True)
+    else:
+        tokenizer = _tokenizer(work)
+        pipeline = assemble(new_vae(), new_unet(), new_text_encoder(tokenizer), tokenizer)
+    pipeline.to(device)
+    if vae_steps:
+        pipeline.vae = _trained(pipeline.vae, components, work, vae_steps, seed)
+    if reader_steps:
+        train_reader(work, reader_steps, seed, pipeline.text_encoder, pipeline.tokenizer)
+    return pipeline
+
+
+def _taught(model: Model, go_on: bool) -> StableDiffusionPipeline:
+    """A model that shares all but the UNet with the shipped base."""
+    pipeline = StableDiffusionPipeline.from_pretrained(BASE, use_safetensors=True)
+    pipeline.scheduler = new_scheduler(model)
+    if go_on:
+        pipeline.unet = UNet2DConditionModel.from_pretrained(WEIGHTS / model / "unet")
+    elif model != Model.turbo:
+        pipeline.unet = new_unet(model)
+    return pipeline
+
+
+def _loss(model: Model, pipeline: StableDiffusionPipeline, guidance: float) -> Loss:
+    device = pipeline.device
+    alphas = new_scheduler().alphas_cumprod.to(device)
+    if model == Model.base:
+        return Denoising(alphas)
+    teacher = UNet2DConditionModel.from_pretrained(BASE / "unet").to(device)
+    teacher.to(memory_format=torch.channels_last).requires_grad_(False).eval()
+    if model != Model.turbo:
+        return Denoising(alphas, teacher)
+    with torch.no_grad():
+        ids = token_ids(pipeline.tokenizer, [""]).to(device)
+        nothing = pipeline.text_encoder(ids).last_hidden_state
+    return Consistency(alphas, teacher, nothing, guidance)
+
+
+def _components(work: Path, shipped: bool) -> Components:
+    if shipped:
+        return Components.load(COMPONENTS)
     file = work / COMPONENTS.name
-    if shipped is not None:
-        return Components.load(shipped)
     if not file.exists():
         find_components().save(file)
     return Components.load(file)
 
 
 def _trained(
-    vae: AutoencoderKL,
-    components: Components,
-    work: Path,
-    steps: int,
-    seed: int,
-    device: torch.device,
+    vae: AutoencoderKL, components: Components, work: Path, steps: int, seed: int
 ) -> AutoencoderKL:
     folder = work / "vae"
     if not folder.exists():
-        train_vae(vae.to(device), components, work, steps, seed)
+        train_vae(vae, components, work, steps, seed)
     return AutoencoderKL.from_pretrained(folder, use_safetensors=True)
 
 

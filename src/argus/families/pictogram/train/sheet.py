@@ -6,11 +6,8 @@ import textwrap
 from collections.abc import Sequence
 
 import torch
-from diffusers import AutoencoderKL, UNet2DConditionModel
+from diffusers import LCMScheduler, StableDiffusionPipeline
 from PIL import Image, ImageDraw, ImageFont
-from transformers import CLIPTextModel, CLIPTokenizer
-
-from argus.families.pictogram.networks import assemble
 
 UNSEEN = (
     "a red house in the snow",
@@ -40,21 +37,15 @@ UNSEEN = (
 )
 
 
-def draw_sheet(
-    vae: AutoencoderKL,
-    unet: UNet2DConditionModel,
-    text_encoder: CLIPTextModel,
-    tokenizer: CLIPTokenizer,
-    prompts: Sequence[str] = UNSEEN,
-    steps: int = 30,
-    guidance: float = 4.0,
-) -> Image.Image:
+def draw_sheet(pipeline: StableDiffusionPipeline, prompts: Sequence[str] = UNSEEN) -> Image.Image:
     """Paint each prompt once, from its own seed, and lay the pictures out under one another."""
-    pipeline = assemble(vae, unet, text_encoder, tokenizer)
+    distilled = isinstance(pipeline.scheduler, LCMScheduler)
     pipeline.set_progress_bar_config(disable=True)
-    seeds = [torch.Generator().manual_seed(i) for i in range(len(prompts))]
     painted = pipeline(
-        list(prompts), num_inference_steps=steps, guidance_scale=guidance, generator=seeds
+        list(prompts),
+        num_inference_steps=4 if distilled else 30,
+        guidance_scale=1.0 if distilled else 4.0,
+        generator=[torch.Generator().manual_seed(i) for i in range(len(prompts))],
     )
     return lay_out(painted.images, prompts)
 
