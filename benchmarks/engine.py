@@ -28,6 +28,7 @@ from rich.console import Console
 from rich.table import Table
 
 from argus.core.job import Job
+from argus.engine.conditioning import TextEncoder, rows_of
 from argus.engine.engine import Engine
 from argus.families.catalog import default_family
 from argus.lab.painting import Commission, paint
@@ -93,9 +94,14 @@ def workload(prompts: Sequence[str], steps: int, guidance: float, side: int) -> 
 
 
 def measure(
-    engine: Engine, asks: Sequence[Ask], latency_s: float, console: Console
+    engine: Engine,
+    asks: Sequence[Ask],
+    latency_s: float,
+    console: Console,
+    batches: Sequence[int] = BATCHES,
 ) -> dict[str, float]:
-    bare = bare_rates(engine, asks[0].job)
+    """The figures of one workload of pictures of one size."""
+    bare = bare_rates(engine, asks[0].job, batches)
     best = max(bare, key=lambda b: bare[b])
     engine.max_batch = best
     ours = Ours(engine)
@@ -136,32 +142,36 @@ def timed(work: Callable[[], None], console: Console, title: str) -> float:
 
 
 @torch.inference_mode()
-def bare_rates(engine: Engine, job: Job) -> dict[int, float]:
+def bare_rates(engine: Engine, job: Job, batches: Sequence[int]) -> dict[int, float]:
     """Sample-steps a second of nothing but guided forward passes, by batch."""
-    unet = engine.pipeline.unet
-    scale = engine.pipeline.vae_scale_factor
-    high, wide = (job.height or 0) // scale, (job.width or 0) // scale
-    tokens = engine.pipeline.tokenizer.model_max_length
+    unet, width, height = engine.pipeline.unet, job.width or 0, job.height or 0
+    texts = TextEncoder(engine.pipeline)
     rates = {}
-    for batch in (1, *BATCHES):
-        x = torch.randn(2 * batch, unet.config.in_channels, high, wide)
-        states = torch.randn(2 * batch, tokens, unet.config.cross_attention_dim)
+    for batch in (1, *batches):
+        x = torch.randn(2 * batch, *latent_shape(engine, job)[1:]).to(unet.device, unet.dtype)
+        times = torch.full((2 * batch,), 500.0, device=unet.device)
+        jobs = [replace(job, seed=i) for i in range(batch)]
+        rows = rows_of(jobs, texts.prepare(jobs, width, height))
         seconds = []
         for _ in range(TRIALS // 2 + 2):
-            begun = time.perf_counter()
-            unet(x, torch.full((2 * batch,), 500.0), encoder_hidden_states=states)
-            seconds.append(time.perf_counter() - begun)
+            begun = engine.now()
+            unet(x, times, encoder_hidden_states=rows.states, added_cond_kwargs=rows.added)
+            seconds.append(engine.now() - begun)
         rates[batch] = batch / statistics.median(seconds[2:])
     return rates
+
+
+def latent_shape(engine: Engine, job: Job) -> tuple[int, int, int, int]:
+    scale = engine.pipeline.vae_scale_factor
+    channels = engine.pipeline.unet.config.in_channels
+    return 1, channels, (job.height or 0) // scale, (job.width or 0) // scale
 
 
 def start_of(engine: Engine, job: Job) -> torch.Tensor | None:
     if not job.skip:
         return None
-    scale = engine.pipeline.vae_scale_factor
-    shape = (1, engine.pipeline.unet.config.in_channels, (job.height or 0) // scale,
-             (job.width or 0) // scale)  # fmt: skip
-    return torch.randn(shape, generator=torch.Generator().manual_seed(job.seed))
+    generator = torch.Generator().manual_seed(job.seed)
+    return torch.randn(latent_shape(engine, job), generator=generator)
 
 
 class Ours:
@@ -265,11 +275,11 @@ def overhead(engine: Engine, job: Job) -> float:
     def watched(work: Callable[..., Any]) -> Callable[..., Any]:
         def run(*args: Any, **kwargs: Any) -> Any:
             nonlocal inside
-            begun = time.perf_counter()
+            begun = engine.now()
             try:
                 return work(*args, **kwargs)
             finally:
-                inside += time.perf_counter() - begun
+                inside += engine.now() - begun
 
         return run
 
@@ -279,11 +289,13 @@ def overhead(engine: Engine, job: Job) -> float:
     try:
         for module in modules:
             module.forward = watched(module.forward)
-        jobs = [Job(f"{job.prompt} {i}", seed=i, steps=20, guidance=job.guidance) for i in range(8)]
-        begun = time.perf_counter()
+        jobs = [
+            replace(job, prompt=f"{job.prompt} {i}", seed=i, steps=20, skip=0) for i in range(8)
+        ]
+        begun = engine.now()
         for _ in paint(engine, [Commission(i, one) for i, one in enumerate(jobs)]):
             pass
-        return 1 - inside / (time.perf_counter() - begun)
+        return 1 - inside / (engine.now() - begun)
     finally:
         engine.max_batch = limit
         for module, forward in zip(modules, plain, strict=True):

@@ -18,6 +18,7 @@ where they are judged.
 from __future__ import annotations
 
 import json
+import random
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -31,11 +32,16 @@ from rich.table import Table
 from argus.core.family import EXACT, Family
 from argus.core.profile import Profile
 from argus.families.catalog import default_family
+from argus.families.pictogram.captions import caption
+from argus.families.pictogram.draw import draw_scene
 from argus.families.pictogram.prompts import read_prompt
+from argus.families.pictogram.world import sample_scene
 from argus.lab import table as qualities
+from argus.quality.scorers import load_scorer
 
 LOADS = (1.0, 1.25, 1.5, 2.0, 2.5, 3.0, 4.0)
 RESAMPLES = 400
+RENDERED = 2000
 Numbers = NDArray[np.float64]
 Whole = NDArray[np.int64]
 
@@ -52,6 +58,8 @@ def main(
     costs = _costs(family, profile or Path(family.folder) / "profile.json")
     console = Console()
     result: dict[str, Any] = {"seeds": int(rows["seed"].nunique())}
+    result["scene_accuracy"] = round(_scene_accuracy(family), 4)
+    console.print(f"the scorer gives rendered scenes {result['scene_accuracy']}")
     result |= _exact_scores(console, rows)
     prompts, q = by_prompt(rows, list(costs))
     result["as_good"] = _as_good(console, q, costs)
@@ -159,6 +167,16 @@ def _headroom(
         shown.add_row(f"{load:g}x", *cells)
     console.print(shown)
     return curves
+
+
+def _scene_accuracy(family: Family) -> float:
+    """The mean score of scenes as code draws them, under prompts that say what is in them."""
+    assert family.scorer is not None
+    rng = random.Random("scene accuracy")
+    scenes = [sample_scene(rng) for _ in range(RENDERED)]
+    prompts = [caption(scene, rng) for scene in scenes]
+    scores = load_scorer(family.scorer).score(prompts, [draw_scene(scene) for scene in scenes])
+    return float(scores.mean())
 
 
 def _exact_scores(console: Console, rows: pd.DataFrame) -> dict[str, float]:

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import json
+
+import gpu
 import numpy as np
 import pandas as pd
 import pytest
@@ -43,3 +46,13 @@ def test_who_chooses_gains_nothing_from_noise() -> None:
     everyone, each = np.zeros(len(names), np.int64), np.arange(len(names))
     for groups in (everyone, each):
         assert judged(q, COSTS, 0.5, groups) == pytest.approx(1.0, abs=0.04)
+
+
+def test_the_gpu_benchmark_runs_from_end_to_end(capsys: pytest.CaptureFixture[str]) -> None:
+    gpu.main(
+        device="cpu", dtype="float32", steps=4, requests=8, latency_s=0.5,
+        compiled=False, tiny=True, as_json=True,
+    )  # fmt: skip
+    result = json.loads(capsys.readouterr().out.splitlines()[-1])
+    assert set(result["seconds_an_image"]) == {"diffusers", "argus"}
+    assert {"of_limit", "vs_grouped", "p95_latency_ratio", "overhead"} <= set(result)

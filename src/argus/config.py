@@ -43,6 +43,9 @@ class Settings(BaseSettings):
     policy: str = Field("nirvana", description="How a variant is chosen: nirvana or clipper-ha.")
     device: str | None = Field(None, description="cpu, cuda or cuda:N. Default: CUDA if there.")
     dtype: str | None = Field(None, description="float32, float16 or bfloat16.")
+    compile: bool = Field(
+        False, description="Have torch compile the model: faster, after minutes at every start."
+    )
     api_key_file: UserPath | None = Field(
         None, description="Hashed API keys, written by `argus key`. Without it anyone may ask."
     )
@@ -60,6 +63,11 @@ class Settings(BaseSettings):
     )
     queue_limit: int = Field(
         64, ge=1, description="Pictures that may wait or run; more are answered with 429."
+    )
+    timeout_s: float | None = Field(
+        None,
+        gt=0,
+        description="Seconds after which a request that waits is dropped. Default: never.",
     )
     body_limit: ByteSize = Field(ByteSize(1_000_000), description="Bytes of a request's body.")
     url_ttl_s: float = Field(3600.0, gt=0, description="Seconds for which an answer's URL works.")

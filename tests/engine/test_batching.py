@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from pathlib import Path
 from typing import Any
 
@@ -10,10 +11,13 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
+from torch._dynamo.testing import CompileCounter
 
-from argus.core.errors import NotEnoughMemory
+from argus.core.errors import Expired, NotEnoughMemory
 from argus.core.job import Job
+from argus.engine.decoder import Decoding
 from argus.engine.engine import Engine, Result
+from argus.engine.forward import Forward
 from argus.engine.samplers import SAMPLERS
 
 TOLERANCE = 1e-3
@@ -125,11 +129,59 @@ def test_jobs_join_at_any_step_and_leave_when_done(tiny_engine: Engine) -> None:
 
 def test_the_earliest_deadline_begins_first(tiny_engine: Engine) -> None:
     tiny_engine.max_batch = 1
+    now = time.monotonic()
     tickets = {
-        deadline: tiny_engine.admit(Job("a tree", steps=2), deadline_s=deadline)
-        for deadline in (30.0, 10.0, 20.0)
+        wait: tiny_engine.admit(Job("a tree", steps=2), deadline_s=now + wait)
+        for wait in (3000.0, 1000.0, 2000.0)
     }
-    assert list(drain(tiny_engine)) == [tickets[at] for at in (10.0, 20.0, 30.0)]
+    assert list(drain(tiny_engine)) == [tickets[wait] for wait in (1000.0, 2000.0, 3000.0)]
+
+
+def test_who_has_not_begun_by_the_deadline_is_dropped(tiny_engine: Engine) -> None:
+    tiny_engine.max_batch = 1
+    now = time.monotonic()
+    first = tiny_engine.admit(Job("a tree", steps=2), deadline_s=now + 1000)
+    late = tiny_engine.admit(Job("a fish", steps=2), deadline_s=now - 1)
+    patient = tiny_engine.admit(Job("a boat", steps=2))
+    outcomes = drain(tiny_engine)
+    assert isinstance(outcomes[late], Expired)
+    assert isinstance(outcomes[first], Result)
+    assert isinstance(outcomes[patient], Result)
+
+
+def test_steps_go_on_while_pictures_are_decoded(
+    tiny_engine: Engine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tiny_engine.max_batch = 32
+    decoded = False
+    monkeypatch.setattr(Decoding, "ready", property(lambda self: decoded))
+    short = tiny_engine.admit(Job("a key", steps=1))
+    dropped = tiny_engine.admit(Job("a cup", steps=1))
+    long = tiny_engine.admit(Job("a tree", steps=4))
+    assert tiny_engine.step() == []
+    assert set(tiny_engine.in_flight) == {short, dropped, long}
+    tiny_engine.cancel(dropped)
+    assert tiny_engine.step() == []
+    decoded = True
+    assert [ticket for ticket, _ in tiny_engine.step()] == [short]
+    decoded = False
+    assert list(drain(tiny_engine)) == [long]  # waited for, once there is nothing else to do
+
+
+@torch.inference_mode()
+def test_compiled_batches_are_padded_to_a_few_sizes(tiny_sd: Path) -> None:
+    torch._dynamo.reset()
+    unet = Engine.load(str(tiny_sd)).pipeline.unet
+    counter = CompileCounter()
+    forward = Forward(unet, compiled=True, backend=counter)
+    compiled = []
+    for rows in (3, 4, 5):
+        x, times, states = torch.randn(rows, 4, 16, 16), torch.rand(rows), torch.randn(rows, 24, 32)
+        out = forward(x, times, states)
+        assert out.shape == x.shape
+        assert (out - unet(x, times, states).sample).abs().max() < TOLERANCE
+        compiled.append(counter.frame_count)
+    assert compiled[0] == compiled[1] < compiled[2]
 
 
 def test_a_cancelled_job_leaves_the_others_alone(tiny_engine: Engine) -> None:

@@ -16,7 +16,7 @@ import pytest
 from argus.config import Settings
 from argus.core.errors import ArgusError
 from argus.server.service import Service
-from tests.server.running import COMMAND, Running, served, wait_until
+from tests.server.running import COMMAND, Running, running, served, wait_until
 
 
 def test_health_ready_and_metrics(server: Running) -> None:
@@ -46,6 +46,16 @@ def test_a_killed_worker_is_replaced_while_its_requests_wait(server: Running) ->
     assert answers[0].status_code == 200
     wait_until(lambda: server.http.get("/ready").status_code == 200)
     assert server.service.worker.restarts == restarts + 1
+
+
+def test_a_request_whose_time_is_over_before_it_begins_is_dropped(
+    tiny_family: Path, tmp_path: Path
+) -> None:
+    with running(Settings(family=str(tiny_family), data=tmp_path, timeout_s=1e-6)) as server:
+        answer = server.generate()
+        assert answer.status_code == 504
+        assert answer.json()["error"]["code"] == "expired"
+        assert server.service.dispatcher.in_flight == 0
 
 
 def test_sigterm_finishes_what_is_in_flight_and_exits_0(tiny_family: Path, tmp_path: Path) -> None:

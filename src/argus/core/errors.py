@@ -15,3 +15,7 @@ class ModelError(ArgusError):
 
 class NotEnoughMemory(ArgusError):
     """The device cannot hold the model or the job."""
+
+
+class Expired(ArgusError):
+    """A job whose deadline passed before it began."""

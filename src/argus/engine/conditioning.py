@@ -13,6 +13,7 @@ from torch import Tensor
 
 from argus.core.job import Job
 from argus.engine.loading import AnyPipeline
+from argus.engine.transfer import to_device
 
 REMEMBERED = 512
 T = TypeVar("T")
@@ -157,8 +158,8 @@ def rows_of(jobs: Sequence[Job], parts: Sequence[Conditioning]) -> Rows:
         states,
         added,
         embedding,
-        torch.tensor(guided, dtype=torch.long).to(device, non_blocking=True),
-        guidance.view(-1, 1, 1, 1).to(device, non_blocking=True),
+        to_device(torch.tensor(guided, dtype=torch.long), device),
+        to_device(guidance.view(-1, 1, 1, 1), device),
     )
 
 

@@ -1,4 +1,4 @@
-"""Latents to pictures, several at once."""
+"""Latents to pictures, several at once, beside the denoising where the device can do both."""
 
 from __future__ import annotations
 
@@ -11,22 +11,62 @@ from PIL import Image
 from torch import Tensor
 
 from argus.engine.loading import AnyPipeline
+from argus.engine.transfer import to_host
 
 
-def decode(pipeline: AnyPipeline, latents: Sequence[Tensor]) -> list[Image.Image]:
-    """The pictures of latents (1, c, h, w) of one size, as the stock pipeline decodes them."""
-    vae = pipeline.vae
-    upcast = vae.dtype == torch.float16 and bool(vae.config.force_upcast)
-    upcast = upcast and isinstance(pipeline, StableDiffusionXLPipeline)
-    try:
-        if upcast:  # SDXL's VAE overflows in float16
-            vae.to(torch.float32)
-        pixels = vae.decode(_scaled(vae, latents), return_dict=False)[0]
-    finally:
-        if upcast:
-            vae.to(torch.float16)
-    images: list[Image.Image] = pipeline.image_processor.postprocess(pixels, output_type="pil")
-    return images
+class Decoding:
+    """Pictures on their way. `done` is None when they are there already."""
+
+    def __init__(self, processor: Any, pixels: Tensor, done: torch.cuda.Event | None) -> None:
+        self._processor, self._pixels, self._done = processor, pixels, done
+
+    @property
+    def ready(self) -> bool:
+        """Whether `images` would not wait."""
+        return self._done is None or bool(self._done.query())  # type: ignore[no-untyped-call]
+
+    def images(self) -> list[Image.Image]:
+        if self._done is not None:
+            self._done.synchronize()
+        images: list[Image.Image] = self._processor.postprocess(self._pixels, output_type="pil")
+        return images
+
+
+class Decoder:
+    """A pipeline's VAE. On a GPU it works in a stream of its own, so that denoising goes on."""
+
+    def __init__(self, pipeline: AnyPipeline) -> None:
+        self._pipeline = pipeline
+        vae, device = pipeline.vae, pipeline.unet.device
+        self._stream: torch.cuda.Stream | None = None
+        if device.type == "cuda":
+            self._stream = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
+        overflows = isinstance(pipeline, StableDiffusionXLPipeline) and vae.config.force_upcast
+        if vae.dtype == torch.float16 and overflows:
+            vae.to(torch.float32)  # as the stock pipeline does for every picture
+
+    def start(self, latents: Sequence[Tensor]) -> Decoding:
+        """Begin to decode latents (1, c, h, w) of one size, as the stock pipeline decodes them."""
+        processor = self._pipeline.image_processor
+        if self._stream is None:
+            return Decoding(processor, self._pixels(latents), None)
+        self._stream.wait_stream(torch.cuda.current_stream(self._stream.device))
+        with torch.cuda.stream(self._stream):
+            for one in latents:
+                one.record_stream(self._stream)
+            pixels = to_host(self._pixels(latents))
+            done = torch.cuda.Event()  # type: ignore[no-untyped-call]
+            done.record(self._stream)
+        return Decoding(processor, pixels, done)
+
+    def decode(self, latents: Sequence[Tensor]) -> list[Image.Image]:
+        """The pictures of latents (1, c, h, w) of one size."""
+        return self.start(latents).images()
+
+    def _pixels(self, latents: Sequence[Tensor]) -> Tensor:
+        vae = self._pipeline.vae
+        pixels: Tensor = vae.decode(_scaled(vae, latents), return_dict=False)[0]
+        return pixels
 
 
 def _scaled(vae: Any, latents: Sequence[Tensor]) -> Tensor:

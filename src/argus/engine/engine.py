@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import heapq
 import itertools
 import logging
 import time
@@ -19,12 +18,15 @@ from torch import Tensor
 
 from argus.core.errors import BadRequest, ModelError, NotEnoughMemory
 from argus.core.job import Job
-from argus.engine.conditioning import TextEncoder
-from argus.engine.decoder import decode
+from argus.engine.admission import Queue, Waiting
+from argus.engine.conditioning import TextEncoder, rows_of
+from argus.engine.decoder import Decoder, Decoding
+from argus.engine.forward import BUCKETS, Forward
 from argus.engine.loading import AnyPipeline, load_pipeline
 from argus.engine.samplers import DEFAULT, new_scheduler
 from argus.engine.schedules import new_schedule
 from argus.engine.slots import Denoiser, OnPreview, OnStep, Slot
+from argus.engine.transfer import Pace, to_device, to_host
 
 log = logging.getLogger(__name__)
 
@@ -49,18 +51,6 @@ class Result:
     timings_ms: dict[str, float] = field(default_factory=dict)
 
 
-@dataclass(frozen=True)
-class _Waiting:
-    ticket: int
-    job: Job
-    start: Tensor | None
-    keep: frozenset[int]
-    on_step: OnStep | None
-    previews: tuple[int, ...]
-    on_preview: OnPreview | None
-    size: tuple[int, int]
-
-
 @dataclass(eq=False)
 class _InFlight:
     """A slot, its ticket and size, and the seconds it has spent."""
@@ -70,10 +60,20 @@ class _InFlight:
     size: tuple[int, int]
     begun_s: float
     encode_s: float
+    cancelled: bool = False
+
+
+@dataclass(frozen=True, eq=False)
+class _Decoding:
+    """Those whose latents are done, and their pictures on the way."""
+
+    group: Sequence[_InFlight]
+    pictures: Decoding
+    begun_s: float
 
 
 Outcomes: TypeAlias = "list[tuple[int, Result | Exception]]"
-T = TypeVar("T", _Waiting, _InFlight)
+T = TypeVar("T", Waiting, _InFlight)
 
 
 class Engine:
@@ -83,10 +83,17 @@ class Engine:
     done; those in flight share one forward pass a step, whatever their step counts, skips and
     guidance. A result depends on its job and the given latents, not on what else is in flight
     (but for the last bits, in which a larger batch rounds differently).
+
+    `compiled` has torch compile the UNet for a few batch sizes, each when it is first met or in
+    `warm_up`.
     """
 
     def __init__(
-        self, pipeline: AnyPipeline, sampler: str = DEFAULT, max_batch: int = MAX_BATCH
+        self,
+        pipeline: AnyPipeline,
+        sampler: str = DEFAULT,
+        max_batch: int = MAX_BATCH,
+        compiled: bool = False,
     ) -> None:
         self.pipeline = pipeline
         self.max_batch = max_batch
@@ -96,10 +103,14 @@ class Engine:
         except BadRequest as error:
             raise ModelError(f"The sampler {sampler!r} cannot be used: {error}") from error
         self._schedule = lru_cache(SCHEDULES)(lambda steps: new_schedule(pipeline.scheduler, steps))
-        self._texts, self._denoiser = TextEncoder(pipeline), Denoiser(pipeline)
+        self._forward = Forward(pipeline.unet, compiled)
+        self._texts, self._denoiser = TextEncoder(pipeline), Denoiser(self._forward)
+        self.decoder = Decoder(pipeline)
+        self._pace = Pace(pipeline.unet.device)
         self._tickets = itertools.count(1)
-        self._waiting: list[tuple[float, int, _Waiting]] = []
+        self._waiting = Queue()
         self._in_flight: list[_InFlight] = []
+        self._decoding: list[_Decoding] = []
 
     @classmethod
     def load(
@@ -109,9 +120,10 @@ class Engine:
         dtype: str = "float32",
         sampler: str = DEFAULT,
         max_batch: int = MAX_BATCH,
+        compiled: bool = False,
     ) -> Engine:
         """Load a model; arguments and errors as for `load_pipeline` and `new_scheduler`."""
-        return cls(load_pipeline(source, device, dtype), sampler, max_batch)
+        return cls(load_pipeline(source, device, dtype), sampler, max_batch, compiled)
 
     @property
     def default_size(self) -> tuple[int, int]:
@@ -124,18 +136,19 @@ class Engine:
     @property
     def in_flight(self) -> list[int]:
         """The tickets of the jobs that were begun and are not finished."""
-        return [one.ticket for one in self._in_flight]
+        decoding = [one.ticket for batch in self._decoding for one in batch.group]
+        return [*(one.ticket for one in self._in_flight), *decoding]
 
     @property
     def upcoming(self) -> list[int]:
         """The tickets of the waiting jobs that the next `fill` puts into flight."""
         room = max(0, self.max_batch - len(self._in_flight))
-        return [ticket for _, ticket, _ in heapq.nsmallest(room, self._waiting)]
+        return self._waiting.first(room)
 
     @property
     def busy(self) -> bool:
         """Whether a step would do anything."""
-        return bool(self._waiting or self._in_flight)
+        return bool(self._waiting or self._in_flight or self._decoding)
 
     def run(
         self,
@@ -180,15 +193,15 @@ class Engine:
         and sampler; a job that skips needs them. `keep` lists the K whose latents are handed up,
         each in [job.skip, job.steps]. `on_step(done, steps_run)` is called after every step, and
         `on_preview(i, picture)` with `previews` unfinished pictures, spread evenly over the steps.
-        Jobs with an earlier `deadline_s`, on any clock, begin first.
-        Raises BadRequest for what this model cannot make.
+        Jobs with an earlier `deadline_s` begin first, those that have not begun by then are dropped
+        (seconds of `time.monotonic`). Raises BadRequest for what this model cannot make.
         """
         wide, high = self.default_size
         width, height = job.width or wide, job.height or high
         self._check(job, start, keep, width, height)
         self._schedule(job.steps)
         ticket = next(self._tickets)
-        waiting = _Waiting(
+        waiting = Waiting(
             ticket,
             job,
             start,
@@ -198,33 +211,40 @@ class Engine:
             on_preview,
             (width, height),
         )
-        heapq.heappush(self._waiting, (deadline_s, ticket, waiting))
+        self._waiting.add(waiting, deadline_s)
         return ticket
 
     def cancel(self, ticket: int) -> None:
         """Drop a job, waiting or in flight. Does nothing for one that is not here."""
         self._in_flight = [one for one in self._in_flight if one.ticket != ticket]
-        self._waiting = [entry for entry in self._waiting if entry[1] != ticket]
-        heapq.heapify(self._waiting)
+        self._waiting.drop(ticket)
+        for batch in self._decoding:
+            for one in batch.group:
+                one.cancelled |= one.ticket == ticket
 
     @torch.inference_mode()
     def step(self) -> Outcomes:
         """Admit what there is room for, move everything in flight by one step.
 
         Gives tickets and results of the jobs that are finished, or the exception that ended one:
-        whatever its work raised even alone, NotEnoughMemory for one that does not fit. When memory
-        runs out while denoising, `max_batch` is halved. Raises nothing but errors after which CUDA
-        does not work in this process.
+        whatever its work raised even alone, NotEnoughMemory for one that does not fit, Expired for
+        one that did not begin by its deadline. When memory runs out while denoising, `max_batch` is
+        halved. Raises nothing but errors after which CUDA does not work in this process.
         """
         outcomes = self.fill()
-        if not self._in_flight:
-            return outcomes
+        if self._in_flight:
+            outcomes += self._move()
+        return outcomes + self._collect(wait=not self._in_flight)
+
+    def _move(self) -> Outcomes:
+        """One step of those in flight that have one size; begin to decode what is finished."""
         size = self._in_flight[0].size
         group = [one for one in self._in_flight if one.size == size][: self.max_batch]
-        outcomes += self._halving(group, self._advance, lasting=True)
+        outcomes = self._halving(group, self._advance, lasting=True)
+        self._pace.keep()
         self._preview([one.slot for one in group if one.slot.done in one.slot.previews])
         finished = [one for one in self._in_flight if one.slot.finished]
-        outcomes += self._halving(finished, self._finish)
+        outcomes += self._halving(finished, self._decode)
         for one in group:
             if one.slot.on_step is not None:
                 one.slot.on_step(one.slot.done - one.slot.job.skip, one.slot.job.steps_run)
@@ -233,10 +253,8 @@ class Engine:
     @torch.inference_mode()
     def fill(self) -> Outcomes:
         """Put waiting jobs into flight while there is room; gives those that could not begin."""
-        admitted: list[_Waiting] = []
-        while self._waiting and len(self._in_flight) + len(admitted) < self.max_batch:
-            admitted.append(heapq.heappop(self._waiting)[2])
-        outcomes: Outcomes = []
+        outcomes: Outcomes = [*self._waiting.expire()]
+        admitted = self._waiting.take(max(0, self.max_batch - len(self._in_flight)))
         for size in dict.fromkeys(one.size for one in admitted):
             outcomes += self._halving([one for one in admitted if one.size == size], self._begin)
         return outcomes
@@ -273,10 +291,10 @@ class Engine:
         first: Outcomes = self._halving(group[:half], work, lasting)
         return [*first, *self._halving(group[half:], work, lasting)]
 
-    def _begin(self, group: Sequence[_Waiting]) -> Outcomes:
-        begun, size = self.now(), group[0].size
+    def _begin(self, group: Sequence[Waiting]) -> Outcomes:
+        begun, size = time.perf_counter(), group[0].size
         conditionings = self._texts.prepare([one.job for one in group], *size)
-        now = self.now()
+        now = time.perf_counter()
         admitted = []
         for one, conditioning in zip(group, conditionings, strict=True):
             job, schedule = one.job, self._schedule(one.job.steps)
@@ -285,13 +303,13 @@ class Engine:
                 latents = self._noise(generator, *size) * schedule.start
             else:
                 unet = self.pipeline.unet
-                latents = one.start.to(unet.device, unet.dtype)
+                latents = to_device(one.start, unet.device, unet.dtype)
             slot = Slot(
                 job, schedule, conditioning, generator, latents, one.keep, one.on_step,
                 one.previews, one.on_preview, job.skip,
             )  # fmt: skip
             if job.skip in one.keep:
-                slot.kept[job.skip] = latents.clone()
+                slot.kept[job.skip] = to_host(latents)
             admitted.append(_InFlight(one.ticket, slot, size, now, now - begun))
         self._in_flight += admitted
         return []
@@ -307,7 +325,7 @@ class Engine:
             return
         try:
             with memory_errors(self.pipeline.unet.device):
-                images = decode(self.pipeline, [x0 for _, x0 in estimates])
+                images = self.decoder.decode([x0 for _, x0 in estimates])
         except Exception as error:
             if "CUDA error" in str(error):
                 raise
@@ -317,21 +335,32 @@ class Engine:
             if slot.on_preview is not None:
                 slot.on_preview(slot.previews.index(slot.done), image)
 
-    def _finish(self, group: Sequence[_InFlight]) -> Outcomes:
-        denoised = self.now()
-        images = decode(self.pipeline, [one.slot.latents for one in group])
-        decode_s = self.now() - denoised
+    def _decode(self, group: Sequence[_InFlight]) -> Outcomes:
+        denoised = time.perf_counter()
+        pictures = self.decoder.start([one.slot.latents for one in group])
+        self._decoding.append(_Decoding(group, pictures, denoised))
         self._in_flight = [one for one in self._in_flight if one not in group]
+        return []
+
+    def _collect(self, wait: bool) -> Outcomes:
+        """The results whose pictures are decoded; all there are, if it may `wait` for them."""
+        ready = [batch for batch in self._decoding if wait or batch.pictures.ready]
+        self._decoding = [batch for batch in self._decoding if batch not in ready]
         outcomes: Outcomes = []
-        for one, image in zip(group, images, strict=True):
-            timings = {
-                "encode": 1000 * one.encode_s,
-                "denoise": 1000 * (denoised - one.begun_s),
-                "decode": 1000 * decode_s,
-            }
-            slot = one.slot
-            final = slot.latents.clone()
-            outcomes.append((one.ticket, Result(image, slot.job, final, slot.kept, timings)))
+        for batch in ready:
+            images = batch.pictures.images()
+            decode_ms = 1000 * (time.perf_counter() - batch.begun_s)
+            for one, image in zip(batch.group, images, strict=True):
+                if one.cancelled:
+                    continue
+                timings = {
+                    "encode": 1000 * one.encode_s,
+                    "denoise": 1000 * (batch.begun_s - one.begun_s),
+                    "decode": decode_ms,
+                }
+                slot = one.slot
+                result = Result(image, slot.job, slot.latents.clone(), slot.kept, timings)
+                outcomes.append((one.ticket, result))
         return outcomes
 
     def _noise(self, generator: torch.Generator, width: int, height: int) -> Tensor:
@@ -364,6 +393,27 @@ class Engine:
             raise BadRequest(
                 f"Cannot keep latents at {wrong}: this run passes {job.skip} to {job.steps}."
             )
+
+    @torch.inference_mode()
+    def warm_up(self) -> None:
+        """Compile what pictures of the usual size need, so that none waits for it."""
+        if not self._forward.compiled:
+            return
+        width, height = self.default_size
+        job = Job("", guidance=1.0)
+        texts = self._texts.prepare([job], width, height)
+        noise = self._noise(torch.Generator(), width, height)
+        for rows in [size for size in BUCKETS if size <= 2 * self.max_batch]:
+            log.info("Compiling for %d rows", rows)
+            laid = rows_of([job] * rows, texts * rows)
+            times = torch.zeros(rows, device=noise.device)
+            batch = noise.repeat(rows, 1, 1, 1)
+            try:
+                with memory_errors(noise.device):
+                    self._forward(batch, times, laid.states, laid.added, laid.guidance_embedding)
+            except NotEnoughMemory:
+                log.warning("No room for %d rows", rows)
+                return
 
     def now(self) -> float:
         """Seconds on a clock, once the device is done with what it was given."""

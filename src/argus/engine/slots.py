@@ -12,8 +12,9 @@ from torch import Tensor
 
 from argus.core.job import Job
 from argus.engine.conditioning import Conditioning, Rows, rows_of
-from argus.engine.loading import AnyPipeline
+from argus.engine.forward import Forward
 from argus.engine.schedules import Schedule, Step
+from argus.engine.transfer import to_device, to_host
 
 OnStep = Callable[[int, int], None]
 OnPreview = Callable[[int, Image.Image], None]
@@ -56,8 +57,8 @@ class Denoiser:
     """Moves slots of one picture size. The batch's conditioning is laid out once and kept while
     the same slots step together."""
 
-    def __init__(self, pipeline: AnyPipeline) -> None:
-        self._pipeline = pipeline
+    def __init__(self, forward: Forward) -> None:
+        self._forward = forward
         self._members: tuple[Slot, ...] = ()
         self._rows: Rows | None = None
 
@@ -71,7 +72,7 @@ class Denoiser:
         try:
             moved, x0 = self._moved(slots)
             kept = [
-                moved[i : i + 1].clone() if slot.done + 1 in slot.keep else None
+                to_host(moved[i : i + 1]) if slot.done + 1 in slot.keep else None
                 for i, slot in enumerate(slots)
             ]
         except BaseException:
@@ -87,11 +88,10 @@ class Denoiser:
 
     def _moved(self, slots: Sequence[Slot]) -> tuple[Tensor, Tensor]:
         """The slots' next latents (b, c, h, w), and their estimates of the finished ones."""
-        unet = self._pipeline.unet
         steps = [slot.step for slot in slots]
         rows = self._laid_out(tuple(slots))
         x = torch.cat([slot.latents for slot in slots]).float()
-        numbers = _columns(steps, unet.device)
+        numbers = _columns(steps, self._forward.device)
         guess = self._guess(x, numbers["scale"], steps, rows)
         x0 = _clipped(numbers["x0_x"] * x + numbers["x0_out"] * guess, slots)
         moved = numbers["x"] * x + numbers["out"] * guess + numbers["x0"] * x0
@@ -100,25 +100,17 @@ class Denoiser:
             moved += numbers["last"] * torch.cat(last)
         if any(slot.schedule.noisy for slot in slots):
             moved += numbers["noise"] * torch.cat([self._noise(slot) for slot in slots])
-        return moved.to(unet.dtype), x0
+        return moved.to(self._forward.dtype), x0
 
     def _guess(self, x: Tensor, scale: Tensor, steps: Sequence[Step], rows: Rows) -> Tensor:
         """The model's output (b, c, h, w) in float32, guidance applied."""
-        unet, n = self._pipeline.unet, len(x)
-        guided = len(rows.guided)
-        inputs = (x * scale).to(unet.dtype)
-        times = torch.tensor([step.timestep for step in steps]).to(unet.device, non_blocking=True)
+        n, guided = len(x), len(rows.guided)
+        inputs = (x * scale).to(self._forward.dtype)
+        times = to_device(torch.tensor([step.timestep for step in steps]), self._forward.device)
         if guided:
             inputs = torch.cat([inputs, inputs if guided == n else inputs[rows.guided]])
             times = torch.cat([times, times if guided == n else times[rows.guided]])
-        out: Tensor = unet(
-            inputs,
-            times,
-            encoder_hidden_states=rows.states,
-            timestep_cond=rows.guidance_embedding,
-            added_cond_kwargs=rows.added,
-            return_dict=False,
-        )[0].float()
+        out = self._forward(inputs, times, rows.states, rows.added, rows.guidance_embedding)
         if not guided:
             return out
         positive, negative = out[:n], out[n:]
@@ -137,9 +129,8 @@ class Denoiser:
         """What the slot's own sampler draws after a step; nothing for one that draws none."""
         if not slot.schedule.noisy:
             return torch.zeros_like(slot.latents, dtype=torch.float32)
-        unet = self._pipeline.unet
         noise: Tensor = randn_tensor(
-            tuple(slot.latents.shape), slot.generator, unet.device, unet.dtype
+            tuple(slot.latents.shape), slot.generator, self._forward.device, self._forward.dtype
         )
         return noise.float()
 
@@ -148,7 +139,7 @@ def _columns(steps: Sequence[Step], device: torch.device) -> dict[str, Tensor]:
     """Every factor of the steps as a (b, 1, 1, 1) tensor."""
     names = ("scale", "x0_x", "x0_out", "x", "out", "x0", "last", "noise")
     table = torch.tensor([[getattr(step, name) for step in steps] for name in names])
-    table = table.to(device, non_blocking=True)
+    table = to_device(table, device)
     return {name: table[i].view(-1, 1, 1, 1) for i, name in enumerate(names)}
 
 
@@ -157,5 +148,5 @@ def _clipped(x0: Tensor, slots: Sequence[Slot]) -> Tensor:
     if not any(clip is not None for clip in clips):
         return x0
     limits = [float("inf") if clip is None else clip for clip in clips]
-    limit = torch.tensor(limits).to(x0.device, non_blocking=True).view(-1, 1, 1, 1)
+    limit = to_device(torch.tensor(limits), x0.device).view(-1, 1, 1, 1)
     return x0.clamp(-limit, limit)

@@ -22,7 +22,6 @@ from argus.core.errors import ArgusError, ModelError, NotEnoughMemory
 from argus.core.family import Family, Variant
 from argus.core.job import Job
 from argus.core.profile import ModelProfile, Profile
-from argus.engine.decoder import decode
 from argus.engine.engine import Engine, Result, memory_errors
 from argus.engine.sources import fingerprint, model_folder
 
@@ -168,7 +167,7 @@ def _decode_s(engine: Engine, latents: Sequence[Tensor], repeats: int) -> float:
     """Median seconds of decoding all the latents, at once or, if they do not fit, in halves."""
     try:
         with memory_errors(engine.pipeline.unet.device):
-            return _median(lambda: decode(engine.pipeline, latents), engine, repeats)
+            return _median(lambda: engine.decoder.decode(latents), engine, repeats)
     except NotEnoughMemory:
         half = len(latents) // 2
         if not half:

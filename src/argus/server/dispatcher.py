@@ -40,6 +40,7 @@ class _Prepared:
     negative_truncated: bool
     looked_up: bool
     begun: float
+    deadline_s: float
     encode_ms: float
     retrieve_ms: float
     on_preview: OnPreview | None
@@ -60,10 +61,12 @@ class Dispatcher:
         worker: LocalWorker,
         metrics: Metrics,
         queue_limit: int,
+        timeout_s: float | None = None,
     ) -> None:
         self._model, self._family, self._policy = model, model.family, policy
         self._encoder, self._retrieval, self._worker = encoder, retrieval, worker
         self._metrics, self._limit = metrics, queue_limit
+        self._timeout_s = math.inf if timeout_s is None else timeout_s
         self._in_flight = 0
         self._seconds_a_picture = FIRST_GUESS_S
 
@@ -75,7 +78,8 @@ class Dispatcher:
     async def serve(self, order: Order, on_preview: OnPreview | None = None) -> list[Served]:
         """Make an order's pictures, all or none; unfinished ones go to `on_preview`.
 
-        Raises Full at once when there is no room, and what the worker raises.
+        Raises Full at once when there is no room, Expired when its time is over before it begins,
+        and what the worker raises.
         """
         excess = self._in_flight + order.count - self._limit
         if excess > 0:
@@ -91,7 +95,7 @@ class Dispatcher:
             self._metrics.in_flight.set(self._in_flight)
 
     async def _serve(self, order: Order, on_preview: OnPreview | None) -> list[Served]:
-        begun = time.perf_counter()
+        begun, deadline_s = time.perf_counter(), time.monotonic() + self._timeout_s
         encoder = await asyncio.shield(asyncio.wrap_future(self._encoder))
         embedding, embed_ms = await _timed(asyncio.to_thread(encoder.embed, order.prompt))
         scope = self._model.scope(
@@ -112,6 +116,7 @@ class Dispatcher:
             encoder.truncates(order.negative_prompt),
             looks_up,
             begun,
+            deadline_s,
             embed_ms,
             find_ms,
             on_preview,
@@ -153,6 +158,7 @@ class Dispatcher:
             keep=tuple(self._family.skips) if keeps else (),
             previews=order.previews,
             on_preview=prepared.on_preview,
+            deadline_s=prepared.deadline_s,
         )
         if run.kept:
             self._retrieval.keep(prepared.scope, order.prompt, prepared.embedding.vector, run.kept)

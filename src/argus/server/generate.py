@@ -14,7 +14,7 @@ from typing import Any, TypeVar
 from fastapi import Request
 from starlette.types import Message
 
-from argus.core.errors import BadRequest, NotEnoughMemory
+from argus.core.errors import BadRequest, Expired, NotEnoughMemory
 from argus.core.job import MAX_SEED
 from argus.server.errors import ApiError, invalid
 from argus.server.keys import SHARED
@@ -81,6 +81,8 @@ async def serve(
         ) from error
     except BadRequest as error:
         raise invalid(str(error), None) from error
+    except Expired as error:
+        raise ApiError(HTTPStatus.GATEWAY_TIMEOUT, str(error), "expired") from error
     except (NotEnoughMemory, WorkerError) as error:
         raise ApiError(HTTPStatus.SERVICE_UNAVAILABLE, str(error), "worker_failed") from error
 

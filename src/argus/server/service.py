@@ -44,15 +44,22 @@ class Service:
         loading: Future[PromptEncoder] = Future()
         self._encoder = loading
         self.worker = LocalWorker(
-            Model(str(model.folder), self.family.exact.sampler, model.device, model.dtype)
+            Model(
+                str(model.folder),
+                self.family.exact.sampler,
+                model.device,
+                model.dtype,
+                compiled=settings.compile,
+            )
         )
         self.metrics = Metrics()
         self.cache = open_cache(settings)
         self.retrieval = Retrieval(self.cache)
         self.pictures = PictureStore(settings.data / "pictures", settings.url_ttl_s)
         self.dispatcher = Dispatcher(
-            model, policy, loading, self.retrieval, self.worker, self.metrics, settings.queue_limit
-        )
+            model, policy, loading, self.retrieval, self.worker, self.metrics,
+            settings.queue_limit, settings.timeout_s,
+        )  # fmt: skip
         self.draining = False
 
     @property

@@ -7,6 +7,7 @@ import contextlib
 import enum
 import itertools
 import logging
+import math
 import multiprocessing
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -114,6 +115,7 @@ class LocalWorker:
         on_step: OnStep | None = None,
         previews: int = 0,
         on_preview: OnPreview | None = None,
+        deadline_s: float = math.inf,
     ) -> Finished:
         """Make a job's picture; arguments as for `Engine.admit`, latents packed.
 
@@ -124,7 +126,10 @@ class LocalWorker:
             raise WorkerError(f"The worker is {self.state.value}.") from self.problem
         number = next(self._numbers)
         answer: asyncio.Future[Finished] = asyncio.get_running_loop().create_future()
-        task = Task(number, job, start, keep, progress=on_step is not None, previews=previews)
+        task = Task(
+            number, job, start, keep,
+            progress=on_step is not None, previews=previews, deadline_s=deadline_s,
+        )  # fmt: skip
         self._pending[number] = _Pending(task, answer, on_step, on_preview)
         self._outbox.put(task)
         try:

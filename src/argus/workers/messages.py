@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field
 
 from PIL import Image
@@ -18,14 +19,15 @@ class WorkerError(ArgusError):
 
 @dataclass(frozen=True)
 class Model:
-    """Which model a worker loads, with which sampler, where, in what precision, and how many
-    pictures at most it makes at once."""
+    """Which model a worker loads, with which sampler, where, in what precision, how many pictures
+    at most it makes at once, and whether torch compiles the UNet first."""
 
     source: str
     sampler: str = "default"
     device: str = "cpu"
     dtype: str = "float32"
     max_batch: int = 32
+    compiled: bool = False
 
 
 @dataclass(frozen=True)
@@ -33,7 +35,8 @@ class Task:
     """A job, the latents it starts from if it skips, and the K whose latents to hand up.
 
     `alone` jobs share no batch, because a process died of them or of what was beside them.
-    `progress` asks for word of every step, `previews` for so many unfinished pictures.
+    `progress` asks for word of every step, `previews` for so many unfinished pictures. A task that
+    has not begun by `deadline_s` of `time.monotonic` on this machine is dropped.
     """
 
     number: int
@@ -43,6 +46,7 @@ class Task:
     alone: bool = False
     progress: bool = False
     previews: int = 0
+    deadline_s: float = math.inf
 
 
 @dataclass(frozen=True)

@@ -43,8 +43,9 @@ def run_worker(pipe: Connection, model: Model) -> None:
 
     try:
         engine = Engine.load(
-            model.source, model.device, model.dtype, model.sampler, model.max_batch
+            model.source, model.device, model.dtype, model.sampler, model.max_batch, model.compiled
         )
+        engine.warm_up()
     except ArgusError as error:
         pipe.send(Unusable(error))
         return
@@ -106,6 +107,7 @@ class _Worker:
                     start=None if task.start is None else unpack(task.start),
                     keep=task.keep,
                     on_step=self._reporter(task) if task.progress else None,
+                    deadline_s=task.deadline_s,
                     previews=task.previews,
                     on_preview=self._shower(task) if task.previews else None,
                 )

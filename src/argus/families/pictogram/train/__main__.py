@@ -60,6 +60,9 @@ def main(
         float, typer.Option(min=0, max=0.99, help="Share of the UNet's batches that are close-ups.")
     ] = 0.6,
     guidance: Annotated[float, typer.Option(help="The guidance that turbo takes over.")] = 4.0,
+    bfloat16: Annotated[
+        bool, typer.Option("--bfloat16", help="Faster where the device multiplies bfloat16.")
+    ] = False,
     sheet_every: Annotated[
         int, typer.Option(help="Batches between contact sheets; 0: none.")
     ] = 1000,
@@ -87,7 +90,7 @@ def main(
     lessons = Lessons(world, latents.to(where), closeups)
     rate = FINE_RATE if model == Model.turbo else RATE
     loss = _loss(model, pipeline, guidance)
-    train_painter(work, steps, seed, lessons, loss, pipeline, rate, sheet_every)
+    train_painter(work, steps, seed, lessons, loss, pipeline, rate, sheet_every, bfloat16)
     save_pipeline(work / "weights", pipeline)
     size = sum(path.stat().st_size for path in (work / "weights").rglob("*") if path.is_file())
     print(f"saved {work / 'weights'}, {size / 1e6:.1f} MB")

@@ -12,6 +12,7 @@ from torch import Tensor
 
 SNR_LIMIT = 6.0
 THING_WEIGHT, CLEAR_SNR = 3.0, 0.4
+LATE = 0.6  # below 1, noisy steps are drawn more often
 STRIDE = 20  # of 1000 timesteps; the grid that LCM's sampler takes its steps from
 HUBER = 0.03
 
@@ -21,7 +22,7 @@ Loss = Callable[[UNet2DConditionModel, Tensor, Tensor, Tensor], Tensor]
 
 @dataclass(frozen=True)
 class Denoising:
-    """v-prediction, with steps of little noise weighted less and cells of things more.
+    """v-prediction, with steps of little noise drawn and weighted less, and cells of things more.
 
     The weight of the implied error of x0 is min(SNR + 1, limit). Min-SNR weights (Hang et al. 2023,
     arXiv 2303.09556), min(SNR, limit), all but ignore the noisiest steps, which is where latents
@@ -39,15 +40,16 @@ class Denoising:
         self, unet: UNet2DConditionModel, latents: Tensor, things: Tensor, states: Tensor
     ) -> Tensor:
         noise = torch.randn_like(latents)
-        times = torch.randint(0, len(self.alphas), (len(latents),), device=latents.device)
+        share = torch.rand(len(latents), device=latents.device) ** LATE
+        times = (share * len(self.alphas)).long().clamp(max=len(self.alphas) - 1)
         alpha = self.alphas[times][:, None, None, None]
         noisy = _laid_out(alpha.sqrt() * latents + (1 - alpha).sqrt() * noise)
         if self.teacher is None:
             velocity = alpha.sqrt() * noise - (1 - alpha).sqrt() * latents
         else:
             with torch.no_grad():
-                velocity = self.teacher(noisy, times, states).sample
-        guess = unet(noisy, times, states).sample
+                velocity = self.teacher(noisy, times, states).sample.float()
+        guess = unet(noisy, times, states).sample.float()
         errors = F.mse_loss(guess, velocity, reduction="none").mean(1)
         clear = (self.alphas[times] > CLEAR_SNR / (1 + CLEAR_SNR))[:, None, None]
         cells = torch.where(things & clear, THING_WEIGHT, 1.0)
@@ -80,7 +82,7 @@ class Consistency:
         noisy = _laid_out(alpha.sqrt() * latents + (1 - alpha).sqrt() * noise)
         with torch.no_grad():
             both = torch.cat([states, self.nothing.expand_as(states)])
-            guesses = self.teacher(noisy.repeat(2, 1, 1, 1), times.repeat(2), both).sample
+            guesses = self.teacher(noisy.repeat(2, 1, 1, 1), times.repeat(2), both).sample.float()
             conditional, unconditional = guesses.chunk(2)
             velocity = unconditional + self.guidance * (conditional - unconditional)
             clean = alpha.sqrt() * noisy - (1 - alpha).sqrt() * velocity
@@ -95,7 +97,7 @@ class Consistency:
         self, unet: UNet2DConditionModel, noisy: Tensor, times: Tensor, states: Tensor
     ) -> Tensor:
         alpha = self._alpha(times)[:, None, None, None]
-        velocity: Tensor = unet(noisy, times, states).sample
+        velocity: Tensor = unet(noisy, times, states).sample.float()
         return alpha.sqrt() * noisy - (1 - alpha).sqrt() * velocity
 
     def _alpha(self, times: Tensor) -> Tensor:

@@ -28,6 +28,7 @@ def train_painter(
     pipeline: StableDiffusionPipeline,
     rate: float,
     sheet_every: int = 1000,
+    bfloat16: bool = False,
 ) -> None:
     """Train the pipeline's UNet for `steps` batches; leave the averaged weights in it.
 
@@ -60,7 +61,8 @@ def train_painter(
         with torch.no_grad():
             ids = token_ids(tokenizer, lesson.prompts).to(device)
             states = text_encoder(ids).last_hidden_state
-        loss = loss_of(unet, lesson.latents, lesson.things, states)
+        with torch.autocast(device.type, torch.bfloat16, enabled=bfloat16):
+            loss = loss_of(unet, lesson.latents, lesson.things, states)
         optimiser.zero_grad()
         loss.backward()
         torch.nn.utils.clip_grad_norm_(unet.parameters(), 1.0)
