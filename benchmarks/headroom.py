@@ -79,7 +79,7 @@ def main(
 
 def _costs(family: Family, profile: Path) -> dict[str, float]:
     """Worker-seconds a picture of every variant at its model's best batch, exact first."""
-    measured = Profile.from_json(json.loads(profile.read_text()))
+    measured = Profile.read(profile)
     return {
         name: measured.models[variant.model].picture_cost_s(
             variant, measured.models[variant.model].best_batch

@@ -46,6 +46,12 @@ class Settings(BaseSettings):
     compile: bool = Field(
         False, description="Have torch compile the model: faster, after minutes at every start."
     )
+    profile: UserPath | None = Field(
+        None, description="What `argus profile` wrote here. Default: what the family ships, if any."
+    )
+    max_batch: int | None = Field(
+        None, ge=1, description="Pictures made at once. Default: the profile's best, or 32."
+    )
     api_key_file: UserPath | None = Field(
         None, description="Hashed API keys, written by `argus key`. Without it anyone may ask."
     )

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-import json
 import os
 import signal
 import subprocess
@@ -124,7 +123,7 @@ def test_a_profile_is_measured_and_read_back(tiny_family: Path, tmp_path: Path) 
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     assert "ms/step at 2" in done.stdout
-    measured = Profile.from_json(json.loads(out.read_text()))
+    measured = Profile.read(out)
     assert measured.device["device"] == "cpu"
     assert set(measured.models) == {"tiny", "other"}
     for model in measured.models.values():

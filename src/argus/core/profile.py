@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Any
 
 from argus.core.errors import ModelError
 from argus.core.family import Variant
+
+MAX_BATCH = 32  # pictures at once where nothing was measured
 
 
 @dataclass(frozen=True)
@@ -64,6 +68,15 @@ class Profile:
 
     def to_json(self) -> dict[str, Any]:
         return asdict(self)
+
+    @classmethod
+    def read(cls, file: Path) -> Profile:
+        """Raises ModelError for a file that `argus profile` did not write."""
+        try:
+            content = json.loads(file.read_text())
+        except (OSError, ValueError) as error:
+            raise ModelError(f"The profile {file} cannot be read: {error}") from error
+        return cls.from_json(content)
 
     @classmethod
     def from_json(cls, content: dict[str, Any]) -> Profile:

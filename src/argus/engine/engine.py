@@ -18,6 +18,7 @@ from torch import Tensor
 
 from argus.core.errors import BadRequest, ModelError, NotEnoughMemory
 from argus.core.job import Job
+from argus.core.profile import MAX_BATCH
 from argus.engine.admission import Queue, Waiting
 from argus.engine.conditioning import TextEncoder, rows_of
 from argus.engine.decoder import Decoder, Decoding
@@ -30,7 +31,6 @@ from argus.engine.transfer import Pace, to_device, to_host
 
 log = logging.getLogger(__name__)
 
-MAX_BATCH = 32
 SCHEDULES = 256
 TRIAL_STEPS = 4
 

@@ -49,6 +49,7 @@ class Service:
                 self.family.exact.sampler,
                 model.device,
                 model.dtype,
+                max_batch=model.max_batch,
                 compiled=settings.compile,
             )
         )

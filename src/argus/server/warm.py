@@ -19,7 +19,9 @@ class Warmer:
         model = ServedModel.of(settings)
         self._family = model.family
         exact = model.family.exact
-        self._engine = Engine.load(str(model.folder), model.device, model.dtype, exact.sampler)
+        self._engine = Engine.load(
+            str(model.folder), model.device, model.dtype, exact.sampler, model.max_batch
+        )
         self._encoder = PromptEncoder.load(model.folder)
         self._scope = model.scope(namespace, exact.width, exact.height, exact.guidance, "")
 

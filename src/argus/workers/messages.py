@@ -11,6 +11,7 @@ from torch import Tensor
 
 from argus.core.errors import ArgusError
 from argus.core.job import Job
+from argus.core.profile import MAX_BATCH
 
 
 class WorkerError(ArgusError):
@@ -26,7 +27,7 @@ class Model:
     sampler: str = "default"
     device: str = "cpu"
     dtype: str = "float32"
-    max_batch: int = 32
+    max_batch: int = MAX_BATCH
     compiled: bool = False
 
 
