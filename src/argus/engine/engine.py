@@ -5,14 +5,12 @@ from __future__ import annotations
 import itertools
 import logging
 import time
-from collections.abc import Callable, Collection, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
 from typing import TypeAlias, TypeVar
 
 import torch
-from diffusers.utils.torch_utils import randn_tensor
 from PIL import Image
 from torch import Tensor
 
@@ -20,10 +18,12 @@ from argus.core.errors import BadRequest, ModelError, NotEnoughMemory
 from argus.core.job import Job
 from argus.core.profile import MAX_BATCH
 from argus.engine.admission import Queue, Waiting
+from argus.engine.canvas import Canvas
 from argus.engine.conditioning import TextEncoder, rows_of
 from argus.engine.decoder import Decoder, Decoding
 from argus.engine.forward import BUCKETS, Forward
 from argus.engine.loading import AnyPipeline, load_pipeline
+from argus.engine.memory import in_halves, memory_errors
 from argus.engine.samplers import DEFAULT, new_scheduler
 from argus.engine.schedules import new_schedule
 from argus.engine.slots import Denoiser, OnPreview, OnStep, Slot
@@ -106,6 +106,7 @@ class Engine:
         self._forward = Forward(pipeline.unet, compiled)
         self._texts, self._denoiser = TextEncoder(pipeline), Denoiser(self._forward)
         self.decoder = Decoder(pipeline)
+        self._canvas = Canvas(pipeline)
         self._pace = Pace(pipeline.unet.device)
         self._tickets = itertools.count(1)
         self._waiting = Queue()
@@ -128,10 +129,7 @@ class Engine:
     @property
     def default_size(self) -> tuple[int, int]:
         """The width and height in pixels that the model was made for."""
-        side = self.pipeline.unet.config.sample_size
-        high, wide = (side, side) if isinstance(side, int) else side
-        scale = self.pipeline.vae_scale_factor
-        return wide * scale, high * scale
+        return self._canvas.default_size
 
     @property
     def in_flight(self) -> list[int]:
@@ -196,9 +194,7 @@ class Engine:
         Jobs with an earlier `deadline_s` begin first, those that have not begun by then are dropped
         (seconds of `time.monotonic`). Raises BadRequest for what this model cannot make.
         """
-        wide, high = self.default_size
-        width, height = job.width or wide, job.height or high
-        self._check(job, start, keep, width, height)
+        self._canvas.check(job, start, keep)
         self._schedule(job.steps)
         ticket = next(self._tickets)
         waiting = Waiting(
@@ -209,7 +205,7 @@ class Engine:
             on_step,
             _spread(job, previews),
             on_preview,
-            (width, height),
+            self._canvas.size_of(job),
         )
         self._waiting.add(waiting, deadline_s)
         return ticket
@@ -240,11 +236,11 @@ class Engine:
         """One step of those in flight that have one size; begin to decode what is finished."""
         size = self._in_flight[0].size
         group = [one for one in self._in_flight if one.size == size][: self.max_batch]
-        outcomes = self._halving(group, self._advance, lasting=True)
+        outcomes = self._halved(group, self._advance, lasting=True)
         self._pace.keep()
         self._preview([one.slot for one in group if one.slot.done in one.slot.previews])
         finished = [one for one in self._in_flight if one.slot.finished]
-        outcomes += self._halving(finished, self._decode)
+        outcomes += self._halved(finished, self._decode)
         for one in group:
             if one.slot.on_step is not None:
                 one.slot.on_step(one.slot.done - one.slot.job.skip, one.slot.job.steps_run)
@@ -256,42 +252,26 @@ class Engine:
         outcomes: Outcomes = [*self._waiting.expire()]
         admitted = self._waiting.take(max(0, self.max_batch - len(self._in_flight)))
         for size in dict.fromkeys(one.size for one in admitted):
-            outcomes += self._halving([one for one in admitted if one.size == size], self._begin)
+            outcomes += self._halved([one for one in admitted if one.size == size], self._begin)
         return outcomes
 
-    def _halving(
-        self,
-        group: Sequence[T],
-        work: Callable[[Sequence[T]], Outcomes],
-        lasting: bool = False,
+    def _halved(
+        self, group: Sequence[T], work: Callable[[Sequence[T]], None], lasting: bool = False
     ) -> Outcomes:
-        """Do the work for a group or, if that fails, for its halves, so that a job that cannot be
-        done fails alone; if it is memory that fails, in `lasting` smaller batches.
+        """Do the work for a group, in halves if need be, if it is for lack of memory in `lasting`
+        ones; gives those for whom it cannot be done."""
 
-        `work` must leave the jobs as they were when it raises.
-        """
-        if not group:
-            return []
-        half: int = len(group) // 2
-        try:
-            with memory_errors(self.pipeline.unet.device):
-                return work(group)
-        except Exception as error:
-            if "CUDA error" in str(error):
-                raise
-            if not half:
-                self.cancel(group[0].ticket)
-                return [(group[0].ticket, error)]
-            if isinstance(error, NotEnoughMemory):
-                log.warning("Out of memory with %d jobs at once; trying %d", len(group), half)
-                if lasting:
-                    self.max_batch = min(self.max_batch, half)
-        if self.pipeline.unet.device.type == "cuda":
-            torch.cuda.empty_cache()
-        first: Outcomes = self._halving(group[:half], work, lasting)
-        return [*first, *self._halving(group[half:], work, lasting)]
+        def shortage(half: int) -> None:
+            log.warning("Out of memory with more than %d jobs at once", half)
+            if lasting:
+                self.max_batch = min(self.max_batch, half)
 
-    def _begin(self, group: Sequence[Waiting]) -> Outcomes:
+        failed = in_halves(group, work, self.pipeline.unet.device, shortage)
+        for one, _ in failed:
+            self.cancel(one.ticket)
+        return [(one.ticket, error) for one, error in failed]
+
+    def _begin(self, group: Sequence[Waiting]) -> None:
         begun, size = time.perf_counter(), group[0].size
         conditionings = self._texts.prepare([one.job for one in group], *size)
         now = time.perf_counter()
@@ -300,7 +280,7 @@ class Engine:
             job, schedule = one.job, self._schedule(one.job.steps)
             generator = torch.Generator().manual_seed(job.seed)
             if one.start is None:
-                latents = self._noise(generator, *size) * schedule.start
+                latents = self._canvas.noise(size, generator) * schedule.start
             else:
                 unet = self.pipeline.unet
                 latents = to_device(one.start, unet.device, unet.dtype)
@@ -312,11 +292,9 @@ class Engine:
                 slot.kept[job.skip] = to_host(latents)
             admitted.append(_InFlight(one.ticket, slot, size, now, now - begun))
         self._in_flight += admitted
-        return []
 
-    def _advance(self, group: Sequence[_InFlight]) -> Outcomes:
+    def _advance(self, group: Sequence[_InFlight]) -> None:
         self._denoiser.advance([one.slot for one in group])
-        return []
 
     def _preview(self, due: Sequence[Slot]) -> None:
         """Hand up pictures of what the slots seem to become."""
@@ -335,12 +313,11 @@ class Engine:
             if slot.on_preview is not None:
                 slot.on_preview(slot.previews.index(slot.done), image)
 
-    def _decode(self, group: Sequence[_InFlight]) -> Outcomes:
+    def _decode(self, group: Sequence[_InFlight]) -> None:
         denoised = time.perf_counter()
         pictures = self.decoder.start([one.slot.latents for one in group])
         self._decoding.append(_Decoding(group, pictures, denoised))
         self._in_flight = [one for one in self._in_flight if one not in group]
-        return []
 
     def _collect(self, wait: bool) -> Outcomes:
         """The results whose pictures are decoded; all there are, if it may `wait` for them."""
@@ -363,46 +340,14 @@ class Engine:
                 outcomes.append((one.ticket, result))
         return outcomes
 
-    def _noise(self, generator: torch.Generator, width: int, height: int) -> Tensor:
-        unet, shape = self.pipeline.unet, self._latent_shape(width, height)
-        noise: Tensor = randn_tensor(
-            shape, generator=generator, device=unet.device, dtype=unet.dtype
-        )
-        return noise
-
-    def _latent_shape(self, width: int, height: int) -> tuple[int, int, int, int]:
-        scale = self.pipeline.vae_scale_factor
-        return 1, self.pipeline.unet.config.in_channels, height // scale, width // scale
-
-    def _check(
-        self, job: Job, start: Tensor | None, keep: Collection[int], width: int, height: int
-    ) -> None:
-        scale = self.pipeline.vae_scale_factor
-        for name, side in (("width", width), ("height", height)):
-            if side % scale:
-                raise BadRequest(f"{name} is {side}; this model needs a multiple of {scale}.")
-        if job.skip and start is None:
-            raise BadRequest(f"A job that skips {job.skip} steps needs the latents to start from.")
-        if start is not None and not job.skip:
-            raise BadRequest("Latents to start from were given, but the job skips no step.")
-        shape = self._latent_shape(width, height)
-        if start is not None and tuple(start.shape) != shape:
-            raise BadRequest(f"The given latents are {tuple(start.shape)}; they must be {shape}.")
-        wrong = [k for k in keep if not job.skip <= k <= job.steps]
-        if wrong:
-            raise BadRequest(
-                f"Cannot keep latents at {wrong}: this run passes {job.skip} to {job.steps}."
-            )
-
     @torch.inference_mode()
     def warm_up(self) -> None:
         """Compile what pictures of the usual size need, so that none waits for it."""
         if not self._forward.compiled:
             return
-        width, height = self.default_size
         job = Job("", guidance=1.0)
-        texts = self._texts.prepare([job], width, height)
-        noise = self._noise(torch.Generator(), width, height)
+        texts = self._texts.prepare([job], *self.default_size)
+        noise = self._canvas.noise(self.default_size, torch.Generator())
         for rows in [size for size in BUCKETS if size <= 2 * self.max_batch]:
             log.info("Compiling for %d rows", rows)
             laid = rows_of([job] * rows, texts * rows)
@@ -426,16 +371,3 @@ def _spread(job: Job, previews: int) -> tuple[int, ...]:
     """The numbers of steps after which a job's previews are due, none at its end."""
     due = (job.skip + round(job.steps_run * i / (previews + 1)) for i in range(1, previews + 1))
     return tuple(dict.fromkeys(k for k in due if job.skip < k < job.steps))
-
-
-@contextmanager
-def memory_errors(device: torch.device) -> Iterator[None]:
-    """Raise NotEnoughMemory for whatever torch raises when memory runs out."""
-    try:
-        yield
-    except torch.OutOfMemoryError as error:
-        raise NotEnoughMemory(f"{device} ran out of memory. Ask for a smaller picture.") from error
-    except RuntimeError as error:
-        if "can't allocate memory" not in str(error):
-            raise
-        raise NotEnoughMemory("This machine ran out of memory. Ask for less.") from error

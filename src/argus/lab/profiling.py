@@ -22,7 +22,8 @@ from argus.core.errors import ArgusError, ModelError, NotEnoughMemory
 from argus.core.family import Family, Variant
 from argus.core.job import Job
 from argus.core.profile import ModelProfile, Profile
-from argus.engine.engine import Engine, Result, memory_errors
+from argus.engine.engine import Engine, Result
+from argus.engine.memory import memory_errors
 from argus.engine.sources import fingerprint, model_folder
 
 BATCHES = (1, 2, 4, 8, 16, 32)

@@ -1,0 +1,59 @@
+"""What to do when memory, or anything else, fails a batch: try its halves."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import TypeVar
+
+import torch
+
+from argus.core.errors import NotEnoughMemory
+
+T = TypeVar("T")
+
+
+def in_halves(
+    group: Sequence[T],
+    work: Callable[[Sequence[T]], None],
+    device: torch.device,
+    on_shortage: Callable[[int], None],
+) -> list[tuple[T, Exception]]:
+    """Do the work for a group or, if that fails, for its halves, so that what cannot be done fails
+    alone; gives those that failed.
+
+    `work` must leave everything as it was when it raises. `on_shortage` is told the size that is
+    tried next when memory ran out. Raises nothing but errors after which CUDA does not work in
+    this process.
+    """
+    if not group:
+        return []
+    half = len(group) // 2
+    try:
+        with memory_errors(device):
+            work(group)
+        return []
+    except Exception as error:
+        if "CUDA error" in str(error):
+            raise
+        if not half:
+            return [(group[0], error)]
+        if isinstance(error, NotEnoughMemory):
+            on_shortage(half)
+    if device.type == "cuda":
+        torch.cuda.empty_cache()
+    parts = group[:half], group[half:]
+    return [one for part in parts for one in in_halves(part, work, device, on_shortage)]
+
+
+@contextmanager
+def memory_errors(device: torch.device) -> Iterator[None]:
+    """Raise NotEnoughMemory for whatever torch raises when memory runs out."""
+    try:
+        yield
+    except torch.OutOfMemoryError as error:
+        raise NotEnoughMemory(f"{device} ran out of memory. Ask for a smaller picture.") from error
+    except RuntimeError as error:
+        if "can't allocate memory" not in str(error):
+            raise
+        raise NotEnoughMemory("This machine ran out of memory. Ask for less.") from error
