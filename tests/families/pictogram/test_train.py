@@ -13,6 +13,7 @@ from diffusers.models.unets.unet_2d_condition import UNet2DConditionOutput
 from torch import Tensor
 from typer.testing import CliRunner
 
+from argus.families.pictogram import BASE
 from argus.families.pictogram.networks import LATENT_CHANNELS, new_scheduler, new_unet
 from argus.families.pictogram.train.__main__ import app
 from argus.families.pictogram.train.components import PATCH, Components, find_components
@@ -65,6 +66,17 @@ def test_the_shipped_base_teaches_the_other_models(
     picture = pipeline("a red house", num_inference_steps=steps, guidance_scale=guidance)
     assert picture.images[0].size == (64, 64)
     assert isinstance(pipeline.scheduler, LCMScheduler) == (model == "turbo")
+    configs = [path.read_text() for path in (tmp_path / "weights").rglob("*.json")]
+    assert not [text for text in configs if str(BASE.parent) in text]
+
+
+def test_going_on_keeps_to_the_noise_schedule_of_the_training(tmp_path: Path) -> None:
+    more = ("--vae-steps", "0", "--reader-steps", "0", "--sheet-every", "0")
+    train(tmp_path, "--go-on", "--steps", "1", "--closeups", "0", *more)
+    pipeline = StableDiffusionPipeline.from_pretrained(tmp_path / "weights")
+    assert torch.allclose(pipeline.scheduler.alphas_cumprod, new_scheduler().alphas_cumprod)
+    configs = [path.read_text() for path in (tmp_path / "weights").rglob("*.json")]
+    assert not [text for text in configs if str(BASE.parent) in text]
 
 
 class Pointer(torch.nn.Module):

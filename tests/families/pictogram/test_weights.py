@@ -7,6 +7,9 @@ import torch
 from diffusers import StableDiffusionPipeline
 
 import argus
+from argus.core.job import Job
+from argus.engine.engine import Engine
+from argus.engine.samplers import SAMPLERS
 from argus.families.catalog import default_family
 from argus.families.pictogram import BASE
 
@@ -39,3 +42,11 @@ def test_stock_diffusers_makes_the_same_picture(studio: argus.Studio) -> None:
 def test_words_it_never_saw_still_give_a_picture(studio: argus.Studio) -> None:
     picture = studio.generate("Zebras 🦓 spielen Geige", seed=1, steps=4)
     assert len(picture.image.getcolors(10_000) or []) > 100
+
+
+@pytest.mark.parametrize("sampler", sorted(SAMPLERS))
+def test_every_sampler_can_walk_the_noise_schedule(sampler: str) -> None:
+    engine = Engine.load(str(BASE), sampler=sampler)
+    result = engine.run(Job("a red house in the snow", steps=8, guidance=2.0))
+    assert result.final.isfinite().all()
+    assert 0.3 < result.final.std() < 3.0  # latents of pictures have deviation 1

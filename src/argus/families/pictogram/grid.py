@@ -23,7 +23,7 @@ app = typer.Typer(add_completion=False)
 def main(
     file: Annotated[Path, typer.Argument(help="The picture to write.")],
     steps: Annotated[int, typer.Option(help="Denoising steps.")] = 30,
-    guidance: Annotated[float, typer.Option(help="Guidance scale.")] = 4.0,
+    guidance: Annotated[float, typer.Option(help="Guidance scale.")] = 2.5,
     world: Annotated[bool, typer.Option("--world", help="Scenes as code draws them.")] = False,
 ) -> None:
     """Paint the prompts of the training's contact sheet, each once, from its own seed."""

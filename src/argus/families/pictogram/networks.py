@@ -24,6 +24,7 @@ LATENT_CHANNELS = 32
 LATENT_SIZE = SIZE // 8
 TEXT_WIDTH = 128
 MAX_TOKENS = 40
+SHIFT = 3.0
 # The family's models, and the widths of the two levels of their UNets.
 WIDTHS = {"base": (128, 192), "small": (64, 96), "tiny": (32, 64), "turbo": (128, 192)}
 
@@ -87,26 +88,39 @@ def new_text_encoder(tokenizer: CLIPTokenizer) -> CLIPTextModel:
 
 
 def new_scheduler(model: str = "base") -> DDIMScheduler | LCMScheduler:
-    """LCM for `turbo`, DDIM for the others, along the same noise schedule.
-
-    It ends in pure noise (Lin et al. 2023, arXiv 2305.08891): with the usual end, a fifteenth of
-    the amplitude left, things of these latents still stand out of the noise, so that training never
-    asks where to put them.
-    """
-    schedule = {
+    """LCM for `turbo`, DDIM for the others, along the same noise schedule."""
+    options = {
         "num_train_timesteps": 1000,
-        "beta_start": 0.00085,
-        "beta_end": 0.012,
-        "beta_schedule": "scaled_linear",
+        "trained_betas": _betas(),
         "prediction_type": "v_prediction",
-        "rescale_betas_zero_snr": True,
         "clip_sample": False,
         "set_alpha_to_one": True,
         "steps_offset": 1,  # of no effect here, but the stock pipeline wants it so
     }
     if model == "turbo":
-        return LCMScheduler(**schedule)
-    return DDIMScheduler(**schedule, timestep_spacing="trailing")
+        return LCMScheduler(**options)
+    return DDIMScheduler(**options, timestep_spacing="trailing")
+
+
+def _betas() -> list[float]:
+    """Stable Diffusion's schedule, ending in noise (Lin et al. 2023, arXiv 2305.08891) and with
+    `SHIFT` times less signal to noise (Hoogeboom et al. 2023, arXiv 2301.11093, section 3.1).
+
+    Latents this small say so much about their thing that it stands out of most noise: with the
+    usual schedule everything is decided in the first few steps, or was before them. A thousandth of
+    the amplitude stays, because some samplers divide by it.
+    """
+    usual = DDIMScheduler(
+        beta_start=0.00085,
+        beta_end=0.012,
+        beta_schedule="scaled_linear",
+        rescale_betas_zero_snr=True,
+    )
+    alphas = usual.alphas_cumprod.double()
+    shifted = (alphas / (alphas + SHIFT**2 * (1 - alphas))).clamp(min=1e-6)
+    ratios = shifted / torch.cat([torch.ones(1, dtype=torch.float64), shifted[:-1]])
+    betas: list[float] = (1 - ratios).tolist()
+    return betas
 
 
 def assemble(
@@ -135,6 +149,9 @@ def save_pipeline(folder: Path, pipeline: StableDiffusionPipeline) -> None:
     UNet and VAE are stored in float16 (diffusers loads them as float32 all the same), the text
     encoder in float32, because transformers would keep it in half precision.
     """
+    for part in (pipeline.text_encoder.config, pipeline.tokenizer):
+        part.name_or_path = ""  # where they were loaded from is nobody's business
+    pipeline.register_to_config(_name_or_path="")
     pipeline.save_pretrained(folder, safe_serialization=True)
     for part, name in ((pipeline.vae, "vae"), (pipeline.unet, "unet")):
         config = {key: value for key, value in part.config.items() if key != "_name_or_path"}

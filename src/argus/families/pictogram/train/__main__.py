@@ -108,6 +108,7 @@ def _own(
     """The base model, with a VAE and a text encoder that are trained here."""
     if go_on:
         pipeline = StableDiffusionPipeline.from_pretrained(BASE, use_safetensors=True)
+        pipeline.scheduler = new_scheduler()
     else:
         tokenizer = _tokenizer(work)
         pipeline = assemble(new_vae(), new_unet(), new_text_encoder(tokenizer), tokenizer)

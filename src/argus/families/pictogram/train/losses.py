@@ -12,7 +12,6 @@ from torch import Tensor
 
 SNR_LIMIT = 6.0
 THING_WEIGHT, CLEAR_SNR = 3.0, 0.4
-LATE = 0.6  # below 1, noisy steps are drawn more often
 STRIDE = 20  # of 1000 timesteps; the grid that LCM's sampler takes its steps from
 HUBER = 0.03
 
@@ -22,7 +21,7 @@ Loss = Callable[[UNet2DConditionModel, Tensor, Tensor, Tensor], Tensor]
 
 @dataclass(frozen=True)
 class Denoising:
-    """v-prediction, with steps of little noise drawn and weighted less, and cells of things more.
+    """v-prediction, with steps of little noise weighted less, and cells of things more.
 
     The weight of the implied error of x0 is min(SNR + 1, limit). Min-SNR weights (Hang et al. 2023,
     arXiv 2303.09556), min(SNR, limit), all but ignore the noisiest steps, which is where latents
@@ -40,8 +39,7 @@ class Denoising:
         self, unet: UNet2DConditionModel, latents: Tensor, things: Tensor, states: Tensor
     ) -> Tensor:
         noise = torch.randn_like(latents)
-        share = torch.rand(len(latents), device=latents.device) ** LATE
-        times = (share * len(self.alphas)).long().clamp(max=len(self.alphas) - 1)
+        times = torch.randint(0, len(self.alphas), (len(latents),), device=latents.device)
         alpha = self.alphas[times][:, None, None, None]
         noisy = _laid_out(alpha.sqrt() * latents + (1 - alpha).sqrt() * noise)
         if self.teacher is None:

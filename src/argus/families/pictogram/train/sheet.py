@@ -44,7 +44,7 @@ def draw_sheet(pipeline: StableDiffusionPipeline, prompts: Sequence[str] = UNSEE
     painted = pipeline(
         list(prompts),
         num_inference_steps=4 if distilled else 30,
-        guidance_scale=1.0 if distilled else 4.0,
+        guidance_scale=1.0 if distilled else 2.5,
         generator=[torch.Generator().manual_seed(i) for i in range(len(prompts))],
     )
     return lay_out(painted.images, prompts)
