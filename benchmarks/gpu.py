@@ -10,7 +10,6 @@ matrix product; and the table of benchmarks/engine.py. --tiny tries the script i
 from __future__ import annotations
 
 import json
-import time
 from collections.abc import Callable
 from datetime import UTC, datetime
 from typing import Annotated, Any
@@ -101,8 +100,8 @@ def main(
     }
     console.print("Making random weights …")
     pipeline = build(shape, where, getattr(torch, dtype))
-    result["matmul_tflops"] = matmul_tflops(where, getattr(torch, dtype), shape["matmul"])
     engine = Engine(pipeline)
+    result["matmul_tflops"] = matmul_tflops(engine, shape["matmul"])
     result["step_tflop"] = step_tflop(engine)
     ways: dict[str, Callable[[int], None]] = {
         "diffusers": lambda n: stock(pipeline, shape["side"], steps, n),
@@ -112,12 +111,12 @@ def main(
         graphs = Engine(pipeline, compiled=True)
         ways["argus_compiled"] = lambda n: ours(graphs, steps, n)
     seconds = {
-        name: {n: seconds_an_image(way, n, where) for n in BATCHES} for name, way in ways.items()
+        name: {n: seconds_an_image(way, n, engine) for n in BATCHES} for name, way in ways.items()
     }
     if compiled:
         plain, pipeline.unet = pipeline.unet, torch.compile(pipeline.unet, dynamic=False)
         seconds["diffusers_compiled"] = {
-            n: seconds_an_image(ways["diffusers"], n, where) for n in BATCHES
+            n: seconds_an_image(ways["diffusers"], n, engine) for n in BATCHES
         }
         pipeline.unet = plain
     result["seconds_an_image"] = seconds
@@ -216,28 +215,26 @@ def ours(engine: Engine, steps: int, count: int) -> None:
         pass
 
 
-def seconds_an_image(way: Callable[[int], None], count: int, device: torch.device) -> float:
-    """The better of two runs, after one that warms up."""
+def seconds_an_image(way: Callable[[int], None], count: int, engine: Engine) -> float:
+    """The better of two runs, after one that warms up, on the engine's clock."""
     spent = []
     for _ in range(3):
-        synchronize(device)
-        begun = time.perf_counter()
+        begun = engine.now()
         way(count)
-        synchronize(device)
-        spent.append((time.perf_counter() - begun) / count)
+        spent.append((engine.now() - begun) / count)
     return min(spent[1:])
 
 
-def matmul_tflops(device: torch.device, dtype: torch.dtype, side: int, repeats: int = 20) -> float:
-    left, right = torch.randn(2, side, side, device=device).to(dtype)
+def matmul_tflops(engine: Engine, side: int, repeats: int = 20) -> float:
+    """Of a product of two square matrices, where and as precise as the engine's UNet is."""
+    unet = engine.pipeline.unet
+    left, right = torch.randn(2, side, side, device=unet.device).to(unet.dtype)
     for _ in range(3):
         left @ right
-    synchronize(device)
-    begun = time.perf_counter()
+    begun = engine.now()
     for _ in range(repeats):
         left @ right
-    synchronize(device)
-    return repeats * 2 * side**3 / (time.perf_counter() - begun) / 1e12
+    return repeats * 2 * side**3 / (engine.now() - begun) / 1e12
 
 
 def step_tflop(engine: Engine) -> float:
@@ -246,11 +243,6 @@ def step_tflop(engine: Engine) -> float:
         engine.run(Job("a prompt", steps=1, guidance=GUIDANCE))
     flop: int = sum(counter.get_flop_counts()["UNet2DConditionModel"].values())
     return flop / 1e12
-
-
-def synchronize(device: torch.device) -> None:
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
 
 
 def show(console: Console, result: dict[str, Any]) -> None:
