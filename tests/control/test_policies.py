@@ -1,61 +1,197 @@
+"""Each policy's defining behaviour, on a menu small enough to reckon by hand."""
+
 from __future__ import annotations
 
+import numpy as np
 import pytest
 
-from argus.control.policies import new_policy
-from argus.control.policy import Candidate
+from argus.control.batching import Adaptive, AdditiveIncrease, Queue, Switch
+from argus.control.policies import POLICIES, new_policy
+from argus.control.policy import Policy, Promise, assigned
 from argus.core.errors import BadRequest
-from argus.core.family import Family, Variant
+from tests.control.menus import EXACT, FAR, SKIP, SMALL, asked, cluster, outlook, small_menu
 
-FAMILY = Family(
-    name="mine",
-    description="",
-    models={"large": "owner/large"},
-    exact=Variant("large", "ddim", 64, 64, 50, 7.5),
-    skips={5: 0.65, 10: 0.75, 15: 0.85, 20: 0.9, 25: 0.95},
-)
-ALL = tuple(FAMILY.skips)
+PROMISE = Promise(6.0)
+GOOD = [1.0, 0.99, 0.98, 0.95]
+BAD = [1.0, 0.8, 0.5, 0.2]
 
 
-@pytest.mark.parametrize(
-    ("similarity", "variant"),
-    [
-        (1.0, "skip-25"),
-        (0.951, "skip-25"),
-        (0.95, "skip-20"),
-        (0.86, "skip-15"),
-        (0.8, "skip-10"),
-        (0.66, "skip-5"),
-        (0.65, "exact"),
-        (-1.0, "exact"),
-    ],
-)
-def test_nirvana_skips_by_the_published_thresholds(similarity: float, variant: str) -> None:
-    decision = new_policy("nirvana", FAMILY).route(Candidate(similarity, ALL))
-    assert decision.variant == variant
-    assert f"{similarity:.3f}" in decision.reason
+def made(name: str) -> Policy:
+    return new_policy(name, small_menu(), [PROMISE])
 
 
-def test_nirvana_uses_the_next_smaller_skip_when_latents_were_evicted() -> None:
-    policy = new_policy("nirvana", FAMILY)
-    assert policy.route(Candidate(0.97, (5, 10, 25))).variant == "skip-25"
-    assert policy.route(Candidate(0.92, (5, 10, 25))).variant == "skip-10"
-    assert policy.route(Candidate(0.92, (25,))).variant == "exact"
-
-
-def test_nirvana_without_a_neighbour_is_exact() -> None:
-    assert new_policy("nirvana", FAMILY).route(Candidate()).variant == "exact"
-
-
-def test_clipper_ha_is_always_exact() -> None:
-    assert new_policy("clipper-ha", FAMILY).route(Candidate(1.0, ALL)).variant == "exact"
+@pytest.mark.parametrize("name", POLICIES)
+def test_every_policy_plans_and_routes(name: str) -> None:
+    policy = made(name)
+    models = policy.plan(outlook(1.0, [GOOD, BAD], [0, 0, 0])).models.tolist()
+    assert len(models) == 3 and set(models) <= {0, 1}
+    decision = policy.route(asked(GOOD), cluster(models))
+    assert decision.worker is not None
+    assert small_menu().model[decision.variant] == models[decision.worker]
+    assert decision.reason
 
 
 def test_an_unknown_policy_is_refused_with_what_there_is() -> None:
-    with pytest.raises(BadRequest, match="nirvana, clipper-ha"):
-        new_policy("best", FAMILY)
+    with pytest.raises(BadRequest, match=r"price, .*oracle"):
+        made("best")
 
 
-def test_every_variant_has_a_name() -> None:
-    assert list(FAMILY.variants) == ["exact", *(f"skip-{k}" for k in ALL)]
-    assert FAMILY.variants["skip-15"].skip == 15
+def test_price_is_exact_while_there_is_room() -> None:
+    policy = made("price")
+    policy.plan(outlook(0.1, [GOOD, BAD], [0, 0]))
+    assert policy.route(asked(GOOD), cluster([0, 0])).variant == EXACT
+
+
+def test_under_load_price_gives_the_exact_variant_to_whom_it_helps() -> None:
+    policy = made("price")
+    policy.plan(outlook(1.5, [GOOD, BAD] * 50, [0, 0]))
+    assert policy.route(asked(BAD), cluster([0, 0])).variant == EXACT
+    assert policy.route(asked(GOOD), cluster([0, 0])).variant in (SKIP, FAR)
+
+
+def test_a_queue_raises_prices_before_the_next_plan() -> None:
+    policy = made("price")
+    policy.plan(outlook(0.1, [GOOD, BAD] * 50, [0]))
+    middling = [1.0, 0.95, 0.9, 0.8]
+    chosen = [policy.route(asked(middling), cluster([0], [wait])).variant for wait in (0.0, 2.9)]
+    assert chosen == [EXACT, FAR]
+
+
+def test_price_sheds_whom_nobody_can_serve_in_time() -> None:
+    policy = made("price")
+    policy.plan(outlook(0.1, [GOOD], [0]))
+    assert policy.route(asked(GOOD, left_s=0.5), cluster([0], [3.0])).worker is None
+
+
+def test_price_keeps_to_the_floor_of_the_class() -> None:
+    policy = new_policy("price", small_menu(), [Promise(6.0, floor=0.985)])
+    policy.plan(outlook(3.0, [GOOD] * 50, [0]))
+    assert policy.route(asked(GOOD), cluster([0], [1.0])).variant in (EXACT, SKIP)
+
+
+def test_price_blind_serves_all_prompts_alike() -> None:
+    policy = made("price-blind")
+    policy.plan(outlook(2.0, [GOOD, BAD] * 50, [0, 0]))
+    waits = [0.7, 0.7]
+    chosen = [policy.route(asked(q), cluster([0, 0], list(waits))).variant for q in (GOOD, BAD)]
+    shares = dict.fromkeys(range(4), 0)
+    for _ in range(200):
+        shares[policy.route(asked(BAD), cluster([0, 0], list(waits))).variant] += 1
+    assert chosen and shares[SMALL] == 0
+    again = dict.fromkeys(range(4), 0)
+    for _ in range(200):
+        again[policy.route(asked(GOOD), cluster([0, 0], list(waits))).variant] += 1
+    assert max(abs(shares[v] - again[v]) for v in shares) <= 2
+
+
+def test_argus_moves_the_prompts_that_can_bear_it() -> None:
+    policy = made("argus")
+    policy.plan(outlook(4.0, [GOOD, BAD] * 50, [0, 0, 0]))
+    chosen = {name: [0] * 4 for name in ("good", "bad")}
+    for _ in range(200):
+        chosen["good"][policy.route(asked(GOOD), cluster([0] * 3)).variant] += 1
+        chosen["bad"][policy.route(asked(BAD), cluster([0] * 3)).variant] += 1
+    speed = np.array([0, 1, 2, 3])
+    assert np.dot(speed, chosen["good"]) > np.dot(speed, chosen["bad"])
+
+
+def test_pac_draws_levels_whatever_the_prompt() -> None:
+    policy = made("pac")
+    policy.plan(outlook(4.0, [GOOD, BAD] * 50, [0, 0, 0]))
+    good = [policy.route(asked(GOOD), cluster([0] * 3)).variant for _ in range(300)]
+    bad = [policy.route(asked(BAD), cluster([0] * 3)).variant for _ in range(300)]
+    assert abs(np.mean(good) - np.mean(bad)) < 0.25
+
+
+def test_argus_turns_to_smaller_models_when_the_store_fails() -> None:
+    policy = made("argus")
+    seen = outlook(3.0, [GOOD] * 50, [0, 0, 0])
+    failing = type(seen)(**{**vars(seen), "usable": 0.2})
+    assert 1 in policy.plan(failing).models.tolist()
+    assert 1 not in made("argus").plan(seen).models.tolist()
+
+
+def test_nirvana_skips_by_similarity_alone() -> None:
+    policy = made("nirvana")
+    near = {s: policy.route(asked(BAD, s), cluster([0], [9.0])).variant for s in (0.5, 0.7, 0.9)}
+    assert near == {0.5: EXACT, 0.7: SKIP, 0.9: FAR}
+    assert policy.route(asked(BAD, None), cluster([0])).variant == EXACT
+
+
+def test_clipper_serves_one_variant() -> None:
+    assert made("clipper-ha").route(asked(GOOD), cluster([0])).variant == EXACT
+    fast = made("clipper-ht")
+    assert set(fast.plan(outlook(1.0, [GOOD], [0, 0])).models.tolist()) == {1}
+    assert fast.route(asked(BAD), cluster([1])).variant == SMALL
+
+
+def test_proteus_places_smaller_models_as_load_grows() -> None:
+    calm = made("proteus").plan(outlook(0.5, [GOOD], [0] * 4)).models.tolist()
+    busy = made("proteus").plan(outlook(6.0, [GOOD], [0] * 4)).models.tolist()
+    assert calm == [0] * 4
+    assert busy.count(1) > 0
+
+
+def test_sommelier_switches_each_worker_by_its_own_queue() -> None:
+    seen = outlook(1.0, [GOOD], [0, 0])
+    waiting = type(seen)(**{**vars(seen), "wait_s": np.array([5.0, 0.0])})
+    assert made("sommelier").plan(waiting).models.tolist() == [1, 0]
+
+
+def test_a_cascade_makes_again_what_the_discriminator_doubts() -> None:
+    policy = made("cascade")
+    policy.plan(outlook(2.0, [GOOD], [0, 1, 1]))
+    assert policy.route(asked(BAD), cluster([0, 1, 1])).variant == SMALL
+    verdicts = [policy.review(asked(BAD), SMALL, judged) for judged in np.linspace(1, 0, 101)]
+    last = [policy.review(asked(BAD), SMALL, judged) for judged in (0.01, 0.99)]
+    assert last == [EXACT, None]
+    assert policy.review(asked(BAD), EXACT, 0.0) is None
+    assert EXACT in verdicts
+
+
+def test_hadis_sends_hard_prompts_to_the_heavy_model_at_once() -> None:
+    policy = made("hadis")
+    policy.plan(outlook(1.0, [GOOD], [0, 1, 1]))
+    for _ in range(50):
+        policy.route(asked(GOOD), cluster([0, 1, 1]))
+        policy.route(asked(BAD), cluster([0, 1, 1]))
+    assert policy.route(asked([1.0, 0.5, 0.3, 0.1]), cluster([0, 1, 1])).variant == EXACT
+    assert policy.route(asked(GOOD), cluster([0, 1, 1])).variant == SMALL
+
+
+def test_modm_refines_hits_and_makes_misses() -> None:
+    policy = made("modm")
+    assert policy.route(asked(GOOD, 0.9), cluster([0])).variant == FAR
+    assert policy.route(asked(GOOD, 0.3), cluster([0])).variant == EXACT
+    assert policy.route(asked(GOOD, None), cluster([0])).variant == EXACT
+
+
+def test_models_are_dealt_with_as_few_loads_as_can_be() -> None:
+    assert assigned([2, 2], [0, 0, 0, 1], [True] * 4) == [0, 0, 1, 1]
+    assert assigned([1, 2], [0, 0, 0, 1], [True, True, False, True])[2] == 0
+
+
+def queue(left_s: list[float], rate: float = 0.0, limit: float = 1.0) -> Queue:
+    return Queue(left_s, most=4, batch_s=lambda n: 1.0 + 0.5 * n, rate=rate, limit=limit)
+
+
+def test_clippers_batches_grow_by_one_and_shrink_by_a_tenth() -> None:
+    batching = AdditiveIncrease()
+    assert batching.learn(3.0, True) == 4.0
+    assert batching.learn(3.0, False) == pytest.approx(2.7)
+    assert batching.choose(queue([9.0] * 6, limit=3.4)) == (0, 3)
+    assert batching.choose(queue([0.5, 9.0], limit=1.0)) == (1, 1)
+
+
+def test_proteus_waits_for_a_larger_batch_while_it_can() -> None:
+    batching = Adaptive()
+    assert batching.choose(queue([9.0, 9.5], rate=1.0)) == (0, 0)
+    assert batching.choose(queue([2.2, 9.5], rate=1.0)) == (0, 2)
+    assert batching.choose(queue([9.0] * 5, rate=1.0)) == (0, 4)
+    assert batching.choose(queue([1.6] + [9.0] * 5, rate=1.0)) == (1, 4)
+
+
+def test_argus_batches_only_when_one_at_a_time_falls_behind() -> None:
+    batching = Switch()
+    assert batching.choose(queue([9.0], rate=0.1)) == (0, 1)
+    assert batching.choose(queue([9.0] * 6, rate=2.0)) == (0, 4)

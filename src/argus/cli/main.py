@@ -10,7 +10,7 @@ import typer
 from rich.markup import escape
 
 from argus import __version__
-from argus.cli import cache, config, generate, lab, serve
+from argus.cli import cache, config, generate, lab, serve, simulate
 from argus.cli.consoles import err, out
 from argus.core.errors import ArgusError, BadRequest, ModelError, NotEnoughMemory
 
@@ -44,6 +44,9 @@ app.command()(serve.key)
 app.command()(generate.families)
 app.command(epilog="Example: argus profile pictogram --out profile.json")(lab.profile)
 app.command(epilog="Example: argus calibrate pictogram --prompts 300 --seeds 2")(lab.calibrate)
+app.command(
+    epilog="Example: argus simulate --world paper-a100 --trace bursty --policies price,argus"
+)(simulate.simulate)
 app.add_typer(cache.app, name="cache")
 app.add_typer(config.app, name="config")
 

@@ -2,29 +2,42 @@
 
 from __future__ import annotations
 
-from argus.control.policy import Candidate, Decision
-from argus.core.family import EXACT, Family, skip_name
+from collections.abc import Sequence
+
+from argus.control.batching import AdditiveIncrease
+from argus.control.menu import EXACT, Menu
+from argus.control.policy import Base, Candidate, Cluster, Decision, Promise, first_free
 
 
-class Nirvana:
+class Nirvana(Base):
     """K from similarity thresholds, blind to load (Agarwal et al., NSDI 2024, section 5.2).
 
     The family carries the thresholds, because a cosine means something else in every embedding.
-    Deviation: when the latents of the K that the similarity allows were evicted, the next smaller
-    K that is stored is used.
+    Deviations: when the latents of the K that the similarity allows were evicted, the next smaller
+    K that is stored is used; batches are Clipper's, since the paper has none of its own.
     """
 
-    def __init__(self, family: Family) -> None:
-        self._family = family
+    batching = AdditiveIncrease()
 
-    def route(self, candidate: Candidate) -> Decision:
+    def __init__(self, menu: Menu, promises: Sequence[Promise]) -> None:
+        super().__init__(menu, promises)
+        skipping = [v for v, k in enumerate(menu.skip) if k > 0 and menu.strategies[v] == "cache"]
+        self._skips = sorted(skipping, key=lambda v: -menu.skip[v])
+
+    def route(self, candidate: Candidate, cluster: Cluster) -> Decision:
+        variant, reason = self._chosen(candidate)
+        worker = first_free(cluster, int(self.menu.model[variant]))
+        return Decision(variant, worker, reason)
+
+    def _chosen(self, candidate: Candidate) -> tuple[int, str]:
         similarity = candidate.similarity
         if similarity is None:
-            return Decision(EXACT, "no similar prompt is cached")
-        allowed = max((k for k, s in self._family.skips.items() if similarity > s), default=0)
-        if not allowed:
-            return Decision(EXACT, f"similarity {similarity:.3f} allows no skip")
-        k = self._family.usable_skip(allowed, candidate.stored)
-        if not k:
-            return Decision(EXACT, f"the neighbour's latents at K={allowed} are not stored")
-        return Decision(skip_name(k), f"similarity {similarity:.3f} allows K={allowed}")
+            return EXACT, "no similar prompt is cached"
+        near = [v for v in self._skips if similarity > self.menu.least_similarity[v]]
+        if not near:
+            return EXACT, f"similarity {similarity:.3f} allows no skip"
+        k = self.menu.skip[near[0]]
+        for v in near:
+            if candidate.allowed[v]:
+                return v, f"similarity {similarity:.3f} allows K={k}"
+        return EXACT, f"the neighbour's latents at K={k} are not stored"

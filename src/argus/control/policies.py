@@ -2,19 +2,40 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
-from argus.control.clipper import ClipperHA
+from argus.control.argus import Argus, Pac
+from argus.control.cascades import Cascade, Hadis
+from argus.control.clipper import ClipperHA, ClipperHT
+from argus.control.menu import Menu
+from argus.control.modm import MoDM
 from argus.control.nirvana import Nirvana
-from argus.control.policy import Policy
+from argus.control.policy import Policy, Promise
+from argus.control.price import Oracle, Price, PriceBlind
+from argus.control.scaling import Proteus, Sommelier
 from argus.core.errors import BadRequest
-from argus.core.family import Family
 
-POLICIES: dict[str, Callable[[Family], Policy]] = {"nirvana": Nirvana, "clipper-ha": ClipperHA}
+POLICIES: dict[str, Callable[[Menu, Sequence[Promise]], Policy]] = {
+    "price": Price,
+    "price-blind": PriceBlind,
+    "argus": Argus,
+    "pac": Pac,
+    "proteus": Proteus,
+    "sommelier": Sommelier,
+    "nirvana": Nirvana,
+    "clipper-ha": ClipperHA,
+    "clipper-ht": ClipperHT,
+    "cascade": Cascade,
+    "hadis": Hadis,
+    "modm": MoDM,
+    "oracle": Oracle,
+}
+# Those that need neither predictions nor several workers: what `argus serve` takes for now.
+SERVED = ("nirvana", "clipper-ha")
 
 
-def new_policy(name: str, family: Family) -> Policy:
+def new_policy(name: str, menu: Menu, promises: Sequence[Promise]) -> Policy:
     """Raises BadRequest for a name that is not in `POLICIES`."""
     if name not in POLICIES:
         raise BadRequest(f"There is no policy {name!r}: use {', '.join(POLICIES)}.")
-    return POLICIES[name](family)
+    return POLICIES[name](menu, promises)

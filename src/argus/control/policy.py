@@ -1,31 +1,165 @@
-"""What a routing policy is."""
+"""What a policy is: it plans what the workers hold, and routes each request.
+
+Axes of arrays: p prompts, v variants, w workers.
+"""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, field
 from typing import Protocol
 
+import numpy as np
+
+from argus.control.batching import Batching, StepBatching
+from argus.control.menu import EXACT, Flags, Menu, Numbers, Whole
+
+NOTHING = -1  # the model of a worker that is dead or loading
+
 
 @dataclass(frozen=True)
-class Candidate:
-    """A prompt to be routed.
+class Promise:
+    """What a class of requests is promised: seconds from arrival, and the least quality."""
 
-    `similarity` is the cosine of its embedding and its neighbour's, None without a neighbour;
-    `stored` are the K whose latents of that neighbour are there.
+    deadline_s: float
+    floor: float = 0.0
+
+
+@dataclass(frozen=True)
+class Outlook:
+    """What is known when a plan is made.
+
+    `rate` is the forecast of requests a second. Of recent prompts, `quality` (p, v) is predicted,
+    `allowed` (p, v) says which variants could serve them and `promise` (p,) is their class; there
+    may be none. `kinds` (w,) are the workers' types of device, `models` (w,) what they hold or
+    load, `alive` (w,) who is there, `wait_s` (w,) how long a request that is sent there now waits.
+    `usable` is the share of cached latents that come in time.
     """
 
+    now_s: float
+    rate: float
+    quality: Numbers
+    allowed: Flags
+    promise: Whole
+    kinds: Whole
+    models: Whole
+    alive: Flags
+    wait_s: Numbers
+    usable: float = 1.0
+
+
+@dataclass
+class Candidate:
+    """A request to be routed.
+
+    `quality` (v,) is predicted and `allowed` (v,) says what could serve it: without a neighbour
+    nothing that skips. `similarity` is that of the neighbour, None without one. `promise` is its
+    class, `left_s` what is left of its deadline.
+    """
+
+    quality: Sequence[float]
+    allowed: Sequence[bool]
+    left_s: float
     similarity: float | None = None
-    stored: tuple[int, ...] = ()
+    promise: int = 0
+    number: int = 0
 
 
-@dataclass(frozen=True)
+@dataclass
+class Cluster:
+    """The workers now, as lists by worker.
+
+    `models` are what they can serve at once (`NOTHING` for one that loads or is dead), `wait_s` the
+    estimated seconds until a request that is sent there is begun, `running` how many are made.
+    """
+
+    now_s: float
+    kinds: list[int]
+    models: list[int]
+    wait_s: list[float]
+    running: list[int]
+
+
+@dataclass(frozen=True, slots=True)
 class Decision:
-    """The name of the variant that serves a prompt, and why, for who reads the answer."""
+    """Variant and worker for a request; without a worker it is shed. `reason` is for people."""
 
-    variant: str
+    variant: int
+    worker: int | None
     reason: str
 
 
+@dataclass(frozen=True)
+class Plan:
+    """The model every worker is to hold (w,), and what a plot of the policy would show."""
+
+    models: Whole
+    figures: dict[str, float] = field(default_factory=dict)
+
+
 class Policy(Protocol):
-    def route(self, candidate: Candidate) -> Decision:
-        """Choose the variant for a prompt."""
+    """`informed` says whether it is told the prompts' predicted quality; `batching` is how its
+    workers form batches. A policy may keep state, but no clock: times are given to it."""
+
+    @property
+    def informed(self) -> bool: ...
+
+    @property
+    def batching(self) -> Batching: ...
+
+    def plan(self, outlook: Outlook) -> Plan:
+        """What the workers are to hold. Called every window, and when something happens."""
+
+    def route(self, candidate: Candidate, cluster: Cluster) -> Decision:
+        """Who serves a request, and how."""
+
+    def review(self, candidate: Candidate, variant: int, judged: float) -> int | None:
+        """The variant that is to replace a picture that was made, None if it will do.
+
+        `judged` is what a discriminator thinks the picture is worth.
+        """
+
+
+class Base:
+    """What most policies share: all workers hold the exact model, pictures are final."""
+
+    informed = False
+    batching: Batching = StepBatching()
+
+    def __init__(self, menu: Menu, promises: Sequence[Promise]) -> None:
+        self.menu, self.promises = menu, tuple(promises)
+        self.deadline_s = min(promise.deadline_s for promise in promises)
+
+    def plan(self, outlook: Outlook) -> Plan:
+        return Plan(np.full(len(outlook.kinds), self.menu.model[EXACT]))
+
+    def review(self, candidate: Candidate, variant: int, judged: float) -> int | None:
+        del candidate, variant, judged
+        return None
+
+
+def first_free(cluster: Cluster, model: int) -> int | None:
+    """The worker that holds a model and begins soonest; None if nobody holds it."""
+    best, soonest = None, float("inf")
+    for worker, held in enumerate(cluster.models):
+        if held == model and cluster.wait_s[worker] < soonest:
+            best, soonest = worker, cluster.wait_s[worker]
+    return best
+
+
+def assigned(counts: Sequence[int], held: Sequence[int], usable: Sequence[bool]) -> list[int]:
+    """Models by worker, `counts[m]` of each, with as few loads as can be; the rest keep theirs."""
+    left = list(counts)
+    result = list(held)
+    moving = []
+    for worker, model in enumerate(held):
+        if not usable[worker]:
+            continue
+        if model >= 0 and left[model] > 0:
+            left[model] -= 1
+        else:
+            moving.append(worker)
+    wanted = [model for model, count in enumerate(left) for _ in range(count)]
+    for worker, model in zip(moving, wanted, strict=False):
+        result[worker] = model
+    return result

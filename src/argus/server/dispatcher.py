@@ -12,13 +12,13 @@ from typing import TYPE_CHECKING, TypeVar
 
 from argus.cache.cache import Neighbour
 from argus.cache.scope import Scope
-from argus.control.policy import Candidate, Decision, Policy
 from argus.core.family import EXACT, skip_name
 from argus.core.job import Job
 from argus.server.metrics import Metrics
 from argus.server.model import ServedModel
 from argus.server.order import Full, Order, Served
 from argus.server.retrieval import Retrieval
+from argus.server.routing import Choice, Router
 from argus.workers.local import LocalWorker, OnPreview
 
 if TYPE_CHECKING:
@@ -55,7 +55,7 @@ class Dispatcher:
     def __init__(
         self,
         model: ServedModel,
-        policy: Policy,
+        router: Router,
         encoder: Future[PromptEncoder],
         retrieval: Retrieval,
         worker: LocalWorker,
@@ -63,7 +63,7 @@ class Dispatcher:
         queue_limit: int,
         timeout_s: float | None = None,
     ) -> None:
-        self._model, self._family, self._policy = model, model.family, policy
+        self._model, self._family, self._router = model, model.family, router
         self._encoder, self._retrieval, self._worker = encoder, retrieval, worker
         self._metrics, self._limit = metrics, queue_limit
         self._timeout_s = math.inf if timeout_s is None else timeout_s
@@ -145,7 +145,7 @@ class Dispatcher:
             start, fetch_ms = await _timed(self._retrieval.fetch(neighbour, skip))
             if start is None:
                 broken = True
-                decision = Decision(EXACT, f"the neighbour's latents at K={skip} are unusable")
+                decision = Choice(EXACT, f"the neighbour's latents at K={skip} are unusable")
                 skip = 0
         job = Job(
             order.prompt, order.negative_prompt, order.seed + number, order.steps or exact.steps,
@@ -192,25 +192,25 @@ class Dispatcher:
         self._count(served)
         return served
 
-    def _decide(self, order: Order, neighbour: Neighbour | None) -> Decision:
+    def _decide(self, order: Order, neighbour: Neighbour | None) -> Choice:
         if order.steps is not None:
             pinned = "the number of steps" if order.variant is None else "this variant"
-            return Decision(order.variant or EXACT, f"the request pins {pinned}")
+            return Choice(order.variant or EXACT, f"the request pins {pinned}")
         if order.variant is None:
             if not order.cached:
-                return Decision(EXACT, "the request keeps out of the cache")
+                return Choice(EXACT, "the request keeps out of the cache")
             if neighbour is None:
-                return self._policy.route(Candidate())
-            return self._policy.route(Candidate(neighbour.similarity, neighbour.skips))
+                return self._router.choose(None, ())
+            return self._router.choose(neighbour.similarity, neighbour.skips)
         asked = self._family.variants[order.variant].skip
         if not asked:
-            return Decision(EXACT, "the request pins this variant")
+            return Choice(EXACT, "the request pins this variant")
         k = self._family.usable_skip(asked, neighbour.skips if neighbour else ())
         if k == asked:
-            return Decision(skip_name(k), "the request pins this variant")
-        return Decision(skip_name(k), f"no latents for the pinned {order.variant} are cached")
+            return Choice(skip_name(k), "the request pins this variant")
+        return Choice(skip_name(k), f"no latents for the pinned {order.variant} are cached")
 
-    def _name(self, order: Order, decision: Decision) -> str:
+    def _name(self, order: Order, decision: Choice) -> str:
         if order.steps is None or order.variant is not None:
             return decision.variant
         return f"steps-{order.steps}"

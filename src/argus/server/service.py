@@ -11,7 +11,6 @@ from threading import Thread
 from typing import TYPE_CHECKING
 
 from argus.config import Settings
-from argus.control.policies import new_policy
 from argus.server.dispatcher import Dispatcher
 from argus.server.errors import ApiError, invalid
 from argus.server.keys import KeyRing
@@ -19,6 +18,7 @@ from argus.server.metrics import Metrics
 from argus.server.model import ServedModel
 from argus.server.pictures import PictureStore
 from argus.server.retrieval import Retrieval
+from argus.server.routing import Router
 from argus.server.storage import open_cache
 from argus.workers.local import LocalWorker, State
 from argus.workers.messages import Model
@@ -40,7 +40,7 @@ class Service:
         self.keys = None if settings.api_key_file is None else KeyRing(settings.api_key_file)
         self.model = model = ServedModel.of(settings)
         self.family = model.family
-        policy = new_policy(settings.policy, self.family)
+        router = Router(self.family, settings.policy)
         loading: Future[PromptEncoder] = Future()
         self._encoder = loading
         self.worker = LocalWorker(
@@ -58,7 +58,7 @@ class Service:
         self.retrieval = Retrieval(self.cache)
         self.pictures = PictureStore(settings.data / "pictures", settings.url_ttl_s)
         self.dispatcher = Dispatcher(
-            model, policy, loading, self.retrieval, self.worker, self.metrics,
+            model, router, loading, self.retrieval, self.worker, self.metrics,
             settings.queue_limit, settings.timeout_s,
         )  # fmt: skip
         self.draining = False

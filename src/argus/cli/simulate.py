@@ -1,0 +1,174 @@
+"""`argus simulate`: policies on a virtual cluster, under a trace."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
+from rich.table import Table
+
+from argus.cli.consoles import err, out
+from argus.core.errors import BadRequest
+
+
+def simulate(
+    world: Annotated[
+        str, typer.Option(help="A world's name, or the path of its YAML file.")
+    ] = "paper-a100",
+    trace: Annotated[
+        str,
+        typer.Option(
+            help="bursty, twitter, diurnal, poisson, step, or a CSV with a column at_s (seconds of "
+            "arrivals) or per_minute (rates)."
+        ),
+    ] = "bursty",
+    policies: Annotated[str, typer.Option(help="Policies, parted by commas, or all.")] = "all",
+    workers: Annotated[
+        str | None, typer.Option(help="Workers, or workers of each type as 4,8; the world's own.")
+    ] = None,
+    slo: Annotated[
+        str | None,
+        typer.Option(help="The deadline: 3x the exact variant's latency, or 12s; the world's own."),
+    ] = None,
+    load: Annotated[float, typer.Option(help="Times the trace's rates.", min=0.0)] = 1.0,
+    noise: Annotated[
+        float | None,
+        typer.Option(help="Deviation of predicted quality; inf is useless; the world's own."),
+    ] = None,
+    minutes: Annotated[int | None, typer.Option(help="Only the trace's first.", min=1)] = None,
+    seed: Annotated[int, typer.Option(help="Repeats a run exactly.")] = 0,
+    output: Annotated[
+        Path | None, typer.Option("--out", "-o", help="Folder for tables and the figure.")
+    ] = None,
+    find_load: Annotated[
+        bool, typer.Option("--find-load", help="Find the most load each carries at a promise.")
+    ] = False,
+    max_violations: Annotated[float, typer.Option(help="The promise, with --find-load.")] = 0.01,
+    min_quality: Annotated[float, typer.Option(help="The promise, with --find-load.")] = 0.95,
+    as_json: Annotated[bool, typer.Option("--json", help="A JSON object as last line.")] = False,
+) -> None:
+    """Serve a trace with every policy on a virtual cluster, and compare them."""
+    from argus.simulator.runs import Promised, Scenario, kinds_of, most_load
+    from argus.simulator.runs import simulate as run
+    from argus.simulator.traces import rates_of
+    from argus.simulator.worlds import load_world, workers_of
+
+    here = load_world(world)
+    if noise is not None:
+        here = here.with_noise(noise, seed + 1)
+    counts = workers_of(world) if workers is None else _counts(workers)
+    if len(counts) != len(here.menu.types):
+        raise BadRequest(
+            f"{world} has workers of {', '.join(here.menu.types)}: give as many numbers."
+        )
+    scenario = Scenario(
+        here,
+        kinds_of(counts),
+        rates_of(trace)[:minutes],
+        _multiple(slo, here.menu.slo_s) if slo else here.slo,
+        seed,
+        load,
+    )
+    names = _names(policies)
+    progress = Progress(
+        TextColumn("{task.description}"), BarColumn(), TaskProgressColumn(), TimeRemainingColumn(),
+        console=err, transient=True,
+    )  # fmt: skip
+    if find_load:
+        promised = Promised(max_violations, min_quality)
+        with progress:
+            task = progress.add_task("finding loads", total=len(names))
+            loads = {}
+            for name in names:
+                loads[name] = most_load(scenario, name, promised)
+                progress.advance(task)
+        out.print(_loads_table(loads, scenario.scaled.max() / max(load, 1e-9)))
+        if as_json:
+            print(json.dumps(loads))
+        return
+    reports, runs = {}, {}
+    with progress:
+        task = progress.add_task("", total=len(scenario.requests().outcome))
+        for name in names:
+            progress.reset(task, description=name)
+            reports[name], runs[name] = run(
+                scenario, name, lambda done: progress.update(task, completed=done)
+            )
+    out.print(_table(reports))
+    if output is not None:
+        from argus.simulator.figures import save
+
+        for file in save(output, reports, runs, scenario):
+            out.print(f"wrote {file}", highlight=False)
+    if as_json:
+        print(json.dumps({name: _plain(asdict(r)) for name, r in reports.items()}))
+
+
+def _names(policies: str) -> list[str]:
+    from argus.control.policies import POLICIES
+
+    names = list(POLICIES) if policies == "all" else policies.split(",")
+    for name in names:
+        if name not in POLICIES:
+            raise BadRequest(f"There is no policy {name!r}: use {', '.join(POLICIES)}, or all.")
+    return names
+
+
+def _counts(workers: str) -> list[int]:
+    try:
+        counts = [int(count) for count in workers.split(",")]
+    except ValueError as error:
+        raise BadRequest(f"--workers takes numbers such as 8 or 4,8, not {workers!r}.") from error
+    if min(counts) < 0 or not sum(counts):
+        raise BadRequest("There must be a worker.")
+    return counts
+
+
+def _multiple(slo: str, exact_s: float) -> float:
+    try:
+        value = float(slo[:-1])
+        if slo[-1] in "xs" and value > 0:
+            return value if slo[-1] == "x" else value / exact_s
+    except ValueError:
+        pass
+    raise BadRequest(f"--slo takes 3x or 12s, not {slo!r}.")
+
+
+def _plain(report: dict[str, Any]) -> dict[str, Any]:
+    """A report with the figures of the whole trace at its top."""
+    return {**report.pop("whole"), **report}
+
+
+def _table(reports: dict[str, Any]) -> Table:
+    table = Table(
+        "policy", "on time /min", "violations", "quality", "effective", "p50", "p99", "late",
+        "shed", "dropped", "busy", "loads", "worker-h /1000",
+        caption="In the minutes of highest load; the last three over the whole trace.",
+    )  # fmt: skip
+    for name, report in reports.items():
+        high = report.high_load
+        table.add_row(
+            name,
+            f"{high.throughput_qpm:.0f} of {high.offered_qpm:.0f}",
+            f"{100 * high.violation_ratio:.1f} %",
+            f"{high.quality:.3f}",
+            f"{high.effective_quality:.3f}",
+            f"{high.p50_s:.1f} s",
+            f"{high.p99_s:.1f} s",
+            *(str(high.outcomes[outcome]) for outcome in ("late", "shed", "dropped")),
+            f"{100 * report.utilisation:.0f} %",
+            str(report.loads),
+            f"{report.worker_hours_per_1000:.2f}",
+        )
+    return table
+
+
+def _loads_table(loads: dict[str, float], peak: float) -> Table:
+    table = Table("policy", "load", "peak pictures /min")
+    for name, load in sorted(loads.items(), key=lambda one: -one[1]):
+        table.add_row(name, f"{load:.2f}", f"{load * peak:.0f}")
+    return table

@@ -1,0 +1,186 @@
+"""`argus` as published (arXiv 2511.06724), and `pac`, the same without knowing prompts."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Sequence
+
+import numpy as np
+
+from argus.control import planner
+from argus.control.batching import Switch
+from argus.control.menu import EXACT, Menu, Numbers
+from argus.control.oda import align
+from argus.control.policy import Base, Candidate, Cluster, Decision, Outlook, Plan, Promise
+
+GOOD_ENOUGH = 0.95
+SLOW_STORE = 0.5
+
+
+class Argus(Base):
+    """A classifier's best level per prompt, levels given to workers by a MILP, ODA between them.
+
+    Every worker serves one approximation level: skips of the exact model (approximate caching), or,
+    when the latent store fails more than half of the time, smaller models. The allocator maximises
+    the mean quality of what it can serve of the forecast load; ODA (`oda.align`) spreads prompts of
+    a best level over the levels that are served.
+
+    Deviations: the best level is the fastest whose predicted quality is at least `GOOD_ENOUGH`,
+    where the paper trains a classifier on labels made so; a prompt without a neighbour that comes
+    to a level that skips is made exactly there.
+    """
+
+    informed = True
+    batching = Switch()
+
+    def __init__(self, menu: Menu, promises: Sequence[Promise], seed: int = 0) -> None:
+        super().__init__(menu, promises)
+        self._random = random.Random(f"argus {seed}")
+        self._costs = menu.cost_s(self.deadline_s)
+        self._caching = self._by_speed("cache")
+        self._smaller = self._by_speed("model")
+        self._levels = self._caching
+        self._coupling: list[list[float]] = []
+        self._of_worker: list[int] = []
+
+    def _by_speed(self, strategy: str) -> list[int]:
+        """The exact variant and those of a strategy, from slowest to fastest."""
+        chosen = [v for v, s in enumerate(self.menu.strategies) if s == strategy or v == EXACT]
+        return sorted(chosen, key=lambda v: -self._costs[v, 0])
+
+    def plan(self, outlook: Outlook) -> Plan:
+        usable = outlook.usable >= SLOW_STORE
+        self._levels = self._caching if usable and len(self._caching) > 1 else self._smaller
+        levels, menu = self._levels, self.menu
+        value = self.level_quality(outlook)[levels]
+        kinds, alive = outlook.kinds, outlook.alive
+        workers = np.bincount(kinds[alive], minlength=len(menu.types))
+        held = self._counted(outlook)
+        load_s = menu.load_s[:, menu.model[levels]]
+        if len(set(menu.model[levels].tolist())) == 1:
+            load_s = np.zeros_like(load_s)
+        plan = planner.plan(
+            planner.Demand(
+                np.array([max(outlook.rate, 1e-6)]),
+                value[None],
+                np.ones((1, len(levels)), dtype=bool),
+                np.zeros(1, dtype=np.int64),
+            ),
+            planner.Cluster(
+                workers=workers,
+                holds=np.eye(len(levels), dtype=bool),
+                cost_s=self._costs[levels],
+                meets=np.ones((1, len(levels), len(menu.types)), dtype=bool),
+                load_s=load_s,
+                placed=held,
+            ),
+            planner.Tuning(utilisation=1.0),
+        )
+        spare = workers - plan.placement.sum(axis=1)
+        counts = plan.placement.copy()
+        served = plan.flow.sum(axis=(0, 2, 3))
+        busiest = int(served.argmax())
+        counts[:, busiest] += spare
+        shares = served / served.sum() if served.sum() > 0 else np.eye(len(levels))[0]
+        self._coupling = align(self.best_shares(outlook), shares).tolist()
+        self._of_worker = self._dealt(counts, outlook)
+        models = np.where(alive, menu.model[self._of_worker], outlook.models)
+        return Plan(models, {"level": float(shares @ np.arange(len(levels)))})
+
+    def _counted(self, outlook: Outlook) -> planner.Whole:
+        """How many workers serve each level now (d, level)."""
+        held = np.zeros((len(self.menu.types), len(self._levels)), dtype=np.int64)
+        for worker, v in enumerate(self._of_worker):
+            if outlook.alive[worker] and v in self._levels:
+                held[outlook.kinds[worker], self._levels.index(v)] += 1
+        return held
+
+    def _dealt(self, counts: planner.Whole, outlook: Outlook) -> list[int]:
+        """The level of every worker, changing as few as can be."""
+        left, result = counts.tolist(), [EXACT] * len(outlook.kinds)
+        waiting = []
+        for worker, kind in enumerate(outlook.kinds.tolist()):
+            now = self._of_worker[worker] if worker < len(self._of_worker) else None
+            if now in self._levels and outlook.alive[worker]:
+                at = self._levels.index(now)
+                if left[kind][at] > 0:
+                    left[kind][at] -= 1
+                    result[worker] = now
+                    continue
+            waiting.append(worker)
+        for worker in waiting:
+            kind = int(outlook.kinds[worker])
+            at = next((at for at, count in enumerate(left[kind]) if count > 0), 0)
+            left[kind][at] -= 1
+            result[worker] = self._levels[at]
+        return result
+
+    def level_quality(self, outlook: Outlook) -> Numbers:
+        """Mean quality (v,) of those prompts that a variant can serve."""
+        if not len(outlook.quality):
+            return self.menu.mean_quality
+        seen = outlook.allowed.sum(axis=0)
+        total = np.where(outlook.allowed, outlook.quality, 0.0).sum(axis=0)
+        mean: Numbers = np.where(seen > 0, total / np.maximum(seen, 1), self.menu.mean_quality)
+        return mean
+
+    def best_shares(self, outlook: Outlook) -> Numbers:
+        """Shares (level,) of recent prompts by their best level."""
+        levels = self._levels
+        if not len(outlook.quality):
+            exact: Numbers = np.eye(len(levels))[0]
+            return exact
+        good = (outlook.quality[:, levels] >= GOOD_ENOUGH) & outlook.allowed[:, levels]
+        good[:, 0] = True
+        fastest = len(levels) - 1 - good[:, ::-1].argmax(axis=1)
+        shares: Numbers = np.bincount(fastest, minlength=len(levels)) / len(fastest)
+        return shares
+
+    def best_level(self, candidate: Candidate) -> int:
+        """The fastest level that is good enough for a prompt."""
+        quality, allowed = candidate.quality, candidate.allowed
+        for at in range(len(self._levels) - 1, 0, -1):
+            v = self._levels[at]
+            if allowed[v] and quality[v] >= GOOD_ENOUGH:
+                return at
+        return 0
+
+    def route(self, candidate: Candidate, cluster: Cluster) -> Decision:
+        if not self._coupling:
+            return Decision(EXACT, _soonest(range(len(cluster.models)), cluster), "no plan yet")
+        best = self.best_level(candidate)
+        at = self._random.choices(range(len(self._levels)), self._coupling[best])[0]
+        v = self._levels[at]
+        serving = [w for w, level in enumerate(self._of_worker) if level == v]
+        worker = _soonest(serving, cluster)
+        if worker is None:
+            worker = _soonest(range(len(cluster.models)), cluster)
+        if worker is None:
+            return Decision(v, None, "no worker can serve now")
+        v = self._of_worker[worker] if self.menu.model[v] != cluster.models[worker] else v
+        if not candidate.allowed[v]:
+            v = EXACT
+        if self.menu.model[v] != cluster.models[worker]:  # it loads another level's model
+            v = int(np.flatnonzero(self.menu.model == cluster.models[worker])[0])
+        return Decision(v, worker, f"best level {best}, served at {at}")
+
+
+class Pac(Argus):
+    """Prompt-agnostic: every prompt's level is drawn from the planned shares."""
+
+    informed = False
+
+    def level_quality(self, outlook: Outlook) -> Numbers:
+        return self.menu.mean_quality
+
+    def best_shares(self, outlook: Outlook) -> Numbers:
+        exact: Numbers = np.eye(len(self._levels))[0]
+        return exact
+
+    def best_level(self, candidate: Candidate) -> int:
+        return 0
+
+
+def _soonest(workers: Sequence[int] | range, cluster: Cluster) -> int | None:
+    able = [w for w in workers if cluster.models[w] >= 0]
+    return min(able, key=cluster.wait_s.__getitem__, default=None)

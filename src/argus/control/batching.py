@@ -1,0 +1,118 @@
+"""How a worker forms batches: step by step as the engine does, or as a published system does."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+
+@dataclass(frozen=True)
+class Queue:
+    """What an idle worker knows when it could begin a batch.
+
+    `left_s` is what is left until each deadline of those who wait, the first deadline first, `most`
+    the largest batch, `batch_s` the seconds of a batch of so many, `rate` the requests a second it
+    has got of late, `limit` its own limit (see `learn`).
+    """
+
+    left_s: Sequence[float]
+    most: int
+    batch_s: Callable[[int], float]
+    rate: float
+    limit: float
+
+
+class Batching(Protocol):
+    """`stepwise` workers let requests join and leave at every step, up to the best batch."""
+
+    stepwise: bool
+
+    def choose(self, queue: Queue) -> tuple[int, int]:
+        """How many of the first to drop, and how many of the next to begin; 0 is to wait."""
+
+    def learn(self, limit: float, in_time: bool) -> float:
+        """A worker's limit after a batch that was in time or not."""
+
+
+class StepBatching:
+    stepwise = True
+
+    def choose(self, queue: Queue) -> tuple[int, int]:
+        return 0, min(len(queue.left_s), queue.most)
+
+    def learn(self, limit: float, in_time: bool) -> float:
+        return limit
+
+
+class AdditiveIncrease:
+    """Clipper's (Crankshaw et al., NSDI 2017, section 4.3): one more after a batch in time, a tenth
+    less after one that was late. Those who would be late in it are dropped."""
+
+    stepwise = False
+
+    def choose(self, queue: Queue) -> tuple[int, int]:
+        size = min(queue.most, max(1, int(queue.limit)))
+        late = _late(queue, min(size, len(queue.left_s)))
+        return late, min(size, len(queue.left_s) - late)
+
+    def learn(self, limit: float, in_time: bool) -> float:
+        return limit + 1 if in_time else max(1.0, 0.9 * limit)
+
+
+class Adaptive:
+    """Proteus' (Ahmad et al., ASPLOS 2024, section 5): wait for the next request as long as a batch
+    with it would still make the first deadline.
+
+    Where more wait than fill a batch, those who would be late in a full one are dropped, as Nexus
+    does (Shen et al., SOSP 2019, section 6.3); else their deadlines would keep all batches small.
+    """
+
+    stepwise = False
+
+    def choose(self, queue: Queue) -> tuple[int, int]:
+        waiting = len(queue.left_s)
+        if waiting >= queue.most:
+            late = _late(queue, queue.most)
+            if waiting - late >= queue.most:
+                return late, queue.most
+        late = _late(queue, 1)
+        if late == waiting:
+            return late, 0
+        first, waiting = queue.left_s[late], waiting - late
+        fits = max(n for n in range(1, queue.most + 1) if n == 1 or queue.batch_s(n) <= first)
+        if waiting >= fits:
+            return late, fits
+        next_s = 1 / queue.rate if queue.rate > 0 else float("inf")
+        waits = next_s + queue.batch_s(waiting + 1) < first
+        return late, 0 if waits else waiting
+
+    def learn(self, limit: float, in_time: bool) -> float:
+        return limit
+
+
+class Switch:
+    """Argus': no batches while one at a time keeps up, the largest otherwise.
+
+    The published figures give its throughput and latency at low and high load
+    (`argus_reference.json`), not its rule; assumed: it switches when one at a time could not keep
+    up with what comes. Those who would be late in their batch are dropped.
+    """
+
+    stepwise = False
+
+    def choose(self, queue: Queue) -> tuple[int, int]:
+        waiting = len(queue.left_s)
+        calm = queue.rate * queue.batch_s(1) < 0.9 and waiting * queue.batch_s(1) < queue.left_s[0]
+        size = 1 if calm else queue.most
+        late = _late(queue, min(size, waiting))
+        return late, min(size, waiting - late)
+
+    def learn(self, limit: float, in_time: bool) -> float:
+        return limit
+
+
+def _late(queue: Queue, size: int) -> int:
+    """How many of the first would be late in a batch of `size`."""
+    needed = queue.batch_s(size)
+    return next((n for n, left in enumerate(queue.left_s) if left >= needed), len(queue.left_s))

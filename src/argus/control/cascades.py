@@ -1,0 +1,113 @@
+"""A light model first, the heavy one where that did not do: `cascade` and `hadis`."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Sequence
+
+import numpy as np
+
+from argus.control.batching import Adaptive
+from argus.control.menu import EXACT, Menu
+from argus.control.policy import (
+    Base,
+    Candidate,
+    Cluster,
+    Decision,
+    Outlook,
+    Plan,
+    Promise,
+    assigned,
+    first_free,
+)
+
+RECENT = 500
+UTILISATION = 0.9
+
+
+class Cascade(Base):
+    """DiffServe (Ahmad et al., MLSys 2025): the light model's picture goes to a discriminator, and
+    is made again by the heavy one if that doubts it.
+
+    Its programme (section 4) splits the workers and sets the threshold so that as large a share as
+    the heavy workers can carry is made again. The discriminator is what the world says of it.
+    """
+
+    batching = Adaptive()
+
+    def __init__(self, menu: Menu, promises: Sequence[Promise]) -> None:
+        super().__init__(menu, promises)
+        self._costs = menu.cost_s(self.deadline_s)
+        smaller = [v for v, s in enumerate(menu.strategies) if s == "model"]
+        others = smaller or [v for v, s in enumerate(menu.strategies) if s == "steps"] or [EXACT]
+        self.light = min(others, key=lambda v: self._costs[v].min())
+        self.share = 1.0
+        self._judged: deque[float] = deque(maxlen=RECENT)
+
+    def plan(self, outlook: Outlook) -> Plan:
+        menu, rate = self.menu, max(outlook.rate, 1e-6)
+        light, heavy = int(menu.model[self.light]), int(menu.model[EXACT])
+        workers = int(outlook.alive.sum())
+        kinds = outlook.kinds[outlook.alive]
+        light_s = float(self._costs[self.light, kinds].mean())
+        heavy_s = float(self._costs[EXACT, kinds].mean())
+        needed = int(np.ceil(rate * light_s / UTILISATION))
+        if light == heavy:
+            left = UTILISATION * workers - rate * light_s
+            self.share = float(np.clip(left / (rate * heavy_s), 0.0, 1.0))
+            return Plan(np.full(len(outlook.kinds), heavy))
+        first = max(1, min(workers, needed))
+        self.share = min(1.0, UTILISATION * (workers - first) / (rate * heavy_s))
+        counts = [0] * len(menu.models)
+        counts[light], counts[heavy] = first, workers - first
+        return Plan(
+            np.array(assigned(counts, outlook.models.tolist(), outlook.alive.tolist())),
+            {"made again": self.share},
+        )
+
+    def route(self, candidate: Candidate, cluster: Cluster) -> Decision:
+        for v in (self.light, EXACT):
+            worker = first_free(cluster, int(self.menu.model[v]))
+            if worker is not None:
+                return Decision(v, worker, "the light model first")
+        return Decision(EXACT, None, "no worker can serve now")
+
+    def review(self, candidate: Candidate, variant: int, judged: float) -> int | None:
+        if variant != self.light:
+            return None
+        self._judged.append(judged)
+        return EXACT if judged < self._threshold() else None
+
+    def _threshold(self) -> float:
+        if self.share <= 0:
+            return -float("inf")
+        if self.share >= 1:
+            return float("inf")
+        ordered = sorted(self._judged)
+        return ordered[min(len(ordered) - 1, int(self.share * len(ordered)))]
+
+
+class Hadis(Cascade):
+    """HADIS: the cascade with a direct route to the heavy model for prompts predicted hard.
+
+    The half of what the heavy workers can carry whose predicted light quality is least goes there
+    at once; a picture that was made twice costs both. Assumed: the half.
+    """
+
+    informed = True
+    DIRECT = 0.5
+
+    def __init__(self, menu: Menu, promises: Sequence[Promise]) -> None:
+        super().__init__(menu, promises)
+        self._expected: deque[float] = deque(maxlen=RECENT)
+
+    def route(self, candidate: Candidate, cluster: Cluster) -> Decision:
+        expected = candidate.quality[self.light]
+        self._expected.append(expected)
+        ordered = sorted(self._expected)
+        hard = ordered[min(len(ordered) - 1, int(self.DIRECT * self.share * len(ordered)))]
+        if expected < hard:
+            worker = first_free(cluster, int(self.menu.model[EXACT]))
+            if worker is not None:
+                return Decision(EXACT, worker, "predicted too hard for the light model")
+        return super().route(candidate, cluster)

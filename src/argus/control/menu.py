@@ -1,0 +1,150 @@
+"""What a cluster can serve, and what each way of making a picture costs on each type of device.
+
+Axes of arrays: v variants, m models, d types of device, b batch sizes.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from functools import cached_property
+
+import numpy as np
+from numpy.typing import NDArray
+
+from argus.core.family import Family
+from argus.core.profile import Profile
+
+Numbers = NDArray[np.float64]
+Whole = NDArray[np.int64]
+Flags = NDArray[np.bool_]
+
+EXACT = 0  # the exact variant is the first
+RESERVE = 0.7  # of a deadline; the rest is for waiting
+
+
+@dataclass(frozen=True)
+class Menu:
+    """The variants, the exact one first, and the devices.
+
+    `strategies` are `exact`, `cache`, `model`, `steps` or `refine`; `model` (v,) is the model a
+    variant needs, `steps` (v,) the denoising steps it runs, with encoding and decoding counted as
+    steps of the same cost, `skip` (v,) the K it skips and `least_similarity` (v,) the published
+    threshold for that. `mean_quality` (v,) is what a policy that is blind to prompts knows.
+    `step_s` (d, m, b) are seconds of a step of a batch of `batches` (b,), ascending from 1, and
+    `load_s` (d, m) seconds to load a model.
+    """
+
+    variants: tuple[str, ...]
+    strategies: tuple[str, ...]
+    models: tuple[str, ...]
+    types: tuple[str, ...]
+    model: Whole
+    steps: Numbers
+    skip: Whole
+    least_similarity: Numbers
+    mean_quality: Numbers
+    batches: Whole
+    step_s: Numbers
+    load_s: Numbers
+    _curves: dict[tuple[int, int], list[float]] = field(
+        default_factory=dict, repr=False, compare=False
+    )
+
+    @cached_property
+    def alone_s(self) -> Numbers:
+        """Seconds of a variant's picture on an idle worker (v, d)."""
+        return self.picture_s[:, :, 0]
+
+    @cached_property
+    def picture_s(self) -> Numbers:
+        """Seconds of a batch of a variant's pictures (v, d, b)."""
+        times: Numbers = self.steps[:, None, None] * self.step_s[:, self.model].transpose(1, 0, 2)
+        return times
+
+    @cached_property
+    def slo_s(self) -> float:
+        """What `1x` is: the exact variant's latency, alone on the fastest type."""
+        return float(self.alone_s[EXACT].min())
+
+    @cached_property
+    def best_batch(self) -> Whole:
+        """The batch (d, m) that makes most pictures a second."""
+        best: Whole = self.batches[(self.batches / self.step_s).argmax(axis=2)]
+        return best
+
+    def cost_s(self, deadline_s: float) -> Numbers:
+        """Worker-seconds a picture (v, d): its share of the best batch that takes no more than
+        `RESERVE` of a deadline; alone where all take longer."""
+        cost: Numbers = self._chosen_s(deadline_s) / self.batches[self._batch(deadline_s)]
+        return cost
+
+    def full_s(self, deadline_s: float) -> Numbers:
+        """Seconds of a variant's picture (v, d) in that batch."""
+        return self._chosen_s(deadline_s)
+
+    def _batch(self, deadline_s: float) -> Whole:
+        """Indices (v, d) of that batch."""
+        in_time = self.picture_s <= RESERVE * deadline_s
+        best: Whole = np.where(in_time, self.batches / self.picture_s, 0.0).argmax(axis=2)
+        return best
+
+    def _chosen_s(self, deadline_s: float) -> Numbers:
+        batch = self._batch(deadline_s)[:, :, None]
+        chosen: Numbers = np.take_along_axis(self.picture_s, batch, axis=2)[:, :, 0]
+        return chosen
+
+    def batch_step_s(self, kind: int, model: int, size: int) -> float:
+        """Seconds of a step of `size` pictures; between measured sizes on a straight line."""
+        curve = self._curves.get((kind, model))
+        if curve is None:
+            sizes = np.arange(1, int(self.batches[-1]) + 1)
+            curve = [0.0, *np.interp(sizes, self.batches, self.step_s[kind, model]).tolist()]
+            self._curves[kind, model] = curve
+        if size < len(curve):
+            return curve[size]
+        return curve[-1] * size / (len(curve) - 1)
+
+
+def menu_of(family: Family, profile: Profile | None = None) -> Menu:
+    """A family's variants on one type of device.
+
+    Encoding and decoding count as steps, at the model's best batch. Without a profile every step of
+    every model counts as a second: good for policies that do not weigh costs.
+    """
+    variants = family.variants
+    names, models = tuple(variants), list(dict.fromkeys(one.model for one in variants.values()))
+    measured = profile.models if profile else {}
+    batches = (
+        sorted(set.intersection(*(set(measured[m].step_s) for m in models if m in measured)))
+        if measured
+        else [1]
+    )
+    step_s = [
+        [measured[m].batch_step_s(b) if m in measured else float(b) for b in batches]
+        for m in models
+    ]
+    steps = []
+    for one in variants.values():
+        extra = 0.0
+        if one.model in measured:
+            model = measured[one.model]
+            best = model.best_batch
+            extra = model.encode_s + model.batch_decode_s(best) / best
+            extra /= model.batch_step_s(best) / best
+        steps.append(one.steps - one.skip + extra)
+    return Menu(
+        variants=names,
+        strategies=tuple(family.strategy(name) for name in names),
+        models=tuple(models),
+        types=(str(profile.device.get("name", "device")) if profile else "device",),
+        model=np.array([models.index(one.model) for one in variants.values()]),
+        steps=np.array(steps),
+        skip=np.array([one.skip for one in variants.values()]),
+        least_similarity=np.array([family.skips.get(one.skip, 0.0) for one in variants.values()]),
+        mean_quality=np.ones(len(names)),
+        batches=np.array(batches),
+        step_s=np.array([step_s]),
+        load_s=np.array(
+            [[measured[m].load_s["page_cache"] if m in measured else 0.0 for m in models]]
+        ),
+    )

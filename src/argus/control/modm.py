@@ -1,0 +1,64 @@
+"""MoDM: cached final pictures, noised again and refined by a smaller model."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from argus.control.batching import Adaptive
+from argus.control.menu import EXACT, Menu
+from argus.control.policy import (
+    Base,
+    Candidate,
+    Cluster,
+    Decision,
+    Outlook,
+    Plan,
+    Promise,
+    assigned,
+    first_free,
+)
+
+MEMORY = 0.02
+
+
+class MoDM(Base):
+    """A mixture of diffusion models (Xia et al., 2025): a hit is refined by the smaller model, a
+    miss is made by the large one; workers are split between both by the share of hits.
+
+    A hit is a neighbour more similar than the `refine` variant's threshold. A family without such
+    a variant refines with its exact model, by the largest skip.
+    """
+
+    batching = Adaptive()
+
+    def __init__(self, menu: Menu, promises: Sequence[Promise]) -> None:
+        super().__init__(menu, promises)
+        self._costs = menu.cost_s(self.deadline_s)
+        refining = [v for v, s in enumerate(menu.strategies) if s == "refine"]
+        skipping = [v for v, s in enumerate(menu.strategies) if s == "cache"]
+        self.refine = min(refining or skipping or [EXACT], key=lambda v: self._costs[v].min())
+        self._hits = 0.5
+
+    def plan(self, outlook: Outlook) -> Plan:
+        small, large = int(self.menu.model[self.refine]), int(self.menu.model[EXACT])
+        workers = int(outlook.alive.sum())
+        if small == large or not workers:
+            return Plan(np.full(len(outlook.kinds), large))
+        hits = self._hits * float(self._costs[self.refine].mean())
+        misses = (1 - self._hits) * float(self._costs[EXACT].mean())
+        counts = [0] * len(self.menu.models)
+        counts[small] = min(workers - 1, round(workers * hits / (hits + misses)))
+        counts[large] = workers - counts[small]
+        return Plan(np.array(assigned(counts, outlook.models.tolist(), outlook.alive.tolist())))
+
+    def route(self, candidate: Candidate, cluster: Cluster) -> Decision:
+        similarity, least = candidate.similarity, self.menu.least_similarity[self.refine]
+        hit = similarity is not None and similarity > least and candidate.allowed[self.refine]
+        self._hits += MEMORY * (hit - self._hits)
+        for v in (self.refine, EXACT) if hit else (EXACT,):
+            worker = first_free(cluster, int(self.menu.model[v]))
+            if worker is not None:
+                return Decision(v, worker, "refines a neighbour" if v != EXACT else "no hit")
+        return Decision(EXACT, None, "no worker can serve now")

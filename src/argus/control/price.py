@@ -1,0 +1,210 @@
+"""`price`: every prompt gets what it is worth most, at what a worker's second costs now."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from argus.control import planner
+from argus.control.menu import EXACT, RESERVE, Menu
+from argus.control.policy import (
+    Base,
+    Candidate,
+    Cluster,
+    Decision,
+    Outlook,
+    Plan,
+    Promise,
+    assigned,
+)
+from argus.control.prototypes import demand_of
+
+CALM, PRESSED = 0.1, 0.5  # shares of the deadline that are waited: prices rise between them
+TIE = 1e-3
+MOVED, STALE_S = 0.05, 300.0  # a plan is kept while rates stay within a share, so long
+MOVES = 0.25  # the most workers that may load at once, as a share
+
+
+class Price(Base):
+    """DESIGN.md section 4: a plan's prices, the backlog's pressure on them, the best difference.
+
+    `feedback` off keeps prices between plans.
+    """
+
+    informed = True
+
+    def __init__(
+        self,
+        menu: Menu,
+        promises: Sequence[Promise],
+        tuning: planner.Tuning | None = None,
+        feedback: bool = True,
+    ) -> None:
+        super().__init__(menu, promises)
+        self.tuning = tuning or planner.Tuning()
+        self._feedback = feedback
+        self._costs = menu.cost_s(self.deadline_s)
+        self._full_s = menu.full_s(self.deadline_s)
+        self._cost_rows, self._full_rows = self._costs.tolist(), self._full_s.tolist()
+        self._model = menu.model.tolist()
+        self._alone = menu.alone_s.tolist()
+        self._prices = np.zeros((len(menu.types), len(menu.models))).tolist()
+        self._highest = self._prices
+        self._shares = [0.0] * len(menu.variants)
+        self._served = [0] * len(menu.variants)
+        self._last: planner.Plan | None = None
+        self._planned: tuple[float, float, float, list[bool]] | None = None
+        self._wanted: list[int] = []
+
+    def plan(self, outlook: Outlook) -> Plan:
+        menu = self.menu
+        if not len(outlook.quality) or outlook.rate <= 0 or not self._outdated(outlook):
+            return Plan(outlook.models)
+        quality = self.valued(outlook.quality)
+        costs = self._expected_costs(outlook.usable)
+        self._cost_rows = costs.tolist()
+        demand = demand_of(outlook.rate, quality, outlook.allowed, outlook.promise)
+        counts = np.zeros((len(menu.types), len(menu.models)), dtype=np.int64)
+        np.add.at(counts, (outlook.kinds[outlook.alive], outlook.models[outlook.alive]), 1)
+        deadlines = np.array([promise.deadline_s for promise in self.promises])
+        cluster = planner.Cluster(
+            workers=counts.sum(axis=1),
+            holds=np.arange(len(menu.models))[:, None] == menu.model[None, :],
+            cost_s=costs,
+            meets=self._full_s[None] <= RESERVE * deadlines[:, None, None] + 1e-9,
+            load_s=menu.load_s,
+            placed=counts,
+        )
+        tuning = self.tuning
+        plan = planner.plan(demand, cluster, tuning, self._last)
+        self._last = plan
+        self._prices = np.nan_to_num(plan.prices).tolist()
+        self._highest = self._dearest(quality, outlook.allowed)
+        self._shares = (demand.rates @ plan.shares / demand.rates.sum()).tolist()
+        self._served = [0] * len(menu.variants)
+        self._wanted = self._dealt(plan.placement, outlook.models, outlook).tolist()
+        models = self._staged(np.array(self._wanted), outlook)
+        return Plan(models, {"price": float(np.nanmax(plan.prices, initial=0.0))})
+
+    def _outdated(self, outlook: Outlook) -> bool:
+        """Whether a new plan would differ from the last by more than chance."""
+        now = (outlook.now_s, outlook.rate, outlook.usable, outlook.alive.tolist())
+        if self._planned is not None and outlook.models.tolist() == self._wanted:
+            at, rate, usable, alive = self._planned
+            moved = abs(outlook.rate - rate) > MOVED * rate or abs(outlook.usable - usable) > MOVED
+            if not moved and outlook.now_s - at < STALE_S and alive == now[3]:
+                return False
+        self._planned = now
+        return True
+
+    def _expected_costs(self, usable: float) -> planner.Numbers:
+        """Costs (v, d) when latents come in time in a share `usable` of the cases, and everything
+        else that skips is made in full."""
+        menu, costs = self.menu, self._costs.copy()
+        skips = menu.skip > 0
+        costs[skips] = usable * costs[skips] + (1 - usable) * costs[EXACT]
+        return costs
+
+    def _dealt(
+        self, placement: planner.Whole, models: planner.Whole, outlook: Outlook
+    ) -> planner.Whole:
+        """The placement by worker."""
+        for kind in range(len(self.menu.types)):
+            usable = (outlook.alive & (outlook.kinds == kind)).tolist()
+            models = np.array(assigned(placement[kind].tolist(), models.tolist(), usable))
+        return models
+
+    def _staged(self, models: planner.Whole, outlook: Outlook) -> planner.Whole:
+        """A few moves at a time, so that service goes on."""
+        moving = np.flatnonzero((models != outlook.models) & outlook.alive)
+        most = max(1, int(MOVES * outlook.alive.sum()))
+        models[moving[most:]] = outlook.models[moving[most:]]
+        return models
+
+    def _dearest(self, quality: planner.Numbers, allowed: planner.Flags) -> list[list[float]]:
+        """The price (d, m) at which nearly everyone prefers the cheapest variant of the model."""
+        menu, result = self.menu, np.zeros((len(self.menu.types), len(self.menu.models)))
+        for d in range(len(menu.types)):
+            for m in range(len(menu.models)):
+                of = np.flatnonzero(menu.model == m)
+                cheap = of[self._costs[of, d].argmin()]
+                slopes = [0.0]
+                for v in of:
+                    saved = self._costs[v, d] - self._costs[cheap, d]
+                    both = allowed[:, v] & allowed[:, cheap]
+                    if saved > 0 and both.any():
+                        gaps = quality[both, v] - quality[both, cheap]
+                        slopes.append(float(np.quantile(gaps, 0.95)) / saved)
+                result[d, m] = max(slopes)
+        rows: list[list[float]] = result.tolist()
+        return rows
+
+    def valued(self, quality: planner.Numbers) -> planner.Numbers:
+        """What the policy takes the quality (p, v) of prompts for."""
+        return quality
+
+    def route(self, candidate: Candidate, cluster: Cluster) -> Decision:
+        best_wait: dict[tuple[int, int], tuple[float, int]] = {}
+        for worker, model in enumerate(cluster.models):
+            if model >= 0:
+                place = (cluster.kinds[worker], model)
+                wait = cluster.wait_s[worker]
+                known = best_wait.get(place)
+                if known is None or wait < known[0]:
+                    best_wait[place] = (wait, worker)
+        floor, full, alone = self.promises[candidate.promise].floor, self._full_rows, self._alone
+        quality, allowed, left_s = candidate.quality, candidate.allowed, candidate.left_s
+        options: list[tuple[float, int, int]] = []
+        best = -float("inf")
+        for (kind, model), (wait, worker) in best_wait.items():
+            price = self._price(kind, model, wait, cluster.running[worker])
+            for v, needs in enumerate(self._model):
+                if needs != model or not allowed[v] or quality[v] < floor:
+                    continue
+                if wait + full[v][kind] > left_s and wait + alone[v][kind] > left_s:
+                    continue
+                worth = quality[v] - price * self._cost_rows[v][kind]
+                options.append((worth, v, worker))
+                if worth > best:
+                    best = worth
+        if best < -self.tuning.shed_loss:
+            return Decision(EXACT, None, "nobody can keep the promise")
+        tied = [option for option in options if option[0] > best - TIE]
+        if len(tied) > 1:
+            total = sum(self._served) + 1
+            _, v, worker = max(
+                tied, key=lambda one: self._shares[one[1]] * total - self._served[one[1]]
+            )
+        else:
+            _, v, worker = tied[0]
+        self._served[v] += 1
+        return Decision(v, worker, "worth most at today's prices")
+
+    def _price(self, kind: int, model: int, wait: float, running: int) -> float:
+        """The plan's price; nothing on an idle worker, towards the dearest as the queue grows."""
+        price = self._prices[kind][model]
+        if not self._feedback:
+            return price
+        if not running:
+            return 0.0
+        calm, pressed = CALM * self.deadline_s, PRESSED * self.deadline_s
+        pressure = min(1.0, max(0.0, (wait - calm) / (pressed - calm)))
+        return price + pressure * max(0.0, self._highest[kind][model] - price)
+
+
+class PriceBlind(Price):
+    """The same, with every prompt given the mean quality: what prompt-awareness alone is worth."""
+
+    informed = False
+
+    def valued(self, quality: planner.Numbers) -> planner.Numbers:
+        return np.broadcast_to(self.menu.mean_quality, quality.shape).copy()
+
+    def route(self, candidate: Candidate, cluster: Cluster) -> Decision:
+        candidate.quality = self.menu.mean_quality.tolist()
+        return super().route(candidate, cluster)
+
+
+class Oracle(Price):
+    """`price`, told the true quality of every prompt and the rates to come: the upper bound."""

@@ -1,0 +1,116 @@
+"""Accuracy scaling by smaller models, blind to prompts: `proteus` and `sommelier`."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from argus.control import planner
+from argus.control.batching import Adaptive
+from argus.control.menu import EXACT, Menu, Whole
+from argus.control.policy import (
+    Base,
+    Candidate,
+    Cluster,
+    Decision,
+    Outlook,
+    Plan,
+    Promise,
+    assigned,
+)
+
+
+class _Scaling(Base):
+    """Both serve with the exact variant and its family's smaller models, and pay for loads."""
+
+    batching = Adaptive()
+
+    def __init__(self, menu: Menu, promises: Sequence[Promise]) -> None:
+        super().__init__(menu, promises)
+        self._costs = menu.cost_s(self.deadline_s)
+        chosen = [v for v, s in enumerate(menu.strategies) if s == "model" or v == EXACT]
+        self._ladder = sorted(chosen, key=lambda v: -self._costs[v, 0])
+        self._of_model = {int(menu.model[v]): v for v in reversed(self._ladder)}
+
+    def route(self, candidate: Candidate, cluster: Cluster) -> Decision:
+        able = [w for w, model in enumerate(cluster.models) if model in self._of_model]
+        worker = min(able, key=cluster.wait_s.__getitem__, default=None)
+        v = EXACT if worker is None else self._of_model[cluster.models[worker]]
+        return Decision(v, worker, "the worker that begins soonest")
+
+
+class Proteus(_Scaling):
+    """Proteus (Ahmad et al., ASPLOS 2024): a MILP places model variants for the most mean accuracy
+    that carries the forecast load (section 4), requests are spread by its shares, and batches are
+    as large as the deadline allows (section 5).
+
+    Deviation: batch sizes are those of the menu's cost, not variables of the programme.
+    """
+
+    def __init__(self, menu: Menu, promises: Sequence[Promise]) -> None:
+        super().__init__(menu, promises)
+        self._shares = np.zeros(len(menu.models))
+        self._served = np.zeros(len(menu.models))
+        self._last: planner.Plan | None = None
+
+    def plan(self, outlook: Outlook) -> Plan:
+        menu, ladder = self.menu, self._ladder
+        alive = outlook.alive
+        counts = np.zeros((len(menu.types), len(menu.models)), dtype=np.int64)
+        np.add.at(counts, (outlook.kinds[alive], outlook.models[alive]), 1)
+        self._last = plan = planner.plan(
+            planner.Demand(
+                np.array([max(outlook.rate, 1e-6)]),
+                menu.mean_quality[ladder][None],
+                np.ones((1, len(ladder)), dtype=bool),
+                np.zeros(1, dtype=np.int64),
+            ),
+            planner.Cluster(
+                workers=counts.sum(axis=1),
+                holds=np.arange(len(menu.models))[:, None] == menu.model[ladder][None],
+                cost_s=self._costs[ladder],
+                meets=np.ones((1, len(ladder), len(menu.types)), dtype=bool),
+                load_s=menu.load_s,
+                placed=counts,
+            ),
+            planner.Tuning(utilisation=1.0),
+            self._last,
+        )
+        self._shares = plan.flow.sum(axis=(0, 1, 2))
+        self._served = np.zeros(len(menu.models))
+        models: Whole = outlook.models
+        for kind in range(len(menu.types)):
+            usable = (alive & (outlook.kinds == kind)).tolist()
+            models = np.array(assigned(plan.placement[kind].tolist(), models.tolist(), usable))
+        return Plan(models)
+
+    def route(self, candidate: Candidate, cluster: Cluster) -> Decision:
+        del candidate
+        held = {model for model in cluster.models if model in self._of_model}
+        if not held:
+            return Decision(EXACT, None, "no worker can serve now")
+        total = self._served.sum() + 1
+        share = self._shares / max(self._shares.sum(), 1e-9)
+        model = max(held, key=lambda m: share[m] * total - self._served[m])
+        self._served[model] += 1
+        able = [w for w, one in enumerate(cluster.models) if one == model]
+        worker = min(able, key=cluster.wait_s.__getitem__)
+        return Decision(self._of_model[model], worker, "the plan's share")
+
+
+class Sommelier(_Scaling):
+    """Sommelier (Guo et al., SIGMOD 2022) as the Argus paper uses it: each worker alone takes a
+    smaller model while its queue would miss deadlines, and a larger one when it is short."""
+
+    LONG, SHORT = 0.5, 0.05
+
+    def plan(self, outlook: Outlook) -> Plan:
+        menu, models = self.menu, outlook.models.copy()
+        for w in np.flatnonzero(outlook.alive):
+            at = self._ladder.index(self._of_model.get(int(models[w]), EXACT))
+            if outlook.wait_s[w] > self.LONG * self.deadline_s and at + 1 < len(self._ladder):
+                models[w] = menu.model[self._ladder[at + 1]]
+            elif outlook.wait_s[w] < self.SHORT * self.deadline_s and at > 0:
+                models[w] = menu.model[self._ladder[at - 1]]
+        return Plan(models)

@@ -1,0 +1,1 @@
+"""A virtual cluster driven by the policies that serve, and the traces that load it."""

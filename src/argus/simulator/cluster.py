@@ -1,0 +1,375 @@
+"""The virtual cluster: a discrete-event simulation of requests, workers, cache and policy."""
+
+from __future__ import annotations
+
+import heapq
+import itertools
+import math
+from collections import deque
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+from argus.control.forecast import Forecast
+from argus.control.menu import EXACT
+from argus.control.policy import Candidate, Cluster, Outlook, Policy, Promise
+from argus.simulator.cache import VirtualCache
+from argus.simulator.requests import DROPPED, FAILED, LATE, ON_TIME, SHED, Job, Requests
+from argus.simulator.workers import Worker
+from argus.simulator.world import World
+
+WINDOW_S = 30.0
+WATCH_S = 5.0  # how often a burst is looked for
+RECENT = 1000
+USABLE_MEMORY, HOPE = 0.02, 0.05  # a failing store is believed to mend, a little every window
+
+Happening = Callable[["Simulation"], None]
+
+
+@dataclass
+class Ledger:
+    """What a run counted besides its requests."""
+
+    loads: int = 0
+    plans: int = 0
+    rerouted: int = 0
+    hits: int = 0
+    lookups: int = 0
+    series: list[dict[str, float]] = field(default_factory=list)
+
+
+class Simulation:
+    """One policy, one world, one trace. Build it, then `run`.
+
+    `events` are (seconds, what happens to the simulation), for failures and slowdowns. `known_rate`
+    tells the policy the rate to come instead of a forecast.
+    """
+
+    def __init__(
+        self,
+        world: World,
+        policy: Policy,
+        promise: Promise,
+        kinds: Sequence[int],
+        requests: Requests,
+        seed: int,
+        events: Sequence[tuple[float, Happening]] = (),
+        known_rate: Callable[[float], float] | None = None,
+        truthful: bool = False,
+        on_progress: Callable[[int], None] | None = None,
+    ) -> None:
+        self.world, self.policy, self.promise = world, policy, promise
+        self.requests, self.ledger = requests, Ledger()
+        self._random = np.random.default_rng(seed)
+        self._known_rate, self._on_progress = known_rate, on_progress
+        menu = world.menu
+        told = world.truth if truthful else world.predicted
+        self._told = told if policy.informed else np.broadcast_to(menu.mean_quality, told.shape)
+        self._told_rows = self._told.tolist()
+        self._truth = world.truth
+        self._similarity = world.similarity.tolist()
+        self._skips = [
+            bool(k) or s == "refine" for k, s in zip(menu.skip, menu.strategies, strict=True)
+        ]
+        self._free = [not skip for skip in self._skips]
+        self._all = [True] * len(menu.variants)
+        self._model, self._units = menu.model.tolist(), menu.steps.tolist()
+        self._full_units = [
+            menu.steps[EXACT] if self._skips[v] else menu.steps[v]
+            for v in range(len(menu.variants))
+        ]
+        sizes = menu.best_batch.tolist()
+        self.workers = [
+            Worker(
+                number=number,
+                kind=kind,
+                model=int(menu.model[EXACT]),
+                step_s=menu.batch_step_s,
+                batching=policy.batching,
+                full=lambda kind, model: int(sizes[kind][model]),
+                most=int(menu.batches[-1]),
+            )
+            for number, kind in enumerate(kinds)
+        ]
+        self.cache = VirtualCache(world.drawing.capacity)
+        for topic in range(-world.drawing.capacity, 0):
+            self.cache.add(topic)
+        self.store_slowness = 1.0
+        self.usable = 1.0
+        self._recent: deque[tuple[int, bool]] = deque(maxlen=RECENT)
+        self._forecast = Forecast(WINDOW_S)
+        self._count, self._window_begun = 0, 0.0
+        self._heap: list[tuple[float, int, Callable[..., None], tuple[Any, ...]]] = []
+        self._order = itertools.count()
+        self._targets = [worker.model for worker in self.workers]
+        self.now = 0.0
+        self._cluster = Cluster(
+            0.0,
+            list(kinds),
+            [worker.serves for worker in self.workers],
+            [0.0] * len(self.workers),
+            [0] * len(self.workers),
+        )
+        for at, happening in events:
+            self._at(at, self._happen, happening)
+
+    def run(self) -> Requests:
+        """Serve every request; returns them with their outcomes."""
+        requests = self.requests
+        self._plan()
+        self._at(WINDOW_S, self._window)
+        self._at(WATCH_S, self._watch)
+        arrived = requests.arrived_s.tolist()
+        heap = self._heap
+        for number, at in enumerate(arrived):
+            while heap and heap[0][0] <= at:
+                self._step()
+            self.now = at
+            self._count += 1
+            self._arrive(number)
+            if self._on_progress is not None and number % 1000 == 0:
+                self._on_progress(number)
+        end = (arrived[-1] if arrived else 0.0) + 2 * self.promise.deadline_s
+        while heap and heap[0][0] <= end:
+            self._step()
+        return requests
+
+    def _step(self) -> None:
+        at, _, action, args = heapq.heappop(self._heap)
+        self.now = at
+        action(*args)
+
+    def _at(self, when: float, action: Callable[..., None], *args: Any) -> None:
+        heapq.heappush(self._heap, (when, next(self._order), action, args))
+
+    # --- requests
+
+    def _arrive(self, number: int) -> None:
+        prompt, topic = int(self.requests.prompt[number]), int(self.requests.topic[number])
+        similarity = self._similarity[prompt]
+        near = similarity == similarity and self.cache.has(topic)
+        self.ledger.lookups += 1
+        self.ledger.hits += near
+        self._recent.append((prompt, near))
+        self._route(Job(number, self.now + self.promise.deadline_s), near)
+
+    def _candidate(self, job: Job, near: bool) -> Candidate:
+        prompt = int(self.requests.prompt[job.number])
+        return Candidate(
+            quality=self._told_rows[prompt],
+            allowed=self._all if near else self._free,
+            left_s=job.deadline_s - self.now,
+            similarity=self._similarity[prompt] if near else None,
+            number=job.number,
+        )
+
+    def _route(self, job: Job, near: bool) -> None:
+        candidate = self._candidate(job, near)
+        decision = self.policy.route(candidate, self._state())
+        if decision.worker is None:
+            self._end(job, SHED)
+            return
+        self._send(job, decision.variant, decision.worker)
+
+    def _send(self, job: Job, variant: int, number: int) -> None:
+        job.variant, job.units, job.usable = variant, self._units[variant], True
+        if self._skips[variant]:
+            store = self.world.store
+            spread = math.log(store.tail) / 2.326 if store.tail > 1 else 0.0
+            delay = store.median_s * self.store_slowness * math.exp(spread * self._random.normal())
+            left = job.deadline_s - self.now - self.world.menu.alone_s[variant].min()
+            job.usable = delay < 0.5 * max(left, 0.0)
+            self.usable += USABLE_MEMORY * (job.usable - self.usable)
+            if job.usable:
+                self._at(self.now + delay, self._enqueue, job, number)
+                return
+            job.units = self._full_units[variant]
+        self._enqueue(job, number)
+
+    def _enqueue(self, job: Job, number: int) -> None:
+        worker = self.workers[number]
+        if worker.serves != self._model[job.variant]:  # it died or loads: someone else then
+            self.ledger.rerouted += 1
+            self._again(job)
+            return
+        self._settle(worker, worker.advance(self.now))
+        worker.enqueue(job, self.now)
+        self._go_on(worker)
+
+    def _again(self, job: Job) -> None:
+        topic = int(self.requests.topic[job.number])
+        similarity = self._similarity[int(self.requests.prompt[job.number])]
+        if self.now >= job.deadline_s:
+            self._end(job, DROPPED)
+        elif any(worker.serves >= 0 for worker in self.workers):
+            self._route(job, similarity == similarity and self.cache.has(topic))
+        else:
+            self._at(self.now + 1.0, self._again, job)
+
+    def _go_on(self, worker: Worker) -> None:
+        for job in worker.begin(self.now):
+            self._end(job, DROPPED)
+        at = worker.next_s(self.now)
+        self._cluster.running[worker.number] = len(worker.making)
+        if at < math.inf:
+            self._at(at, self._wake, worker, worker.version)
+
+    def _wake(self, worker: Worker, version: int) -> None:
+        if version != worker.version:
+            return
+        self._settle(worker, worker.advance(self.now))
+        if not worker.making and not worker.ready:
+            self._load(worker)
+            return
+        self._go_on(worker)
+
+    def _settle(self, worker: Worker, done: list[Job]) -> None:
+        for job in done:
+            prompt = int(self.requests.prompt[job.number])
+            variant = job.variant if job.usable else EXACT
+            quality = float(self._truth[prompt, variant])
+            if variant == EXACT:
+                self.cache.add(int(self.requests.topic[job.number]))
+            judged = quality + self.world.doubt * self._random.normal()
+            again = self.policy.review(self._candidate(job, True), variant, judged)
+            if again is not None and self.now < job.deadline_s:
+                replacement = self._first_of(self._model[again])
+                if replacement is not None:
+                    job.first = variant
+                    self._send(job, again, replacement)
+                    continue
+            late = self.now > job.deadline_s
+            self._end(job, LATE if late else ON_TIME, variant, quality)
+
+    def _first_of(self, model: int) -> int | None:
+        state = self._state()
+        able = [w for w, held in enumerate(state.models) if held == model]
+        return min(able, key=state.wait_s.__getitem__, default=None)
+
+    def _end(self, job: Job, outcome: int, variant: int = -1, quality: float = 0.0) -> None:
+        requests, number = self.requests, job.number
+        if outcome in (DROPPED, FAILED) and job.first is not None:
+            # a first picture was made and shown to be doubted; it is late by now
+            outcome = LATE
+        requests.outcome[number] = outcome
+        requests.ended_s[number] = self.now
+        requests.variant[number] = variant
+        requests.quality[number] = quality
+
+    # --- the cluster
+
+    def _state(self) -> Cluster:
+        cluster, now = self._cluster, self.now
+        cluster.now_s = now
+        cluster.wait_s = [
+            worker.free_at_s - now if worker.free_at_s > now else 0.0 for worker in self.workers
+        ]
+        return cluster
+
+    def _window(self) -> None:
+        self._forecast.add(self._count)
+        self._count, self._window_begun = 0, self.now
+        self.usable += HOPE * (1 - self.usable)
+        self._plan()
+        if self.now < self.requests.arrived_s[-1]:
+            self._at(self.now + WINDOW_S, self._window)
+
+    def _watch(self) -> None:
+        elapsed = self.now - self._window_begun
+        if elapsed > 0 and self._forecast.is_burst(self._count, elapsed):
+            self._forecast.jump(self._count / elapsed)
+            self._plan()
+        if self.now < self.requests.arrived_s[-1]:
+            self._at(self.now + WATCH_S, self._watch)
+
+    def _plan(self) -> None:
+        rate = self._forecast.next() if self._known_rate is None else self._known_rate(self.now)
+        menu, state = self.world.menu, self._state()
+        prompts = np.array([prompt for prompt, _ in self._recent], dtype=np.int64)
+        near = np.array([near for _, near in self._recent], dtype=bool)
+        skips = np.array(self._skips)
+        outlook = Outlook(
+            now_s=self.now,
+            rate=rate,
+            quality=self._told[prompts].reshape(len(prompts), len(menu.variants)),
+            allowed=~skips[None, :] | near[:, None],
+            promise=np.zeros(len(prompts), dtype=np.int64),
+            kinds=np.array([worker.kind for worker in self.workers]),
+            models=np.array(self._targets),
+            alive=np.array([worker.alive for worker in self.workers]),
+            wait_s=np.array(state.wait_s),
+            usable=self.usable,
+        )
+        plan = self.policy.plan(outlook)
+        self.ledger.plans += 1
+        for worker, model in zip(self.workers, plan.models.tolist(), strict=True):
+            self._targets[worker.number] = model
+            if worker.alive and worker.ready and model != worker.model:
+                self._drain(worker)
+        self.ledger.series.append({"at_s": self.now, "rate": rate, **plan.figures})
+
+    def _drain(self, worker: Worker) -> None:
+        """Send away who waits, finish who is made, then load."""
+        self._settle(worker, worker.advance(self.now))
+        worker.ready = False
+        self._cluster.models[worker.number] = worker.serves
+        for job in worker.hand_back(all_of_them=False):
+            self._again(job)
+        if worker.making:
+            self._go_on(worker)
+        else:
+            self._load(worker)
+
+    def _load(self, worker: Worker) -> None:
+        worker.version += 1
+        worker.model = self._targets[worker.number]
+        self.ledger.loads += 1
+        load_s = float(self.world.menu.load_s[worker.kind, worker.model])
+        self._at(self.now + load_s, self._loaded, worker, worker.version)
+
+    def _loaded(self, worker: Worker, version: int) -> None:
+        if version != worker.version or not worker.alive:
+            return
+        if self._targets[worker.number] != worker.model:
+            self._load(worker)
+            return
+        worker.ready, worker.at_s = True, self.now
+        self._cluster.models[worker.number] = worker.serves
+        self._go_on(worker)
+
+    # --- what can happen
+
+    def _happen(self, happening: Happening) -> None:
+        happening(self)
+
+    def kill(self, number: int) -> None:
+        """A worker dies; its requests are routed again."""
+        worker = self.workers[number]
+        worker.advance(self.now)
+        worker.alive = False
+        worker.version += 1
+        self._cluster.models[number] = worker.serves
+        for job in worker.hand_back(all_of_them=True):
+            self.ledger.rerouted += 1
+            self._again(job)
+        self._plan()
+
+    def revive(self, number: int) -> None:
+        """A worker comes back, and loads what the plan says."""
+        worker = self.workers[number]
+        worker.alive, worker.ready = True, False
+        self._load(worker)
+        self._plan()
+
+    def slow(self, number: int, factor: float) -> None:
+        """A worker takes `factor` times as long from now on."""
+        worker = self.workers[number]
+        self._settle(worker, worker.advance(self.now))
+        worker.slowness = factor
+        self._go_on(worker)
+
+    def slow_store(self, factor: float) -> None:
+        """Retrievals take `factor` times as long from now on."""
+        self.store_slowness = factor

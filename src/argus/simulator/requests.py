@@ -1,0 +1,53 @@
+"""Requests of a run: when they came, what they asked, how they ended."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from argus.control.menu import Numbers, Whole
+
+ON_TIME, LATE, SHED, DROPPED, FAILED = range(5)
+OUTCOMES = ("on time", "late", "shed", "dropped", "failed")
+UNSERVED = -1
+
+
+@dataclass
+class Requests:
+    """By request: `arrived_s`, `prompt`, `topic`; and, once it ended, `outcome`, `ended_s`,
+    `variant` (-1 when no picture was made) and the picture's true `quality`."""
+
+    arrived_s: Numbers
+    prompt: Whole
+    topic: Whole
+    outcome: np.ndarray[tuple[int], np.dtype[np.int8]]
+    ended_s: Numbers
+    variant: np.ndarray[tuple[int], np.dtype[np.int16]]
+    quality: np.ndarray[tuple[int], np.dtype[np.float32]]
+
+    @classmethod
+    def new(cls, arrived_s: Numbers, prompt: Whole, topic: Whole) -> Requests:
+        count = len(arrived_s)
+        return cls(
+            arrived_s,
+            prompt,
+            topic,
+            np.full(count, FAILED, dtype=np.int8),
+            np.full(count, np.nan),
+            np.full(count, UNSERVED, dtype=np.int16),
+            np.zeros(count, dtype=np.float32),
+        )
+
+
+@dataclass
+class Job:
+    """A request on its way to a picture. `units` are the steps it takes, `first` the variant of a
+    picture that was made before and did not do."""
+
+    number: int
+    deadline_s: float
+    variant: int = 0
+    units: float = 0.0
+    usable: bool = True
+    first: int | None = None

@@ -1,0 +1,122 @@
+"""Runs of a world under a trace, by policy."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from argus.control.menu import Numbers
+from argus.control.policies import new_policy
+from argus.control.policy import Policy, Promise
+from argus.simulator.cluster import Happening, Simulation
+from argus.simulator.report import Report, report
+from argus.simulator.requests import Requests
+from argus.simulator.traces import PAPER_CAPACITY, arrivals, topics
+from argus.simulator.world import World
+
+
+@dataclass(frozen=True)
+class Scenario:
+    """What all policies of a comparison face.
+
+    `rates` (minutes,) are requests a minute for the published cluster; they are scaled by what the
+    world's workers can carry of exact pictures, times `load`. `slo` is in multiples of the exact
+    variant's latency.
+    """
+
+    world: World
+    kinds: tuple[int, ...]
+    rates: Numbers
+    slo: float
+    seed: int = 0
+    load: float = 1.0
+    events: tuple[tuple[float, Happening], ...] = ()
+
+    @property
+    def promise(self) -> Promise:
+        return Promise(self.slo * self.world.menu.slo_s)
+
+    @property
+    def scaled(self) -> Numbers:
+        """Requests a minute (minutes,) of this scenario."""
+        carried = 60 * self.world.capacity_rps(list(self.kinds))
+        capacity = self.world.capacity_qpm or carried
+        scaled: Numbers = self.load * self.rates * capacity / PAPER_CAPACITY
+        return scaled
+
+    def requests(self) -> Requests:
+        """The same requests for every policy."""
+        rng = np.random.default_rng(self.seed)
+        times = arrivals(self.scaled, rng)
+        prompts = rng.integers(len(self.world.truth), size=len(times))
+        return Requests.new(times, prompts, topics(len(times), self.world.drawing, rng))
+
+
+def simulate(
+    scenario: Scenario,
+    name: str,
+    on_progress: Callable[[int], None] | None = None,
+    policy: Policy | None = None,
+) -> tuple[Report, Simulation]:
+    """One policy through a scenario; `policy` instead of the one of that name, if it is given."""
+    scaled = scenario.scaled
+
+    def rate(now: float) -> float:
+        return float(scaled[min(len(scaled) - 1, int((now + 15) // 60))]) / 60
+
+    oracle = name == "oracle"
+    simulation = Simulation(
+        scenario.world,
+        policy or new_policy(name, scenario.world.menu, [scenario.promise]),
+        scenario.promise,
+        scenario.kinds,
+        scenario.requests(),
+        scenario.seed,
+        scenario.events,
+        known_rate=rate if oracle else None,
+        truthful=oracle,
+        on_progress=on_progress,
+    )
+    simulation.run()
+    return report(name, simulation, scaled), simulation
+
+
+@dataclass(frozen=True)
+class Promised:
+    """What a policy must hold: at most so many violations, at least so much effective quality."""
+
+    violations: float
+    quality: float
+
+
+def most_load(
+    scenario: Scenario, name: str, promised: Promised, steps: int = 7, top: float = 4.0
+) -> float:
+    """The most load, in exact capacities, that a policy carries at a promise; 0 if it never does.
+
+    The trace keeps its shape; its height is found by bisection.
+    """
+
+    def holds(load: float) -> bool:
+        result, _ = simulate(replace(scenario, load=load), name)
+        whole = result.whole
+        return (
+            whole.violation_ratio <= promised.violations
+            and whole.effective_quality >= promised.quality
+        )
+
+    low, high = 0.0, top
+    for _ in range(steps):
+        middle = (low + high) / 2
+        if holds(middle):
+            low = middle
+        else:
+            high = middle
+    return low
+
+
+def kinds_of(counts: Sequence[int]) -> tuple[int, ...]:
+    """Workers by type, from how many there are of each."""
+    return tuple(kind for kind, count in enumerate(counts) for _ in range(count))

@@ -1,0 +1,104 @@
+"""Traces: how many requests a minute come, minute by minute, and when exactly."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+
+from argus.control.menu import Numbers, Whole
+from argus.core.errors import BadRequest
+from argus.simulator.world import Drawing
+
+# argus_reference.json, bursty_trace: requests a minute for 8 A100 that make 189 exact ones.
+BURSTY_MINUTES, BURSTY_LOW, BURSTY_HIGH = 840, 50.0, 390.0
+BURSTS = ((150, 270), (410, 540), (675, 800))
+PAPER_CAPACITY = 8 * 14.29 * 1.65
+TWITTER_MINUTES, TWITTER_LOW, TWITTER_HIGH = 800, 80.0, 210.0
+
+
+def bursty() -> Numbers:
+    """The published trace: low load with three bursts."""
+    rates = np.full(BURSTY_MINUTES, BURSTY_LOW)
+    for begin, end in BURSTS:
+        rates[begin:end] = BURSTY_HIGH
+    return rates
+
+
+def twitter(file: Path | None = None) -> Numbers:
+    """The Twitter curve of the Proteus artifact, affinely from 80 to 210 requests a minute.
+
+    Without the file, a curve of the same shape: two slow waves, and noise that lasts minutes.
+    """
+    if file is not None:
+        values = pd.read_csv(file).iloc[:, -1].to_numpy(dtype=float)
+    else:
+        rng = np.random.default_rng(2013)
+        at = np.linspace(0, 2 * np.pi, 291)
+        noise = np.convolve(rng.normal(size=330), np.ones(40) / 40, mode="valid")[:291]
+        values = np.sin(at - 1.2) + 0.35 * np.sin(2 * at) + 1.5 * noise + 0.1 * rng.normal(size=291)
+    share = (values - values.min()) / (values.max() - values.min())
+    minutes = np.interp(
+        np.linspace(0, len(share) - 1, TWITTER_MINUTES), np.arange(len(share)), share
+    )
+    scaled: Numbers = TWITTER_LOW + (TWITTER_HIGH - TWITTER_LOW) * minutes
+    return scaled
+
+
+def diurnal() -> Numbers:
+    """A day of 1,440 minutes between a quarter and the whole of the published high load."""
+    at = np.linspace(0, 2 * np.pi, 1440, endpoint=False)
+    wave: Numbers = BURSTY_HIGH * (0.625 - 0.375 * np.cos(at))
+    return wave
+
+
+def poisson() -> Numbers:
+    """Two hours at the middle of the published loads."""
+    return np.full(120, (BURSTY_LOW + BURSTY_HIGH) / 2)
+
+
+def step() -> Numbers:
+    """Half an hour of low load, then an hour of high."""
+    return np.concatenate([np.full(30, BURSTY_LOW), np.full(60, BURSTY_HIGH)])
+
+
+TRACES: dict[str, Callable[[], Numbers]] = {
+    "bursty": bursty, "twitter": twitter, "diurnal": diurnal, "poisson": poisson, "step": step,
+}  # fmt: skip
+
+
+def rates_of(name: str) -> Numbers:
+    """Requests a minute (minutes,) of a trace by name, or of a CSV file.
+
+    A CSV has a column `at_s` of arrival times in seconds, or `per_minute` of rates. Raises
+    BadRequest for anything else.
+    """
+    if name in TRACES:
+        return TRACES[name]()
+    file = Path(name)
+    if not file.is_file():
+        raise BadRequest(f"There is no trace {name!r}: use {', '.join(TRACES)}, or a CSV file.")
+    table = pd.read_csv(file)
+    if "per_minute" in table:
+        return table["per_minute"].to_numpy(dtype=float)
+    if "at_s" in table:
+        return np.bincount((table["at_s"] // 60).astype(int)).astype(float)
+    raise BadRequest(f"{file} needs a column at_s (seconds) or per_minute (rates).")
+
+
+def arrivals(rates: Numbers, rng: np.random.Generator) -> Numbers:
+    """Seconds of Poisson arrivals at `rates` (minutes,) a minute, ascending."""
+    counts = rng.poisson(rates)
+    minutes = np.repeat(np.arange(len(rates)), counts)
+    times: Numbers = np.sort(60.0 * (minutes + rng.random(len(minutes))))
+    return times
+
+
+def topics(count: int, drawing: Drawing, rng: np.random.Generator) -> Whole:
+    """Topics (count,) of arrivals: new ones are numbered from 0, those from before are negative."""
+    novel = rng.random(count) < drawing.novel
+    newest = np.cumsum(novel) - 1
+    age = np.minimum(rng.exponential(drawing.alive / 3, count).astype(int), drawing.alive - 1)
+    return np.where(novel, newest, newest - age)

@@ -1,0 +1,67 @@
+"""A world: what a simulated cluster can serve, and what its prompts are worth."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from argus.control.menu import EXACT, Menu, Numbers
+
+
+@dataclass(frozen=True)
+class Drawing:
+    """How arrivals choose their topics: a share `novel` are of new ones, the others repeat one of
+    the last `alive` topics, recent ones more often. The cache keeps `capacity` of them."""
+
+    novel: float
+    alive: int
+    capacity: int
+
+
+@dataclass(frozen=True)
+class Store:
+    """The latent store: the median seconds of a retrieval, and how much longer the slowest
+    percent takes."""
+
+    median_s: float
+    tail: float
+
+
+@dataclass(frozen=True)
+class World:
+    """A menu, and prompts (p,) drawn at random.
+
+    `truth` (p, v) is quality, `predicted` (p, v) what an informed policy is told, `similarity` (p,)
+    that of the neighbour when it is cached (NaN: it has none). `doubt` is the standard deviation of
+    a discriminator's error. `sources` says of every parameter whether it is sourced, fitted or
+    assumed. `slo` is the promise in multiples of the exact variant's latency. `capacity_qpm` are
+    the exact pictures a minute that traces are published for; None is what the workers carry.
+    """
+
+    name: str
+    menu: Menu
+    truth: Numbers
+    predicted: Numbers
+    similarity: Numbers
+    drawing: Drawing
+    store: Store
+    doubt: float
+    slo: float
+    sources: dict[str, str]
+    capacity_qpm: float | None = None
+
+    def with_noise(self, deviation: float, seed: int) -> World:
+        """The world with predictions that are the truth with noise; infinite is useless ones."""
+        rng = np.random.default_rng(seed)
+        if np.isinf(deviation):
+            predicted = np.broadcast_to(self.truth.mean(axis=0), self.truth.shape).copy()
+        else:
+            predicted = self.truth + rng.normal(0.0, deviation, self.truth.shape)
+        predicted[:, EXACT] = 1.0
+        return replace(self, predicted=predicted)
+
+    def capacity_rps(self, kinds: list[int]) -> float:
+        """Exact pictures a second that workers of types `kinds` make in full batches."""
+        cost = self.menu.cost_s(self.slo * self.menu.slo_s)[EXACT]
+        return float(sum(1 / cost[kind] for kind in kinds))

@@ -1,0 +1,159 @@
+"""Worlds as data, read from the files beside this one."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import yaml
+
+from argus.control.menu import EXACT, Menu, Numbers
+from argus.core.errors import BadRequest
+from argus.simulator.world import Drawing, Store, World
+
+FOLDER = Path(__file__).parent
+MARKS = ("sourced", "fitted", "assumed")
+
+
+def world_names() -> list[str]:
+    return sorted(file.stem for file in FOLDER.glob("*.yaml"))
+
+
+def load_world(name: str) -> World:
+    """A world by name or from a YAML file of your own.
+
+    Raises BadRequest for what is not there, and for a parameter without its mark.
+    """
+    file = FOLDER / f"{name}.yaml" if name in world_names() else Path(name)
+    if not file.is_file():
+        raise BadRequest(f"There is no world {name!r}: use {', '.join(world_names())}, or a file.")
+    content = yaml.safe_load(file.read_text())
+    sources: dict[str, str] = {}
+    plain = _plain(content, "", sources)
+    try:
+        return _KINDS[content.get("kind", "modelled")](plain, sources)
+    except (KeyError, TypeError, IndexError) as error:
+        raise BadRequest(f"The world {file} is incomplete: {error!r}.") from error
+
+
+def workers_of(name: str) -> list[int]:
+    """How many workers of each type a world has unless told otherwise."""
+    file = FOLDER / f"{name}.yaml" if name in world_names() else Path(name)
+    return [int(count) for count in yaml.safe_load(file.read_text())["workers"]]
+
+
+def _plain(content: Any, path: str, sources: dict[str, str]) -> Any:
+    """The values alone; where they come from goes into `sources`."""
+    if not isinstance(content, dict):
+        return content
+    if "is" in content:
+        if content["is"] not in MARKS or not content.get("from"):
+            raise BadRequest(
+                f"{path} must say whether it `is` one of {', '.join(MARKS)}, and `from` what."
+            )
+        sources[path] = f"{content['is']}: {content['from']}"
+        if "value" in content:
+            return content["value"]
+        return {key: value for key, value in content.items() if key not in ("is", "from")}
+    return {
+        key: _plain(value, f"{path}.{key}".lstrip("."), sources) for key, value in content.items()
+    }
+
+
+def _modelled(spec: dict[str, Any], sources: dict[str, str]) -> World:
+    """Variants from step times; quality from means, with losses that differ by prompt.
+
+    A prompt's loss at a variant is the variant's mean loss times a lognormal number of its own, one
+    for all skips and one for each model, scaled so that the means are those given.
+    """
+    models, types = list(spec["models"]), spec["types"]
+    steps = spec["steps"]
+    skips, smaller, refine = spec["skips"], spec["smaller"], spec.get("refine")
+    variants = [("exact", "exact", models[0], 0, 0.0, 1.0)]
+    variants += [
+        (f"skip-{k}", "cache", models[0], k, least, mean)
+        for k, least, mean in zip(
+            skips["k"], skips["least_similarity"], skips["quality"], strict=True
+        )
+    ]
+    variants += [
+        (model, "model", model, 0, 0.0, mean)
+        for model, mean in zip(smaller["models"], smaller["quality"], strict=True)
+    ]
+    if refine:
+        k, least = refine["k"], refine["least_similarity"]
+        variants.append(("refine", "refine", refine["model"], k, least, refine["quality"]))
+    names, strategies, of, skip, least, mean = zip(*variants, strict=True)
+    gain = np.array(spec["batching"]["gain"])
+    batches = np.array(spec["batching"]["batches"])
+    alone = np.array([[spec["models"][m]["step_s"][d] for m in models] for d in range(len(types))])
+    menu = Menu(
+        variants=names,
+        strategies=strategies,
+        models=tuple(models),
+        types=tuple(types),
+        model=np.array([models.index(m) for m in of]),
+        steps=np.array([float(steps - k) for k in skip]),
+        skip=np.array(skip),
+        least_similarity=np.array(least),
+        mean_quality=np.array(mean),
+        batches=batches,
+        step_s=alone[:, :, None] * batches / gain,
+        load_s=np.array(
+            [[spec["models"][m]["load_s"][d] for m in models] for d in range(len(types))]
+        ),
+    )
+    prompts = spec["prompts"]
+    rng = np.random.default_rng(0)
+    quantiles = np.array(prompts["similarity"])
+    similarity = np.interp(
+        rng.random(prompts["count"]), np.linspace(0, 1, len(quantiles)), quantiles
+    )
+    losses = _losses(menu, similarity, prompts, rng)
+    truth = 1.0 - losses * (1.0 - menu.mean_quality)[None, :]
+    return _world(spec, menu, truth, similarity, sources)
+
+
+def _losses(
+    menu: Menu, similarity: Numbers, prompts: dict[str, Any], rng: np.random.Generator
+) -> Numbers:
+    """Multiples (p, v) of a variant's mean loss, of mean 1."""
+    count, spread = len(similarity), prompts["spread"]
+    standard = (similarity - similarity.mean()) / similarity.std()
+    near = np.exp(-prompts["similarity_effect"] * standard / 3)
+    by_source: dict[str, Numbers] = {}
+    columns = []
+    for v, strategy in enumerate(menu.strategies):
+        skips = strategy in ("cache", "refine")
+        source = strategy if skips else menu.models[menu.model[v]]
+        if source not in by_source:
+            own = np.exp(spread * rng.normal(size=count)) * (near if skips else 1.0)
+            by_source[source] = own / own.mean()
+        columns.append(by_source[source])
+    return np.stack(columns, axis=1)
+
+
+def _world(
+    spec: dict[str, Any], menu: Menu, truth: Numbers, similarity: Numbers, sources: dict[str, str]
+) -> World:
+    truth = truth.copy()
+    truth[:, EXACT] = 1.0
+    world = World(
+        name=spec["name"],
+        menu=menu,
+        truth=truth,
+        predicted=truth,
+        similarity=similarity,
+        drawing=Drawing(**spec["cache"]),
+        store=Store(**spec["store"]),
+        doubt=spec["discriminator"]["noise"],
+        slo=float(spec["slo"]),
+        sources=sources,
+        capacity_qpm=spec.get("capacity_qpm"),
+    )
+    return world.with_noise(spec["predictor"]["noise"], seed=1)
+
+
+_KINDS: dict[str, Callable[[dict[str, Any], dict[str, str]], World]] = {"modelled": _modelled}

@@ -1,0 +1,185 @@
+"""The virtual cluster, on a world small enough to reckon by hand."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from argus.control.policies import POLICIES, new_policy
+from argus.control.policy import Promise
+from argus.simulator.cluster import Happening, Simulation
+from argus.simulator.requests import DROPPED, FAILED, ON_TIME, Requests
+from argus.simulator.runs import Promised, Scenario, most_load, simulate
+from argus.simulator.traces import PAPER_CAPACITY
+from argus.simulator.world import Drawing, Store, World
+from tests.control.menus import small_menu
+
+
+def world(types: int = 1, **changes: object) -> World:
+    rng = np.random.default_rng(0)
+    menu = small_menu(types)
+    loss = rng.gamma(1.0, 1.0, (400, 1))
+    truth = 1 - loss * (1 - menu.mean_quality)
+    made = World(
+        name="small",
+        menu=menu,
+        truth=truth,
+        predicted=truth,
+        similarity=rng.uniform(0.5, 1.0, 400),
+        drawing=Drawing(novel=0.02, alive=100, capacity=200),
+        store=Store(median_s=0.01, tail=2.0),
+        doubt=0.05,
+        slo=3.0,
+        sources={},
+    )
+    return replace(made, **changes)  # type: ignore[arg-type]
+
+
+def run(
+    at: list[float],
+    policy: str = "clipper-ha",
+    workers: int = 1,
+    deadline_s: float = 6.0,
+    events: list[tuple[float, Happening]] | None = None,
+) -> Simulation:
+    here, count = world(), len(at)
+    promise = Promise(deadline_s)
+    requests = Requests.new(
+        np.array(at, dtype=float), np.zeros(count, dtype=np.int64), np.full(count, -1)
+    )
+    simulation = Simulation(
+        here, new_policy(policy, here.menu, [promise]), promise, [0] * workers, requests, 0,
+        events or (),
+    )  # fmt: skip
+    simulation.run()
+    return simulation
+
+
+def scenario(rate: float, minutes: int = 6, workers: int = 4, **changes: object) -> Scenario:
+    here = world()
+    here = replace(here, capacity_qpm=PAPER_CAPACITY)  # so that rates are taken as they are
+    made = Scenario(here, (0,) * workers, np.full(minutes, rate * 60), 3.0)
+    return replace(made, **changes)  # type: ignore[arg-type]
+
+
+def test_one_request_takes_what_its_steps_take() -> None:
+    requests = run([1.0]).requests
+    assert requests.ended_s[0] == pytest.approx(1.0 + 2.0)
+    assert requests.outcome[0] == ON_TIME
+
+
+def test_requests_that_step_together_take_as_long_as_their_batch() -> None:
+    """Both from 0: 20 steps of a batch of two, 0.1 · 2 / 1.3 seconds each."""
+    requests = run([0.0, 0.0], "price").requests
+    np.testing.assert_allclose(requests.ended_s, 20 * 0.1 * 2 / 1.3, rtol=1e-6)
+
+
+def test_one_that_joins_slows_the_other_only_while_it_is_there() -> None:
+    """The first does 10 steps alone in a second; then both step at 0.2 / 1.3."""
+    requests = run([0.0, 1.0], "price").requests
+    together = 0.2 / 1.3
+    assert requests.ended_s[0] == pytest.approx(1.0 + 10 * together)
+    assert requests.ended_s[1] == pytest.approx(1.0 + 10 * together + 10 * 0.1)
+
+
+def test_who_cannot_be_made_in_time_is_dropped_and_not_made() -> None:
+    simulation = run([0.0] * 40, deadline_s=6.0)
+    outcome = simulation.requests.outcome
+    assert set(outcome.tolist()) == {ON_TIME, DROPPED}
+    assert (outcome == ON_TIME).sum() >= 3
+    assert simulation.requests.ended_s.max() <= 6.0 + 1e-6
+
+
+@pytest.mark.parametrize("policy", POLICIES)
+def test_every_request_has_one_outcome_and_ends_after_it_came(policy: str) -> None:
+    result, simulation = simulate(scenario(2.0), policy)
+    requests = simulation.requests
+    assert np.isfinite(requests.ended_s).all()
+    assert (requests.ended_s >= requests.arrived_s).all()
+    assert (requests.outcome != FAILED).all()
+    assert sum(result.whole.outcomes.values()) == len(requests.outcome)
+    served = requests.variant >= 0
+    truth = simulation.world.truth[requests.prompt[served], requests.variant[served]]
+    np.testing.assert_allclose(requests.quality[served], truth, rtol=1e-5)
+
+
+@pytest.mark.parametrize("policy", ["price", "argus", "cascade"])
+def test_a_seed_repeats_a_run_exactly(policy: str) -> None:
+    one, other = (simulate(scenario(2.0), policy)[1].requests for _ in range(2))
+    np.testing.assert_array_equal(one.ended_s, other.ended_s)
+    np.testing.assert_array_equal(one.variant, other.variant)
+
+
+def test_no_worker_makes_more_than_its_profile_allows() -> None:
+    """Worker-seconds of what was made, in the best batches, are at most those there were."""
+    _, simulation = simulate(scenario(6.0), "price")
+    requests, menu = simulation.requests, simulation.world.menu
+    made = requests.variant[requests.variant >= 0]
+    best = menu.step_s.min(axis=2) * 0 + (menu.step_s / menu.batches).min(axis=2)
+    cost = menu.steps * best[0, menu.model]
+    assert cost[made].sum() <= 4 * requests.ended_s.max()
+
+
+def test_who_is_made_by_a_worker_that_dies_is_made_elsewhere() -> None:
+    simulation = run(
+        [0.0, 0.0, 0.0], workers=2, deadline_s=20.0, events=[(1.0, lambda now: now.kill(0))]
+    )
+    assert (simulation.requests.outcome == ON_TIME).all()
+    assert simulation.ledger.rerouted > 0
+    assert simulation.requests.ended_s.max() > 4.0
+
+
+def test_a_worker_that_comes_back_serves_after_its_load() -> None:
+    events: list[tuple[float, Happening]] = [
+        (0.5, lambda now: now.kill(0)), (1.0, lambda now: now.revive(0)),
+    ]  # fmt: skip
+    requests = run([0.0], deadline_s=30.0, events=events).requests
+    assert requests.ended_s[0] == pytest.approx(1.0 + 10.0 + 2.0, abs=1.5)
+
+
+def test_a_dead_store_moves_price_away_from_the_cache_and_back() -> None:
+    events: list[tuple[float, Happening]] = [
+        (240.0, lambda now: now.slow_store(10_000.0)), (600.0, lambda now: now.slow_store(1.0)),
+    ]  # fmt: skip
+    _, simulation = simulate(scenario(3.4, minutes=20, events=tuple(events)), "price")
+    requests, menu = simulation.requests, simulation.world.menu
+    cached = np.isin(requests.variant, np.flatnonzero(menu.skip > 0))
+
+    def share(begin: float, end: float) -> float:
+        then = (requests.arrived_s >= begin) & (requests.arrived_s < end)
+        return float(cached[then & (requests.variant >= 0)].mean())
+
+    before, during, after = share(60, 240), share(360, 600), share(900, 1200)
+    assert during < 0.4 * before
+    assert after > 0.7 * before
+
+
+def test_a_burst_served_by_another_model_starves_the_cache() -> None:
+    """New topics get no full run from clipper-ht, so that later prompts find no neighbours."""
+    drawing = Drawing(novel=0.2, alive=50, capacity=100)
+    hits = {}
+    for policy in ("clipper-ha", "clipper-ht"):
+        made = scenario(0.5, minutes=20)
+        made = replace(made, world=replace(made.world, drawing=drawing))
+        hits[policy] = simulate(made, policy)[0].hit_ratio
+    assert hits["clipper-ha"] > 0.6
+    assert hits["clipper-ht"] < 0.5 * hits["clipper-ha"]
+
+
+def test_predictions_route_and_the_truth_scores() -> None:
+    made = scenario(3.4)
+    wrong = replace(made, world=replace(made.world, predicted=1 - made.world.truth))
+    right, misled = (simulate(one, "price")[0].whole.quality for one in (made, wrong))
+    told = simulate(wrong, "oracle")[0].whole.quality
+    assert misled < right
+    assert told > misled
+
+
+def test_more_load_is_found_for_a_looser_promise() -> None:
+    made = scenario(1.0, minutes=4)
+    tight, loose = (
+        most_load(made, "price", Promised(0.05, quality), steps=5) for quality in (0.97, 0.85)
+    )
+    assert 0 < tight < loose

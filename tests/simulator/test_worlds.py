@@ -1,0 +1,108 @@
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+import yaml
+from typer.testing import CliRunner
+
+from argus.cli.main import app
+from argus.core.errors import BadRequest
+from argus.simulator.traces import TRACES, arrivals, rates_of, topics
+from argus.simulator.world import Drawing
+from argus.simulator.worlds import FOLDER, load_world, world_names
+
+
+@pytest.mark.parametrize("name", world_names())
+def test_every_parameter_of_a_world_says_where_it_is_from(name: str) -> None:
+    world = load_world(name)
+    assert len(world.sources) > 5
+    assert (world.truth[:, 0] == 1).all()
+    assert world.menu.variants[0] == "exact"
+
+
+def test_a_parameter_without_its_mark_is_refused(tmp_path: Path) -> None:
+    content = yaml.safe_load((FOLDER / "paper-a100.yaml").read_text())
+    content["slo"]["is"] = "guessed"
+    file = tmp_path / "mine.yaml"
+    file.write_text(yaml.safe_dump(content))
+    with pytest.raises(BadRequest, match="slo must say whether it `is` one of sourced"):
+        load_world(str(file))
+
+
+def test_an_unknown_world_is_refused_with_what_there_is() -> None:
+    with pytest.raises(BadRequest, match="paper-a100"):
+        load_world("nowhere")
+
+
+def test_the_published_world_has_the_published_means() -> None:
+    world = load_world("paper-a100")
+    means = dict(zip(world.menu.variants, world.truth.mean(axis=0), strict=True))
+    assert means["skip-25"] == pytest.approx(0.9152, abs=1e-6)
+    assert means["skip-5"] == pytest.approx(0.97046, abs=1e-6)
+    alone = 60 / world.menu.alone_s[:, 0]
+    np.testing.assert_allclose(alone[:6], [14.29, 15.87, 17.86, 20.41, 23.81, 28.57], rtol=2e-3)
+
+
+@pytest.mark.parametrize("name", TRACES)
+def test_traces_arrive_at_their_rates(name: str) -> None:
+    rates = rates_of(name)
+    times = arrivals(rates, np.random.default_rng(0))
+    assert (np.diff(times) >= 0).all()
+    assert len(times) == pytest.approx(rates.sum(), rel=0.02)
+    assert times[-1] <= 60 * len(rates)
+
+
+def test_a_trace_of_ones_own(tmp_path: Path) -> None:
+    pd.DataFrame({"per_minute": [10, 20]}).to_csv(tmp_path / "rates.csv", index=False)
+    assert rates_of(str(tmp_path / "rates.csv")).tolist() == [10, 20]
+    pd.DataFrame({"at_s": [1.0, 2.0, 61.0]}).to_csv(tmp_path / "times.csv", index=False)
+    assert rates_of(str(tmp_path / "times.csv")).tolist() == [2, 1]
+    pd.DataFrame({"x": [1]}).to_csv(tmp_path / "else.csv", index=False)
+    with pytest.raises(BadRequest, match="at_s"):
+        rates_of(str(tmp_path / "else.csv"))
+    with pytest.raises(BadRequest, match="bursty"):
+        rates_of("sometimes")
+
+
+def test_topics_repeat_recent_ones() -> None:
+    drawing = Drawing(novel=0.1, alive=100, capacity=50)
+    drawn = topics(20_000, drawing, np.random.default_rng(0))
+    newest = np.maximum.accumulate(drawn)
+    assert len(np.unique(drawn[drawn >= 0])) == pytest.approx(2000, rel=0.1)
+    assert (newest[1000:] - drawn[1000:]).max() < 100
+
+
+def test_the_command_compares_policies(tmp_path: Path) -> None:
+    done = CliRunner().invoke(
+        app,
+        ["simulate", "--trace", "step", "--policies", "price,clipper-ha", "--minutes", "40",
+         "--out", str(tmp_path / "out"), "--json"],
+    )  # fmt: skip
+    assert done.exit_code == 0, done.output
+    result = json.loads(done.stdout.splitlines()[-1])
+    assert result["price"]["high_load"]["violation_ratio"] < 0.1
+    assert result["clipper-ha"]["high_load"]["violation_ratio"] > 0.3
+    assert result["clipper-ha"]["quality"] == 1.0
+    keys = {"throughput_qpm", "violation_ratio", "quality", "effective_quality", "p99_s"}
+    assert keys <= set(result["price"]) and keys <= set(result["price"]["high_load"])
+    table = pd.read_parquet(tmp_path / "out" / "requests.parquet")
+    assert set(table["policy"]) == {"price", "clipper-ha"}
+    assert (tmp_path / "out" / "figure.png").stat().st_size > 10_000
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--policies", "best"], "There is no policy"),
+        (["--workers", "many"], "--workers takes numbers"),
+        (["--workers", "4,4"], "give as many numbers"),
+        (["--slo", "fast"], "--slo takes 3x or 12s"),
+    ],
+)
+def test_what_cannot_be_simulated_is_said(options: list[str], message: str) -> None:
+    with pytest.raises(BadRequest, match=message):
+        CliRunner().invoke(app, ["simulate", *options], catch_exceptions=False)
