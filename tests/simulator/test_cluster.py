@@ -178,8 +178,8 @@ def test_predictions_route_and_the_truth_scores() -> None:
 
 
 def test_more_load_is_found_for_a_looser_promise() -> None:
-    made = scenario(1.0, minutes=4)
+    made = scenario(3.0, minutes=4)
     tight, loose = (
-        most_load(made, "price", Promised(0.05, quality), steps=5) for quality in (0.97, 0.85)
+        most_load(made, "price", Promised(0.05, quality), steps=5) for quality in (0.97, 0.8)
     )
     assert 0 < tight < loose

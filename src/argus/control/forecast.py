@@ -15,8 +15,8 @@ class Forecast:
     """
 
     window_s: float
-    alpha: float = 0.5
-    beta: float = 0.1
+    alpha: float = 0.15
+    beta: float = 0.05
     damping: float = 0.8
     burst: float = 4.0
     level: float | None = None

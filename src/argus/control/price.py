@@ -22,6 +22,8 @@ from argus.control.prototypes import demand_of
 
 CALM, PRESSED = 0.1, 0.5  # shares of the deadline that are waited: prices rise between them
 TIE = 1e-3
+WAIT_LOSS = 0.1  # of quality, for waiting all that is left: between models, the shorter queue
+STRATEGIES = ("exact", "cache", "model", "steps")  # refining is MoDM's
 MOVED, STALE_S = 0.05, 300.0  # a plan is kept while rates stay within a share, so long
 MOVES = 0.25  # the most workers that may load at once, as a share
 
@@ -46,9 +48,11 @@ class Price(Base):
         self._feedback = feedback
         self._costs = menu.cost_s(self.deadline_s)
         self._full_s = menu.full_s(self.deadline_s)
-        self._cost_rows, self._full_rows = self._costs.tolist(), self._full_s.tolist()
+        self._cost_rows, self._steps = self._costs.tolist(), menu.steps.tolist()
+        self._own = np.array([strategy in STRATEGIES for strategy in menu.strategies])
+        self._mine = np.flatnonzero(self._own).tolist()
+        self._best_batch = menu.best_batch.tolist()
         self._model = menu.model.tolist()
-        self._alone = menu.alone_s.tolist()
         self._prices = np.zeros((len(menu.types), len(menu.models))).tolist()
         self._highest = self._prices
         self._shares = [0.0] * len(menu.variants)
@@ -64,7 +68,8 @@ class Price(Base):
         quality = self.valued(outlook.quality)
         costs = self._expected_costs(outlook.usable)
         self._cost_rows = costs.tolist()
-        demand = demand_of(outlook.rate, quality, outlook.allowed, outlook.promise)
+        allowed = outlook.allowed & self._own
+        demand = demand_of(outlook.rate, quality, allowed, outlook.promise)
         counts = np.zeros((len(menu.types), len(menu.models)), dtype=np.int64)
         np.add.at(counts, (outlook.kinds[outlook.alive], outlook.models[outlook.alive]), 1)
         deadlines = np.array([promise.deadline_s for promise in self.promises])
@@ -76,11 +81,10 @@ class Price(Base):
             load_s=menu.load_s,
             placed=counts,
         )
-        tuning = self.tuning
-        plan = planner.plan(demand, cluster, tuning, self._last)
+        plan = planner.plan(demand, cluster, self.tuning, self._last)
         self._last = plan
         self._prices = np.nan_to_num(plan.prices).tolist()
-        self._highest = self._dearest(quality, outlook.allowed)
+        self._highest = self._dearest(quality, allowed)
         self._shares = (demand.rates @ plan.shares / demand.rates.sum()).tolist()
         self._served = [0] * len(menu.variants)
         self._wanted = self._dealt(plan.placement, outlook.models, outlook).tolist()
@@ -126,7 +130,7 @@ class Price(Base):
         """The price (d, m) at which nearly everyone prefers the cheapest variant of the model."""
         menu, result = self.menu, np.zeros((len(self.menu.types), len(self.menu.models)))
         for d in range(len(menu.types)):
-            for m in range(len(menu.models)):
+            for m in set(menu.model.tolist()):
                 of = np.flatnonzero(menu.model == m)
                 cheap = of[self._costs[of, d].argmin()]
                 slopes = [0.0]
@@ -153,22 +157,26 @@ class Price(Base):
                 known = best_wait.get(place)
                 if known is None or wait < known[0]:
                     best_wait[place] = (wait, worker)
-        floor, full, alone = self.promises[candidate.promise].floor, self._full_rows, self._alone
+        floor = self.promises[candidate.promise].floor
         quality, allowed, left_s = candidate.quality, candidate.allowed, candidate.left_s
         options: list[tuple[float, int, int]] = []
         best = -float("inf")
         for (kind, model), (wait, worker) in best_wait.items():
-            price = self._price(kind, model, wait, cluster.running[worker])
-            for v, needs in enumerate(self._model):
-                if needs != model or not allowed[v] or quality[v] < floor:
+            running = cluster.running[worker]
+            price = self._price(kind, model, wait, running)
+            size = min(running + 1, self._best_batch[kind][model])
+            risk = WAIT_LOSS * wait / left_s
+            step_s = self.menu.batch_step_s(kind, model, size)
+            for v in self._mine:
+                if self._model[v] != model or not allowed[v] or quality[v] < floor:
                     continue
-                if wait + full[v][kind] > left_s and wait + alone[v][kind] > left_s:
+                if wait + self._steps[v] * step_s > left_s:
                     continue
-                worth = quality[v] - price * self._cost_rows[v][kind]
+                worth = quality[v] - price * self._cost_rows[v][kind] - risk
                 options.append((worth, v, worker))
                 if worth > best:
                     best = worth
-        if best < -self.tuning.shed_loss:
+        if not options:
             return Decision(EXACT, None, "nobody can keep the promise")
         tied = [option for option in options if option[0] > best - TIE]
         if len(tied) > 1:
@@ -182,15 +190,21 @@ class Price(Base):
         return Decision(v, worker, "worth most at today's prices")
 
     def _price(self, kind: int, model: int, wait: float, running: int) -> float:
-        """The plan's price; nothing on an idle worker, towards the dearest as the queue grows."""
-        price = self._prices[kind][model]
+        """The plan's price; nothing on an idle worker, towards the dearest as the queue grows.
+
+        Never above it: the plan's prices of an overload would shed as many as the plan does, which
+        keeps some of the capacity back. Who can be in time is served.
+        """
+        price, highest = self._prices[kind][model], self._highest[kind][model]
+        if highest > 0:
+            price = min(price, highest)
         if not self._feedback:
             return price
         if not running:
             return 0.0
         calm, pressed = CALM * self.deadline_s, PRESSED * self.deadline_s
         pressure = min(1.0, max(0.0, (wait - calm) / (pressed - calm)))
-        return price + pressure * max(0.0, self._highest[kind][model] - price)
+        return price + pressure * max(0.0, highest - price)
 
 
 class PriceBlind(Price):

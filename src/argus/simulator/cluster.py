@@ -65,7 +65,7 @@ class Simulation:
         self._random = np.random.default_rng(seed)
         self._known_rate, self._on_progress = known_rate, on_progress
         menu = world.menu
-        told = world.truth if truthful else world.predicted
+        told = world.truth if truthful and not world.judged_apart else world.predicted
         self._told = told if policy.informed else np.broadcast_to(menu.mean_quality, told.shape)
         self._told_rows = self._told.tolist()
         self._truth = world.truth

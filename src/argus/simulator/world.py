@@ -37,6 +37,8 @@ class World:
     a discriminator's error. `sources` says of every parameter whether it is sourced, fitted or
     assumed. `slo` is the promise in multiples of the exact variant's latency. `capacity_qpm` are
     the exact pictures a minute that traces are published for; None is what the workers carry.
+    With `judged_apart` the truth is as noisy as the predictions, by judges that nobody heard, and
+    there is nothing better to know than the predictions.
     """
 
     name: str
@@ -50,6 +52,7 @@ class World:
     slo: float
     sources: dict[str, str]
     capacity_qpm: float | None = None
+    judged_apart: bool = False
 
     def with_noise(self, deviation: float, seed: int) -> World:
         """The world with predictions that are the truth with noise; infinite is useless ones."""

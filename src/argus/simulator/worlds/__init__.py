@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import yaml
 
 from argus.control.menu import EXACT, Menu, Numbers
@@ -156,4 +158,69 @@ def _world(
     return world.with_noise(spec["predictor"]["noise"], seed=1)
 
 
-_KINDS: dict[str, Callable[[dict[str, Any], dict[str, str]], World]] = {"modelled": _modelled}
+def _rated(spec: dict[str, Any], sources: dict[str, str]) -> World:
+    """Quality from people: two raters tell the policies, the third judges.
+
+    q = 1 + (r - r_exact) / (mean of r_exact - r of unrelated pictures), whose mean over prompts is
+    that of DESIGN's quality, and which does not divide by the rating of one prompt.
+    """
+    ratings, models, types = spec["ratings"], list(spec["models"]), spec["types"]
+    table = pd.read_csv(_reference(ratings["file"]))
+
+    def quality(raters: tuple[int, ...]) -> Numbers:
+        means = np.stack(
+            [table[[f"{ratings['columns'][m]}_{r}" for r in raters]].mean(axis=1) for m in models],
+            axis=1,
+        )
+        exact = means[:, :1]
+        result: Numbers = 1 + (means - exact) / (exact.mean() - ratings["unrelated"])
+        return result
+
+    heard, unheard = quality((1, 2)), quality((3,))
+    batches, gain = np.array(spec["batching"]["batches"]), np.array(spec["batching"]["gain"])
+    alone = np.array([[spec["models"][m]["step_s"][d] for m in models] for d in range(len(types))])
+    count = len(models)
+    menu = Menu(
+        variants=("exact", *models[1:]),
+        strategies=("exact", *["model"] * (count - 1)),
+        models=tuple(models),
+        types=tuple(types),
+        model=np.arange(count),
+        steps=np.array([float(spec["models"][m]["steps"]) for m in models]),
+        skip=np.zeros(count, dtype=np.int64),
+        least_similarity=np.zeros(count),
+        mean_quality=heard.mean(axis=0),
+        batches=batches,
+        step_s=alone[:, :, None] * batches / gain,
+        load_s=np.array(
+            [[spec["models"][m]["load_s"][d] for m in models] for d in range(len(types))]
+        ),
+    )
+    return World(
+        name=spec["name"],
+        menu=menu,
+        truth=unheard,
+        predicted=heard,
+        similarity=np.full(len(table), np.nan),
+        drawing=Drawing(**spec["cache"]),
+        store=Store(**spec["store"]),
+        doubt=spec["discriminator"]["noise"],
+        slo=float(spec["slo"]),
+        sources=sources,
+        judged_apart=True,
+    )
+
+
+def _reference(name: str) -> Path:
+    """A file of public data that is not part of the project."""
+    folders = [Path(os.environ.get("ARGUS_REFERENCE", ".")), Path("../shared/data")]
+    for folder in folders:
+        if (folder / name).is_file():
+            return folder / name
+    raise BadRequest(f"This world needs {name}: set ARGUS_REFERENCE to the folder it is in.")
+
+
+_KINDS: dict[str, Callable[[dict[str, Any], dict[str, str]], World]] = {
+    "modelled": _modelled,
+    "rated": _rated,
+}

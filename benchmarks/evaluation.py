@@ -1,0 +1,274 @@
+"""The evaluation on virtual clusters: what is beaten, what each part is worth, what happens when.
+
+    python benchmarks/evaluation.py beaten [--world paper-a100] [--trace bursty] [--seeds 3]
+    python benchmarks/evaluation.py parts
+    python benchmarks/evaluation.py events [--figure docs/figures/events.png]
+    python benchmarks/evaluation.py scale
+
+Each takes --json for an object as last line. `docs/results.md` holds the tables.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+from typing import Annotated
+
+import numpy as np
+import typer
+from matplotlib.figure import Figure
+from rich.console import Console
+from rich.progress import track
+from rich.table import Table
+
+from argus.control.menu import Flags
+from argus.control.policies import new_policy
+from argus.control.price import Price
+from argus.simulator.cluster import Happening, Simulation
+from argus.simulator.report import Report
+from argus.simulator.requests import ON_TIME
+from argus.simulator.runs import Promised, Scenario, kinds_of, most_load, simulate
+from argus.simulator.traces import rates_of
+from argus.simulator.world import World
+from argus.simulator.worlds import load_world, workers_of
+
+COMPARED = ("price", "price-blind", "argus", "pac", "proteus", "nirvana", "clipper-ht", "oracle")
+BLIND = ("price-blind", "pac", "proteus", "nirvana", "clipper-ht")
+# One burst with its flanks; the published trace has three alike.
+EXCERPTS = {"bursty": slice(140, 280), "twitter": slice(0, 200)}
+HIGH_LOAD = 90  # minutes of the published high load
+
+app = typer.Typer(pretty_exceptions_enable=False)
+JsonFlag = Annotated[bool, typer.Option("--json", help="A JSON object as last line.")]
+
+
+def scenario(world: World, name: str, trace: str, seed: int = 0) -> Scenario:
+    rates = rates_of(trace)[EXCERPTS.get(trace, slice(None))]
+    return Scenario(world, kinds_of(workers_of(name)), rates, world.slo, seed)
+
+
+@app.command()
+def beaten(
+    world: str = "paper-a100",
+    trace: str = "bursty",
+    seeds: int = 3,
+    violations: float = 0.01,
+    as_json: JsonFlag = False,
+) -> None:
+    """The most load, as peak pictures a minute, that each policy carries at a promise."""
+    here, result = load_world(world), {}
+    table = Table("effective quality", *COMPARED)
+    jobs = [(q, name, seed) for q in (0.95, 0.90) for name in COMPARED for seed in range(seeds)]
+    loads: dict[tuple[float, str], list[float]] = {}
+    for quality, name, seed in track(jobs, transient=True):
+        one = scenario(here, world, trace, seed)
+        carried = most_load(one, name, Promised(violations, quality)) * one.scaled.max()
+        loads.setdefault((quality, name), []).append(float(carried))
+    for quality in (0.95, 0.90):
+        cells = []
+        for name in COMPARED:
+            found = loads[quality, name]
+            cells.append(f"{np.mean(found):.0f} [{min(found):.0f}, {max(found):.0f}]")
+        table.add_row(f"≥ {quality:.2f}", *cells)
+        mean = {name: float(np.mean(loads[quality, name])) for name in COMPARED}
+        result[f"{quality:.2f}"] = mean | {
+            "price/argus": mean["price"] / max(mean["argus"], 1e-9),
+            "price/best blind": mean["price"] / max(max(mean[name] for name in BLIND), 1e-9),
+            "price/oracle": mean["price"] / max(mean["oracle"], 1e-9),
+        }
+    Console().print(table)
+    print_ratios(result)
+    if as_json:
+        print(json.dumps(result))
+
+
+def print_ratios(result: dict[str, dict[str, float]]) -> None:
+    for quality, values in result.items():
+        ratios = {name: value for name, value in values.items() if "/" in name}
+        print(quality, ", ".join(f"{name} {value:.2f}" for name, value in ratios.items()))
+
+
+@app.command()
+def parts(world: str = "paper-a100", as_json: JsonFlag = False) -> None:
+    """What each part of `price` is worth under the published high load."""
+    here = load_world(world)
+    variants = np.array(here.menu.strategies)
+    cases: dict[str, World] = {"all of it": here}
+    for strategy in ("cache", "model", "steps"):
+        if (variants == strategy).any():
+            cases[f"without {strategy}"] = without(here, variants == strategy)
+    cases["without batches"] = alone(here)
+    for noise in (0.0, 0.05, 0.1, float("inf")):
+        cases[f"noise {noise:g}"] = here.with_noise(noise, 1)
+    reports = {}
+    for name, one in track(cases.items(), transient=True):
+        reports[name] = high_load(one, world, "price")
+    reports["without prompts"] = high_load(here, world, "price-blind")
+    reports["without feedback"] = high_load(here, world, "price", feedback=False)
+    reports["argus, as published"] = high_load(here, world, "argus")
+    show(reports, as_json)
+
+
+def high_load(world: World, name: str, policy: str, feedback: bool = True) -> Report:
+    made = replace(scenario(world, name, "step"), rates=np.full(HIGH_LOAD, rates_of("step").max()))
+    chosen = new_policy(policy, world.menu, [made.promise])
+    if not feedback:
+        chosen = Price(world.menu, [made.promise], feedback=False)
+    return simulate(made, policy, policy=chosen)[0]
+
+
+def without(world: World, gone: Flags) -> World:
+    """The world without some variants."""
+    keep = ~gone
+    menu = world.menu
+    names = [v for v, stays in zip(range(len(keep)), keep, strict=True) if stays]
+    return replace(
+        world,
+        menu=replace(
+            menu,
+            variants=tuple(menu.variants[v] for v in names),
+            strategies=tuple(menu.strategies[v] for v in names),
+            model=menu.model[keep],
+            steps=menu.steps[keep],
+            skip=menu.skip[keep],
+            least_similarity=menu.least_similarity[keep],
+            mean_quality=menu.mean_quality[keep],
+        ),
+        truth=world.truth[:, keep],
+        predicted=world.predicted[:, keep],
+    )
+
+
+def alone(world: World) -> World:
+    """The world with one picture at a time."""
+    menu = world.menu
+    single = replace(menu, batches=menu.batches[:1], step_s=menu.step_s[:, :, :1], _curves={})
+    return replace(world, menu=single)
+
+
+@app.command()
+def events(
+    world: str = "paper-a100",
+    figure: Annotated[Path | None, typer.Option(help="Where to draw them.")] = None,
+    as_json: JsonFlag = False,
+) -> None:
+    """A slow latent store, workers that die, a stale predictor: three hours of middling load."""
+    here = load_world(world)
+    hour = 3600.0
+    cases: dict[str, tuple[World, list[tuple[float, Happening]]]] = {
+        "nothing happens": (here, []),
+        "store 100 times slower for an hour": (
+            here,
+            [(hour, lambda s: s.slow_store(100.0)), (2 * hour, lambda s: s.slow_store(1.0))],
+        ),
+        "2 workers die and return": (
+            here,
+            [(hour + w, dying(w)) for w in range(2)] + [(2 * hour + w, back(w)) for w in range(2)],
+        ),
+        "themes drift, the predictor is stale": (drifted(here), []),
+    }
+    reports, runs = {}, {}
+    for name, (one, happenings) in track(cases.items(), transient=True):
+        rates = np.full(180, 0.75 * rates_of("bursty").max())
+        made = replace(scenario(one, world, "step"), rates=rates, events=tuple(happenings))
+        reports[name], runs[name] = simulate(made, "price")
+    if figure is not None:
+        draw(runs, figure)
+        print(f"wrote {figure}")
+    show(reports, as_json)
+
+
+def dying(worker: int) -> Happening:
+    return lambda simulation: simulation.kill(worker)
+
+
+def back(worker: int) -> Happening:
+    return lambda simulation: simulation.revive(worker)
+
+
+def drifted(world: World) -> World:
+    """Half of the prompts are predicted as if they were others."""
+    rng = np.random.default_rng(0)
+    predicted = world.predicted.copy()
+    half = rng.permutation(len(predicted))[: len(predicted) // 2]
+    predicted[half] = predicted[rng.permutation(half)]
+    return replace(world, predicted=predicted)
+
+
+@app.command()
+def scale(world: str = "paper-a100", as_json: JsonFlag = False) -> None:
+    """8 to 1,000 workers at proportional load, and 4 fast with 8 slow ones."""
+    here = load_world(world)
+    reports = {}
+    for workers in track((8, 32, 128, 1000), transient=True):
+        made = Scenario(
+            here, (0,) * workers, np.full(max(4, 240 // workers), 350.0), here.slo, load=workers / 8
+        )
+        reports[f"{workers} workers"] = simulate(made, "price")[0]
+    mixed = two_types(here, 3.0)
+    for policy in ("price", "argus", "proteus"):
+        made = Scenario(mixed, (0,) * 4 + (1,) * 8, np.full(60, 290.0), here.slo)
+        reports[f"4 fast and 8 slow, {policy}"] = simulate(made, policy)[0]
+    show(reports, as_json)
+
+
+def two_types(world: World, slower: float) -> World:
+    """The world with a second type of device that takes `slower` times as long."""
+    menu = world.menu
+    both = replace(
+        menu,
+        types=(*menu.types, "slow"),
+        step_s=np.concatenate([menu.step_s, slower * menu.step_s]),
+        load_s=np.concatenate([menu.load_s, menu.load_s]),
+        _curves={},
+    )
+    return replace(world, menu=both)
+
+
+def show(reports: dict[str, Report], as_json: bool) -> None:
+    table = Table("case", "on time /min", "violations", "quality", "effective", "p99", "loads")
+    for name, report in reports.items():
+        whole = report.whole
+        table.add_row(
+            name,
+            f"{whole.throughput_qpm:.0f} of {whole.offered_qpm:.0f}",
+            f"{100 * whole.violation_ratio:.1f} %",
+            f"{whole.quality:.3f}",
+            f"{whole.effective_quality:.3f}",
+            f"{whole.p99_s:.1f} s",
+            str(report.loads),
+        )
+    Console().print(table)
+    if as_json:
+        print(json.dumps({name: report.to_json() for name, report in reports.items()}))
+
+
+def draw(runs: dict[str, Simulation], file: Path) -> None:
+    """Shares of strategies and violations, minute by minute, for every case."""
+    drawn = Figure(figsize=(9, 2.2 * len(runs)))
+    panels = drawn.subplots(len(runs), 1, sharex=True)
+    for panel, (name, run) in zip(panels, runs.items(), strict=True):
+        requests, menu = run.requests, run.world.menu
+        minute = (requests.arrived_s // 60).astype(int)
+        count = np.bincount(minute)
+        bottom = np.zeros(len(count))
+        for strategy in dict.fromkeys(menu.strategies):
+            of = np.isin(
+                requests.variant, [v for v, s in enumerate(menu.strategies) if s == strategy]
+            )
+            share = np.bincount(minute, weights=of, minlength=len(count)) / np.maximum(count, 1)
+            panel.fill_between(range(len(count)), bottom, bottom + share, label=strategy, lw=0)
+            bottom += share
+        late = np.bincount(minute, weights=requests.outcome != ON_TIME, minlength=len(count))
+        panel.plot(late / np.maximum(count, 1), color="black", lw=1, label="violations")
+        panel.set_title(name, fontsize=9, loc="left")
+        panel.set_ylim(0, 1)
+        panel.set_ylabel("share")
+    panels[0].legend(ncol=6, fontsize=7, loc="lower right", bbox_to_anchor=(1, 1))
+    panels[-1].set_xlabel("minute")
+    drawn.savefig(file, dpi=110, bbox_inches="tight")
+
+
+if __name__ == "__main__":
+    app()
