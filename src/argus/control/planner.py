@@ -62,7 +62,7 @@ class Tuning:
 
     shed_loss: float = 2.0
     load_loss: float = 1e-4
-    utilisation: float = 0.95
+    utilisation: float = 0.92
     horizon_s: float = 600.0
     limit_s: float = 1.0
 

@@ -164,7 +164,8 @@ class Price(Base):
         for (kind, model), (wait, worker) in best_wait.items():
             running = cluster.running[worker]
             price = self._price(kind, model, wait, running)
-            size = min(running + 1, self._best_batch[kind][model])
+            joined = running if wait > 0 else running + 1  # who waits, takes another's place
+            size = max(1, min(joined, self._best_batch[kind][model]))
             risk = WAIT_LOSS * wait / left_s
             step_s = self.menu.batch_step_s(kind, model, size)
             for v in self._mine:

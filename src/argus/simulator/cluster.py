@@ -278,7 +278,8 @@ class Simulation:
 
     def _watch(self) -> None:
         elapsed = self.now - self._window_begun
-        if elapsed > 0 and self._forecast.is_burst(self._count, elapsed):
+        unknown = self._forecast.level is None
+        if elapsed > 0 and (unknown or self._forecast.is_burst(self._count, elapsed)):
             self._forecast.jump(self._count / elapsed)
             self._plan()
         if self.now < self.requests.arrived_s[-1]:

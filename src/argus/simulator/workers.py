@@ -120,7 +120,7 @@ class Worker:
         else:
             at = math.inf
         full = len(self.making) >= self._size_limit() or not self.batching.stepwise
-        blocked = self.making and (full or self.waiting)
+        blocked = self.making and (full or self.waiting or not self._has_room(now))
         self.free_at_s = self.queued_s + (at if blocked else now)
         return at
 
@@ -134,6 +134,11 @@ class Worker:
             if now + left * step > other.deadline_s >= now + left * before:
                 return False
         return True
+
+    def _has_room(self, now: float) -> bool:
+        """Whether one more like the last to begin could begin at once."""
+        last = max(self.making)[2]
+        return self._bearable(last, self._step(len(self.making) + 1), now)
 
     def hand_back(self, all_of_them: bool) -> list[Job]:
         """Who waits here, and with `all_of_them` also who is made: they go elsewhere."""
