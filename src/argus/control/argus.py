@@ -11,7 +11,16 @@ from argus.control import planner
 from argus.control.batching import Switch
 from argus.control.menu import EXACT, Menu, Numbers
 from argus.control.oda import align
-from argus.control.policy import Base, Candidate, Cluster, Decision, Outlook, Plan, Promise
+from argus.control.policy import (
+    Base,
+    Candidate,
+    Cluster,
+    Decision,
+    Outlook,
+    Plan,
+    Promise,
+    soonest,
+)
 
 GOOD_ENOUGH = 0.95
 SLOW_STORE = 0.5
@@ -147,14 +156,14 @@ class Argus(Base):
 
     def route(self, candidate: Candidate, cluster: Cluster) -> Decision:
         if not self._coupling:
-            return Decision(EXACT, _soonest(range(len(cluster.models)), cluster), "no plan yet")
+            return Decision(EXACT, soonest(_serving(cluster), cluster), "no plan yet")
         best = self.best_level(candidate)
         at = self._random.choices(range(len(self._levels)), self._coupling[best])[0]
         v = self._levels[at]
-        serving = [w for w, level in enumerate(self._of_worker) if level == v]
-        worker = _soonest(serving, cluster)
+        serving = [w for w in _serving(cluster) if self._of_worker[w] == v]
+        worker = soonest(serving, cluster)
         if worker is None:
-            worker = _soonest(range(len(cluster.models)), cluster)
+            worker = soonest(_serving(cluster), cluster)
         if worker is None:
             return Decision(v, None, "no worker can serve now")
         v = self._of_worker[worker] if self.menu.model[v] != cluster.models[worker] else v
@@ -181,6 +190,5 @@ class Pac(Argus):
         return 0
 
 
-def _soonest(workers: Sequence[int] | range, cluster: Cluster) -> int | None:
-    able = [w for w in workers if cluster.models[w] >= 0]
-    return min(able, key=cluster.wait_s.__getitem__, default=None)
+def _serving(cluster: Cluster) -> list[int]:
+    return [worker for worker, model in enumerate(cluster.models) if model >= 0]

@@ -5,7 +5,7 @@ Axes of arrays: p prompts, v variants, w workers.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
@@ -140,11 +140,13 @@ class Base:
 
 def first_free(cluster: Cluster, model: int) -> int | None:
     """The worker that holds a model and begins soonest; None if nobody holds it."""
-    best, soonest = None, float("inf")
-    for worker, held in enumerate(cluster.models):
-        if held == model and cluster.wait_s[worker] < soonest:
-            best, soonest = worker, cluster.wait_s[worker]
-    return best
+    able = [worker for worker, held in enumerate(cluster.models) if held == model]
+    return soonest(able, cluster)
+
+
+def soonest(workers: Iterable[int], cluster: Cluster) -> int | None:
+    """Who of the workers begins soonest; of those, who makes fewest."""
+    return min(workers, key=lambda w: (cluster.wait_s[w], cluster.running[w]), default=None)
 
 
 def assigned(counts: Sequence[int], held: Sequence[int], usable: Sequence[bool]) -> list[int]:

@@ -149,20 +149,19 @@ class Price(Base):
         return quality
 
     def route(self, candidate: Candidate, cluster: Cluster) -> Decision:
-        best_wait: dict[tuple[int, int], tuple[float, int]] = {}
+        best_wait: dict[tuple[int, int], tuple[float, int, int]] = {}
         for worker, model in enumerate(cluster.models):
             if model >= 0:
                 place = (cluster.kinds[worker], model)
                 wait = cluster.wait_s[worker]
                 known = best_wait.get(place)
-                if known is None or wait < known[0]:
-                    best_wait[place] = (wait, worker)
+                if known is None or (wait, cluster.running[worker]) < known[:2]:
+                    best_wait[place] = (wait, cluster.running[worker], worker)
         floor = self.promises[candidate.promise].floor
         quality, allowed, left_s = candidate.quality, candidate.allowed, candidate.left_s
         options: list[tuple[float, int, int]] = []
         best = -float("inf")
-        for (kind, model), (wait, worker) in best_wait.items():
-            running = cluster.running[worker]
+        for (kind, model), (wait, running, worker) in best_wait.items():
             price = self._price(kind, model, wait, running)
             joined = running if wait > 0 else running + 1  # who waits, takes another's place
             size = max(1, min(joined, self._best_batch[kind][model]))

@@ -18,6 +18,7 @@ from argus.control.policy import (
     Plan,
     Promise,
     assigned,
+    soonest,
 )
 
 
@@ -35,7 +36,7 @@ class _Scaling(Base):
 
     def route(self, candidate: Candidate, cluster: Cluster) -> Decision:
         able = [w for w, model in enumerate(cluster.models) if model in self._of_model]
-        worker = min(able, key=cluster.wait_s.__getitem__, default=None)
+        worker = soonest(able, cluster)
         v = EXACT if worker is None else self._of_model[cluster.models[worker]]
         return Decision(v, worker, "the worker that begins soonest")
 
@@ -95,7 +96,7 @@ class Proteus(_Scaling):
         model = max(held, key=lambda m: share[m] * total - self._served[m])
         self._served[model] += 1
         able = [w for w, one in enumerate(cluster.models) if one == model]
-        worker = min(able, key=cluster.wait_s.__getitem__)
+        worker = soonest(able, cluster)
         return Decision(self._of_model[model], worker, "the plan's share")
 
 

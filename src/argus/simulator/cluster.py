@@ -183,6 +183,7 @@ class Simulation:
             job.usable = delay < 0.5 * max(left, 0.0)
             self.usable += USABLE_MEMORY * (job.usable - self.usable)
             if job.usable:
+                self.workers[number].reserve(job, self.now)
                 self._at(self.now + delay, self._enqueue, job, number)
                 return
             job.units = self._full_units[variant]
@@ -191,6 +192,9 @@ class Simulation:
     def _enqueue(self, job: Job, number: int) -> None:
         worker = self.workers[number]
         if worker.serves != self._model[job.variant]:  # it died or loads: someone else then
+            if job.reserved:
+                worker.queued_s = max(0.0, worker.queued_s - worker.cost_s(job))
+                job.reserved = False
             self.ledger.rerouted += 1
             self._again(job)
             return

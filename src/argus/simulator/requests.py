@@ -43,7 +43,7 @@ class Requests:
 @dataclass
 class Job:
     """A request on its way to a picture. `units` are the steps it takes, `first` the variant of a
-    picture that was made before and did not do."""
+    picture that was made before and did not do, `reserved` whether a worker counts on it."""
 
     number: int
     deadline_s: float
@@ -51,3 +51,4 @@ class Job:
     units: float = 0.0
     usable: bool = True
     first: int | None = None
+    reserved: bool = False

@@ -58,9 +58,17 @@ class Worker:
         size = self._size_limit()
         return job.units * self._step(size) / size
 
+    def reserve(self, job: Job, now: float) -> None:
+        """Count on a request whose latents are still on their way."""
+        job.reserved = True
+        self.queued_s += self.cost_s(job)
+        self.free_at_s = max(self.free_at_s, now) + self.cost_s(job)
+
     def enqueue(self, job: Job, now: float) -> None:
         heapq.heappush(self.waiting, (job.deadline_s, next(self._order), job))
-        self.queued_s += self.cost_s(job)
+        if not job.reserved:
+            self.queued_s += self.cost_s(job)
+        job.reserved = False
         self.arrivals *= math.exp((self.arrivals_at_s - now) / RATE_MEMORY_S)
         self.arrivals, self.arrivals_at_s = self.arrivals + 1 / RATE_MEMORY_S, now
 
@@ -143,7 +151,8 @@ class Worker:
     def hand_back(self, all_of_them: bool) -> list[Job]:
         """Who waits here, and with `all_of_them` also who is made: they go elsewhere."""
         jobs = [job for _, _, job in self.waiting]
-        self.waiting, self.queued_s = [], 0.0
+        self.queued_s = max(0.0, self.queued_s - sum(self.cost_s(job) for job in jobs))
+        self.waiting = []
         if all_of_them:
             jobs += [job for _, _, job in self.making]
             self.making, self.ends_s = [], math.inf
@@ -151,7 +160,7 @@ class Worker:
 
     def _next(self) -> Job:
         job = heapq.heappop(self.waiting)[2]
-        self.queued_s = max(0.0, self.queued_s - self.cost_s(job)) if self.waiting else 0.0
+        self.queued_s = max(0.0, self.queued_s - self.cost_s(job))
         return job
 
     def _step(self, size: int) -> float:
