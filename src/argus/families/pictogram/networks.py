@@ -53,8 +53,7 @@ def new_vae() -> AutoencoderKL:
 def new_unet(model: str = "base") -> UNet2DConditionModel:
     """The prompt is read at 8×8 and 4×4: every latent is told what to be part of.
 
-    `tiny` reads it at 4×4 alone. A summary of it is added to the timestep, so that every layer
-    knows what it looks for in the noise, and how often.
+    `tiny` reads it at 4×4 alone.
     """
     first = "" if model == "tiny" else "CrossAttn"
     return UNet2DConditionModel(
@@ -68,8 +67,6 @@ def new_unet(model: str = "base") -> UNet2DConditionModel:
         attention_head_dim=4,
         cross_attention_dim=TEXT_WIDTH,
         norm_num_groups=16,
-        addition_embed_type="text",
-        addition_embed_type_num_heads=4,
     )
 
 

@@ -89,7 +89,7 @@ def main(
     latents = latents_of(world, components, work / "latents.safetensors")
     lessons = Lessons(world, latents.to(where), closeups)
     rate = FINE_RATE if model == Model.turbo else RATE
-    loss = _loss(model, pipeline, guidance, go_on)
+    loss = _loss(model, pipeline, guidance)
     train_painter(work, steps, seed, lessons, loss, pipeline, rate, sheet_every, bfloat16)
     save_pipeline(work / "weights", pipeline)
     size = sum(path.stat().st_size for path in (work / "weights").rglob("*") if path.is_file())
@@ -131,18 +131,18 @@ def _taught(model: Model, go_on: bool) -> StableDiffusionPipeline:
     return pipeline
 
 
-def _loss(model: Model, pipeline: StableDiffusionPipeline, guidance: float, go_on: bool) -> Loss:
+def _loss(model: Model, pipeline: StableDiffusionPipeline, guidance: float) -> Loss:
     device = pipeline.device
     alphas = new_scheduler().alphas_cumprod.to(device)
-    with torch.no_grad():
-        ids = token_ids(pipeline.tokenizer, [""]).to(device)
-        nothing = pipeline.text_encoder(ids).last_hidden_state
-    if model == Model.base:  # one that cannot paint yet has nothing to take back
-        return Denoising(alphas, nothing=nothing if go_on else None)
+    if model == Model.base:
+        return Denoising(alphas)
     teacher = UNet2DConditionModel.from_pretrained(BASE / "unet").to(device)
     teacher.to(memory_format=torch.channels_last).requires_grad_(False).eval()
     if model != Model.turbo:
         return Denoising(alphas, teacher)
+    with torch.no_grad():
+        ids = token_ids(pipeline.tokenizer, [""]).to(device)
+        nothing = pipeline.text_encoder(ids).last_hidden_state
     return Consistency(alphas, teacher, nothing, guidance)
 
 
