@@ -45,6 +45,9 @@ bench: $(READY) ## every benchmark of benchmarks/ (many minutes)
 	@$(BIN)/python benchmarks/cache.py
 	@echo "Asking a server for whole and resumed pictures ..."
 	@$(BIN)/python benchmarks/api.py
+	@echo "Planning, routing, forecasting and simulating ..."
+	@for one in planner router forecast feedback simulator; do $(BIN)/python benchmarks/$$one.py; done
+	@for one in parts events scale; do $(BIN)/python benchmarks/evaluation.py $$one; done
 
 clean: ## remove the virtual environment and caches
 	@echo "Removing $(VENV) and caches ..."

@@ -9,7 +9,8 @@ methods see, so that even a method that knew the rate before could not be exact)
 from __future__ import annotations
 
 import json
-from typing import Annotated
+from collections.abc import Callable
+from typing import Annotated, Protocol
 
 import numpy as np
 import typer
@@ -47,7 +48,13 @@ class Mean(Last):
         self.rate = sum(self.seen) / len(self.seen)
 
 
-METHODS = {
+class Method(Protocol):
+    def add(self, count: int) -> None: ...
+
+    def next(self) -> float: ...
+
+
+METHODS: dict[str, Callable[[], Method]] = {
     "last window": Last,
     "mean of ten": Mean,
     "Holt": lambda: Forecast(WINDOW_S, burst=float("inf")),
@@ -66,7 +73,8 @@ def main(
         for seed in range(seeds):
             counts = np.random.default_rng(seed).poisson(rates * WINDOW_S)
             for name, method in METHODS.items():
-                forecast, off = method(), []
+                forecast = method()
+                off = []
                 for count, ahead in zip(counts[:-1], rates[1:], strict=True):
                     forecast.add(int(count))
                     off.append(abs(forecast.next() - ahead))
