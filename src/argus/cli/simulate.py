@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -105,7 +104,7 @@ def simulate(
         for file in save(output, reports, runs, scenario):
             out.print(f"wrote {file}", highlight=False)
     if as_json:
-        print(json.dumps({name: _plain(asdict(r)) for name, r in reports.items()}))
+        print(json.dumps({name: r.to_json() for name, r in reports.items()}))
 
 
 def _names(policies: str) -> list[str]:
@@ -136,11 +135,6 @@ def _multiple(slo: str, exact_s: float) -> float:
     except ValueError:
         pass
     raise BadRequest(f"--slo takes 3x or 12s, not {slo!r}.")
-
-
-def _plain(report: dict[str, Any]) -> dict[str, Any]:
-    """A report with the figures of the whole trace at its top."""
-    return {**report.pop("whole"), **report}
 
 
 def _table(reports: dict[str, Any]) -> Table:

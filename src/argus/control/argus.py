@@ -69,12 +69,7 @@ class Argus(Base):
         if len(set(menu.model[levels].tolist())) == 1:
             load_s = np.zeros_like(load_s)
         plan = planner.plan(
-            planner.Demand(
-                np.array([max(outlook.rate, 1e-6)]),
-                value[None],
-                np.ones((1, len(levels)), dtype=bool),
-                np.zeros(1, dtype=np.int64),
-            ),
+            planner.Demand.alike(outlook.rate, value),
             planner.Cluster(
                 workers=workers,
                 holds=np.eye(len(levels), dtype=bool),

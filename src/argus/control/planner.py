@@ -36,6 +36,13 @@ class Demand:
     allowed: Flags
     promise: Whole
 
+    @classmethod
+    def alike(cls, rate: float, quality: Numbers) -> Demand:
+        """Everyone alike, for policies that are blind to prompts; `quality` is (v,)."""
+        allowed = np.ones((1, len(quality)), dtype=bool)
+        rates = np.array([max(rate, 1e-6)])
+        return cls(rates, quality[None], allowed, np.zeros(1, dtype=np.int64))
+
 
 @dataclass(frozen=True)
 class Cluster:

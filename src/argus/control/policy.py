@@ -62,7 +62,6 @@ class Candidate:
     left_s: float
     similarity: float | None = None
     promise: int = 0
-    number: int = 0
 
 
 @dataclass
@@ -165,3 +164,19 @@ def assigned(counts: Sequence[int], held: Sequence[int], usable: Sequence[bool])
     for worker, model in zip(moving, wanted, strict=False):
         result[worker] = model
     return result
+
+
+def placed(outlook: Outlook, menu: Menu) -> Whole:
+    """How many workers of each type hold or load each model (d, m)."""
+    counts = np.zeros((len(menu.types), len(menu.models)), dtype=np.int64)
+    np.add.at(counts, (outlook.kinds[outlook.alive], outlook.models[outlook.alive]), 1)
+    return counts
+
+
+def dealt(placement: Whole, outlook: Outlook) -> Whole:
+    """A placement (d, m) as models by worker (w,), type by type, with as few loads as can be."""
+    models = outlook.models
+    for kind, counts in enumerate(placement.tolist()):
+        usable = (outlook.alive & (outlook.kinds == kind)).tolist()
+        models = np.array(assigned(counts, models.tolist(), usable))
+    return models

@@ -16,7 +16,8 @@ from argus.control.policy import (
     Outlook,
     Plan,
     Promise,
-    assigned,
+    dealt,
+    placed,
 )
 from argus.control.prototypes import demand_of
 
@@ -70,8 +71,7 @@ class Price(Base):
         self._cost_rows = costs.tolist()
         allowed = outlook.allowed & self._own
         demand = demand_of(outlook.rate, quality, allowed, outlook.promise)
-        counts = np.zeros((len(menu.types), len(menu.models)), dtype=np.int64)
-        np.add.at(counts, (outlook.kinds[outlook.alive], outlook.models[outlook.alive]), 1)
+        counts = placed(outlook, menu)
         deadlines = np.array([promise.deadline_s for promise in self.promises])
         cluster = planner.Cluster(
             workers=counts.sum(axis=1),
@@ -87,8 +87,9 @@ class Price(Base):
         self._highest = self._dearest(quality, allowed)
         self._shares = (demand.rates @ plan.shares / demand.rates.sum()).tolist()
         self._served = [0] * len(menu.variants)
-        self._wanted = self._dealt(plan.placement, outlook.models, outlook).tolist()
-        models = self._staged(np.array(self._wanted), outlook)
+        wanted = dealt(plan.placement, outlook)
+        self._wanted = wanted.tolist()
+        models = self._staged(wanted, outlook)
         return Plan(models, {"price": float(np.nanmax(plan.prices, initial=0.0))})
 
     def _outdated(self, outlook: Outlook) -> bool:
@@ -109,15 +110,6 @@ class Price(Base):
         skips = menu.skip > 0
         costs[skips] = usable * costs[skips] + (1 - usable) * costs[EXACT]
         return costs
-
-    def _dealt(
-        self, placement: planner.Whole, models: planner.Whole, outlook: Outlook
-    ) -> planner.Whole:
-        """The placement by worker."""
-        for kind in range(len(self.menu.types)):
-            usable = (outlook.alive & (outlook.kinds == kind)).tolist()
-            models = np.array(assigned(placement[kind].tolist(), models.tolist(), usable))
-        return models
 
     def _staged(self, models: planner.Whole, outlook: Outlook) -> planner.Whole:
         """A few moves at a time, so that service goes on."""
@@ -212,11 +204,15 @@ class PriceBlind(Price):
 
     informed = False
 
+    def __init__(self, menu: Menu, promises: Sequence[Promise]) -> None:
+        super().__init__(menu, promises)
+        self._mean = menu.mean_quality.tolist()
+
     def valued(self, quality: planner.Numbers) -> planner.Numbers:
         return np.broadcast_to(self.menu.mean_quality, quality.shape).copy()
 
     def route(self, candidate: Candidate, cluster: Cluster) -> Decision:
-        candidate.quality = self.menu.mean_quality.tolist()
+        candidate.quality = self._mean
         return super().route(candidate, cluster)
 
 

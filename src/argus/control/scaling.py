@@ -8,7 +8,7 @@ import numpy as np
 
 from argus.control import planner
 from argus.control.batching import Adaptive
-from argus.control.menu import EXACT, Menu, Whole
+from argus.control.menu import EXACT, Menu
 from argus.control.policy import (
     Base,
     Candidate,
@@ -17,7 +17,8 @@ from argus.control.policy import (
     Outlook,
     Plan,
     Promise,
-    assigned,
+    dealt,
+    placed,
     soonest,
 )
 
@@ -57,16 +58,9 @@ class Proteus(_Scaling):
 
     def plan(self, outlook: Outlook) -> Plan:
         menu, ladder = self.menu, self._ladder
-        alive = outlook.alive
-        counts = np.zeros((len(menu.types), len(menu.models)), dtype=np.int64)
-        np.add.at(counts, (outlook.kinds[alive], outlook.models[alive]), 1)
+        counts = placed(outlook, menu)
         self._last = plan = planner.plan(
-            planner.Demand(
-                np.array([max(outlook.rate, 1e-6)]),
-                menu.mean_quality[ladder][None],
-                np.ones((1, len(ladder)), dtype=bool),
-                np.zeros(1, dtype=np.int64),
-            ),
+            planner.Demand.alike(outlook.rate, menu.mean_quality[ladder]),
             planner.Cluster(
                 workers=counts.sum(axis=1),
                 holds=np.arange(len(menu.models))[:, None] == menu.model[ladder][None],
@@ -80,11 +74,7 @@ class Proteus(_Scaling):
         )
         self._shares = plan.flow.sum(axis=(0, 1, 2))
         self._served = np.zeros(len(menu.models))
-        models: Whole = outlook.models
-        for kind in range(len(menu.types)):
-            usable = (alive & (outlook.kinds == kind)).tolist()
-            models = np.array(assigned(plan.placement[kind].tolist(), models.tolist(), usable))
-        return Plan(models)
+        return Plan(dealt(plan.placement, outlook))
 
     def route(self, candidate: Candidate, cluster: Cluster) -> Decision:
         del candidate

@@ -16,7 +16,7 @@ from argus.control.forecast import Forecast
 from argus.control.menu import EXACT
 from argus.control.policy import Candidate, Cluster, Outlook, Policy, Promise
 from argus.simulator.cache import VirtualCache
-from argus.simulator.requests import DROPPED, FAILED, LATE, ON_TIME, SHED, Job, Requests
+from argus.simulator.requests import DROPPED, LATE, ON_TIME, SHED, Job, Requests
 from argus.simulator.workers import Worker
 from argus.simulator.world import World
 
@@ -76,10 +76,6 @@ class Simulation:
         self._free = [not skip for skip in self._skips]
         self._all = [True] * len(menu.variants)
         self._model, self._units = menu.model.tolist(), menu.steps.tolist()
-        self._full_units = [
-            menu.steps[EXACT] if self._skips[v] else menu.steps[v]
-            for v in range(len(menu.variants))
-        ]
         sizes = menu.best_batch.tolist()
         self.workers = [
             Worker(
@@ -113,7 +109,7 @@ class Simulation:
             [0] * len(self.workers),
         )
         for at, happening in events:
-            self._at(at, self._happen, happening)
+            self._at(at, happening, self)
 
     def run(self) -> Requests:
         """Serve every request; returns them with their outcomes."""
@@ -147,13 +143,16 @@ class Simulation:
     # --- requests
 
     def _arrive(self, number: int) -> None:
-        prompt, topic = int(self.requests.prompt[number]), int(self.requests.topic[number])
-        similarity = self._similarity[prompt]
-        near = similarity == similarity and self.cache.has(topic)
+        near = self._is_near(number)
         self.ledger.lookups += 1
         self.ledger.hits += near
-        self._recent.append((prompt, near))
+        self._recent.append((int(self.requests.prompt[number]), near))
         self._route(Job(number, self.now + self.promise.deadline_s), near)
+
+    def _is_near(self, number: int) -> bool:
+        """Whether the request's prompt has a neighbour in the cache now."""
+        similarity = self._similarity[int(self.requests.prompt[number])]
+        return similarity == similarity and self.cache.has(int(self.requests.topic[number]))
 
     def _candidate(self, job: Job, near: bool) -> Candidate:
         prompt = int(self.requests.prompt[job.number])
@@ -162,7 +161,6 @@ class Simulation:
             allowed=self._all if near else self._free,
             left_s=job.deadline_s - self.now,
             similarity=self._similarity[prompt] if near else None,
-            number=job.number,
         )
 
     def _route(self, job: Job, near: bool) -> None:
@@ -177,8 +175,8 @@ class Simulation:
         job.variant, job.units, job.usable = variant, self._units[variant], True
         if self._skips[variant]:
             store = self.world.store
-            spread = math.log(store.tail) / 2.326 if store.tail > 1 else 0.0
-            delay = store.median_s * self.store_slowness * math.exp(spread * self._random.normal())
+            spread = math.exp(store.spread * self._random.normal())
+            delay = store.median_s * self.store_slowness * spread
             left = job.deadline_s - self.now - self.world.menu.alone_s[variant].min()
             job.usable = delay < 0.5 * max(left, 0.0)
             self.usable += USABLE_MEMORY * (job.usable - self.usable)
@@ -186,15 +184,13 @@ class Simulation:
                 self.workers[number].reserve(job, self.now)
                 self._at(self.now + delay, self._enqueue, job, number)
                 return
-            job.units = self._full_units[variant]
+            job.units = self._units[EXACT]
         self._enqueue(job, number)
 
     def _enqueue(self, job: Job, number: int) -> None:
         worker = self.workers[number]
         if worker.serves != self._model[job.variant]:  # it died or loads: someone else then
-            if job.reserved:
-                worker.queued_s = max(0.0, worker.queued_s - worker.cost_s(job))
-                job.reserved = False
+            worker.release(job)
             self.ledger.rerouted += 1
             self._again(job)
             return
@@ -203,12 +199,10 @@ class Simulation:
         self._go_on(worker)
 
     def _again(self, job: Job) -> None:
-        topic = int(self.requests.topic[job.number])
-        similarity = self._similarity[int(self.requests.prompt[job.number])]
         if self.now >= job.deadline_s:
             self._end(job, DROPPED)
         elif any(worker.serves >= 0 for worker in self.workers):
-            self._route(job, similarity == similarity and self.cache.has(topic))
+            self._route(job, self._is_near(job.number))
         else:
             self._at(self.now + 1.0, self._again, job)
 
@@ -254,8 +248,7 @@ class Simulation:
 
     def _end(self, job: Job, outcome: int, variant: int = -1, quality: float = 0.0) -> None:
         requests, number = self.requests, job.number
-        if outcome in (DROPPED, FAILED) and job.first is not None:
-            # a first picture was made and shown to be doubted; it is late by now
+        if outcome == DROPPED and job.first is not None:  # a first picture was made, and doubted
             outcome = LATE
         requests.outcome[number] = outcome
         requests.ended_s[number] = self.now
@@ -345,9 +338,6 @@ class Simulation:
         self._go_on(worker)
 
     # --- what can happen
-
-    def _happen(self, happening: Happening) -> None:
-        happening(self)
 
     def kill(self, number: int) -> None:
         """A worker dies; its requests are routed again."""

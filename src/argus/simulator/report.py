@@ -43,9 +43,9 @@ class Report:
     worker_hours_per_1000: float
 
     def to_json(self) -> dict[str, object]:
-        whole = asdict(self.whole)
-        rest = {name: value for name, value in asdict(self).items() if name not in ("whole",)}
-        return {**whole, **rest}
+        """As plain data, the figures of the whole trace at its top."""
+        content = asdict(self)
+        return {**content.pop("whole"), **content}
 
 
 def report(name: str, simulation: Simulation, rates: Numbers) -> Report:

@@ -64,6 +64,12 @@ class Worker:
         self.queued_s += self.cost_s(job)
         self.free_at_s = max(self.free_at_s, now) + self.cost_s(job)
 
+    def release(self, job: Job) -> None:
+        """Count no longer on a request that goes elsewhere."""
+        if job.reserved:
+            self._count_off(job)
+        job.reserved = False
+
     def enqueue(self, job: Job, now: float) -> None:
         heapq.heappush(self.waiting, (job.deadline_s, next(self._order), job))
         if not job.reserved:
@@ -160,8 +166,11 @@ class Worker:
 
     def _next(self) -> Job:
         job = heapq.heappop(self.waiting)[2]
-        self.queued_s = max(0.0, self.queued_s - self.cost_s(job))
+        self._count_off(job)
         return job
+
+    def _count_off(self, job: Job) -> None:
+        self.queued_s = max(0.0, self.queued_s - self.cost_s(job))
 
     def _step(self, size: int) -> float:
         return self.slowness * self.step_s(self.kind, self.model, size)

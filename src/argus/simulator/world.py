@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, replace
+from functools import cached_property
 
 import numpy as np
 
@@ -26,6 +28,11 @@ class Store:
 
     median_s: float
     tail: float
+
+    @cached_property
+    def spread(self) -> float:
+        """The deviation of the logarithm of a retrieval's seconds."""
+        return math.log(self.tail) / 2.326 if self.tail > 1 else 0.0
 
 
 @dataclass(frozen=True)

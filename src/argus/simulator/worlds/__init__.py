@@ -28,9 +28,7 @@ def load_world(name: str) -> World:
 
     Raises BadRequest for what is not there, and for a parameter without its mark.
     """
-    file = FOLDER / f"{name}.yaml" if name in world_names() else Path(name)
-    if not file.is_file():
-        raise BadRequest(f"There is no world {name!r}: use {', '.join(world_names())}, or a file.")
+    file = _file(name)
     content = yaml.safe_load(file.read_text())
     sources: dict[str, str] = {}
     plain = _plain(content, "", sources)
@@ -42,8 +40,14 @@ def load_world(name: str) -> World:
 
 def workers_of(name: str) -> list[int]:
     """How many workers of each type a world has unless told otherwise."""
+    return [int(count) for count in yaml.safe_load(_file(name).read_text())["workers"]]
+
+
+def _file(name: str) -> Path:
     file = FOLDER / f"{name}.yaml" if name in world_names() else Path(name)
-    return [int(count) for count in yaml.safe_load(file.read_text())["workers"]]
+    if not file.is_file():
+        raise BadRequest(f"There is no world {name!r}: use {', '.join(world_names())}, or a file.")
+    return file
 
 
 def _plain(content: Any, path: str, sources: dict[str, str]) -> Any:
@@ -70,7 +74,7 @@ def _modelled(spec: dict[str, Any], sources: dict[str, str]) -> World:
     A prompt's loss at a variant is the variant's mean loss times a lognormal number of its own, one
     for all skips and one for each model, scaled so that the means are those given.
     """
-    models, types = list(spec["models"]), spec["types"]
+    models = list(spec["models"])
     steps = spec["steps"]
     skips, smaller, refine = spec["skips"], spec["smaller"], spec.get("refine")
     variants = [("exact", "exact", models[0], 0, 0.0, 1.0)]
@@ -88,24 +92,15 @@ def _modelled(spec: dict[str, Any], sources: dict[str, str]) -> World:
         k, least = refine["k"], refine["least_similarity"]
         variants.append(("refine", "refine", refine["model"], k, least, refine["quality"]))
     names, strategies, of, skip, least, mean = zip(*variants, strict=True)
-    gain = np.array(spec["batching"]["gain"])
-    batches = np.array(spec["batching"]["batches"])
-    alone = np.array([[spec["models"][m]["step_s"][d] for m in models] for d in range(len(types))])
     menu = Menu(
         variants=names,
         strategies=strategies,
-        models=tuple(models),
-        types=tuple(types),
         model=np.array([models.index(m) for m in of]),
         steps=np.array([float(steps - k) for k in skip]),
         skip=np.array(skip),
         least_similarity=np.array(least),
         mean_quality=np.array(mean),
-        batches=batches,
-        step_s=alone[:, :, None] * batches / gain,
-        load_s=np.array(
-            [[spec["models"][m]["load_s"][d] for m in models] for d in range(len(types))]
-        ),
+        **_devices(spec),
     )
     prompts = spec["prompts"]
     rng = np.random.default_rng(0)
@@ -116,6 +111,23 @@ def _modelled(spec: dict[str, Any], sources: dict[str, str]) -> World:
     losses = _losses(menu, similarity, prompts, rng)
     truth = 1.0 - losses * (1.0 - menu.mean_quality)[None, :]
     return _world(spec, menu, truth, similarity, sources)
+
+
+def _devices(spec: dict[str, Any]) -> dict[str, Any]:
+    """The parts of a menu that say how fast each type of device is with each model."""
+    models, batching = spec["models"], spec["batching"]
+    batches, gain = np.array(batching["batches"]), np.array(batching["gain"])
+
+    def by_type(name: str) -> Numbers:
+        return np.array([model[name] for model in models.values()]).T
+
+    return {
+        "models": tuple(models),
+        "types": tuple(spec["types"]),
+        "batches": batches,
+        "step_s": by_type("step_s")[:, :, None] * batches / gain,
+        "load_s": by_type("load_s"),
+    }
 
 
 def _losses(
@@ -164,7 +176,7 @@ def _rated(spec: dict[str, Any], sources: dict[str, str]) -> World:
     q = 1 + (r - r_exact) / (mean of r_exact - r of unrelated pictures), whose mean over prompts is
     that of DESIGN's quality, and which does not divide by the rating of one prompt.
     """
-    ratings, models, types = spec["ratings"], list(spec["models"]), spec["types"]
+    ratings, models = spec["ratings"], list(spec["models"])
     table = pd.read_csv(_reference(ratings["file"]))
 
     def quality(raters: tuple[int, ...]) -> Numbers:
@@ -177,24 +189,16 @@ def _rated(spec: dict[str, Any], sources: dict[str, str]) -> World:
         return result
 
     heard, unheard = quality((1, 2)), quality((3,))
-    batches, gain = np.array(spec["batching"]["batches"]), np.array(spec["batching"]["gain"])
-    alone = np.array([[spec["models"][m]["step_s"][d] for m in models] for d in range(len(types))])
     count = len(models)
     menu = Menu(
         variants=("exact", *models[1:]),
         strategies=("exact", *["model"] * (count - 1)),
-        models=tuple(models),
-        types=tuple(types),
         model=np.arange(count),
         steps=np.array([float(spec["models"][m]["steps"]) for m in models]),
         skip=np.zeros(count, dtype=np.int64),
         least_similarity=np.zeros(count),
         mean_quality=heard.mean(axis=0),
-        batches=batches,
-        step_s=alone[:, :, None] * batches / gain,
-        load_s=np.array(
-            [[spec["models"][m]["load_s"][d] for m in models] for d in range(len(types))]
-        ),
+        **_devices(spec),
     )
     return World(
         name=spec["name"],
