@@ -1,6 +1,6 @@
 """How close does step batching come to what the model itself can do, and what do others lose?
 
-    python benchmarks/engine.py [--requests 96] [--size 64 --size 128] [--json]
+    python benchmarks/engine.py [--requests 384] [--size 64 --size 128] [--json]
 
 One mixed workload (half the requests at the exact step count, resumed after 0 to 50 % of it in the
 shares that the published thresholds give on real prompts; a quarter at half, a quarter at a quarter
@@ -52,7 +52,7 @@ class Ask:
 
 
 def main(
-    requests: Annotated[int, typer.Option(help="Requests of the workload.")] = 96,
+    requests: Annotated[int, typer.Option(help="Requests of the workload.")] = 384,
     size: Annotated[list[int] | None, typer.Option(help="Picture sides. Default: own.")] = None,
     latency_s: Annotated[float, typer.Option(help="Seconds of Poisson arrivals.")] = 40.0,
     as_json: Annotated[bool, typer.Option("--json", help="A JSON object as last line.")] = False,

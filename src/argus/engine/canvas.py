@@ -17,12 +17,13 @@ class Canvas:
     """Sizes are width and height in pixels."""
 
     def __init__(self, pipeline: AnyPipeline) -> None:
-        self._unet, self._scale = pipeline.unet, int(pipeline.vae_scale_factor)
+        self._config, self._scale = pipeline.unet.config, int(pipeline.vae_scale_factor)
+        self._device, self._dtype = pipeline.unet.device, pipeline.unet.dtype
 
     @property
     def default_size(self) -> tuple[int, int]:
         """What the model was made for."""
-        side = self._unet.config.sample_size
+        side = self._config.sample_size
         high, wide = (side, side) if isinstance(side, int) else side
         return wide * self._scale, high * self._scale
 
@@ -33,14 +34,13 @@ class Canvas:
     def shape(self, size: tuple[int, int]) -> tuple[int, int, int, int]:
         """Of the latents of one picture."""
         width, height = size
-        channels: int = self._unet.config.in_channels
+        channels: int = self._config.in_channels
         return 1, channels, height // self._scale, width // self._scale
 
     def noise(self, size: tuple[int, int], generator: torch.Generator) -> Tensor:
         """What the generator gives, as the stock pipeline draws it."""
-        unet = self._unet
         noise: Tensor = randn_tensor(
-            self.shape(size), generator=generator, device=unet.device, dtype=unet.dtype
+            self.shape(size), generator=generator, device=self._device, dtype=self._dtype
         )
         return noise
 

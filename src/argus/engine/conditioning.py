@@ -60,6 +60,7 @@ class TextEncoder:
 
     def __init__(self, pipeline: AnyPipeline, remembered: int = REMEMBERED) -> None:
         self._pipeline, self._limit = pipeline, remembered
+        self._device, self._dtype = pipeline.unet.device, pipeline.unet.dtype
         self._known: OrderedDict[str, Text] = OrderedDict()
 
     def prepare(self, jobs: Sequence[Job], width: int, height: int) -> list[Conditioning]:
@@ -111,11 +112,11 @@ class TextEncoder:
         pipeline = self._pipeline
         if isinstance(pipeline, StableDiffusionXLPipeline):
             states, _, pooled, _ = pipeline.encode_prompt(
-                list(texts), device=pipeline.unet.device, do_classifier_free_guidance=False
+                list(texts), device=self._device, do_classifier_free_guidance=False
             )
             return [Text(states[i : i + 1], pooled[i : i + 1]) for i in range(len(texts))]
         states, _ = pipeline.encode_prompt(
-            list(texts), pipeline.unet.device, 1, do_classifier_free_guidance=False
+            list(texts), self._device, 1, do_classifier_free_guidance=False
         )
         return [Text(states[i : i + 1], None) for i in range(len(texts))]
 
@@ -123,8 +124,8 @@ class TextEncoder:
         pipeline = self._pipeline
         if not isinstance(pipeline, StableDiffusionXLPipeline):
             return None
-        sizes = torch.tensor([[height, width, 0, 0, height, width]], dtype=pipeline.unet.dtype)
-        return sizes.to(pipeline.unet.device)
+        sizes = torch.tensor([[height, width, 0, 0, height, width]], dtype=self._dtype)
+        return sizes.to(self._device)
 
     def _guidance_embedding(self, job: Job) -> Tensor | None:
         pipeline = self._pipeline
@@ -133,7 +134,7 @@ class TextEncoder:
             return None
         scale = torch.tensor([job.guidance - 1])
         embedding: Tensor = pipeline.get_guidance_scale_embedding(scale, embedding_dim=width)
-        return embedding.to(pipeline.unet.device, pipeline.unet.dtype)
+        return embedding.to(self._device, self._dtype)
 
 
 def rows_of(jobs: Sequence[Job], parts: Sequence[Conditioning]) -> Rows:

@@ -107,7 +107,7 @@ class Engine:
         self._texts, self._denoiser = TextEncoder(pipeline), Denoiser(self._forward)
         self.decoder = Decoder(pipeline)
         self._canvas = Canvas(pipeline)
-        self._pace = Pace(pipeline.unet.device)
+        self._pace = Pace(self._forward.device)
         self._tickets = itertools.count(1)
         self._waiting = Queue()
         self._in_flight: list[_InFlight] = []
@@ -266,7 +266,7 @@ class Engine:
             if lasting:
                 self.max_batch = min(self.max_batch, half)
 
-        failed = in_halves(group, work, self.pipeline.unet.device, shortage)
+        failed = in_halves(group, work, self._forward.device, shortage)
         for one, _ in failed:
             self.cancel(one.ticket)
         return [(one.ticket, error) for one, error in failed]
@@ -282,8 +282,7 @@ class Engine:
             if one.start is None:
                 latents = self._canvas.noise(size, generator) * schedule.start
             else:
-                unet = self.pipeline.unet
-                latents = to_device(one.start, unet.device, unet.dtype)
+                latents = to_device(one.start, self._forward.device, self._forward.dtype)
             slot = Slot(
                 job, schedule, conditioning, generator, latents, one.keep, one.on_step,
                 one.previews, one.on_preview, job.skip,
@@ -302,7 +301,7 @@ class Engine:
         if not estimates:
             return
         try:
-            with memory_errors(self.pipeline.unet.device):
+            with memory_errors(self._forward.device):
                 images = self.decoder.decode([x0 for _, x0 in estimates])
         except Exception as error:
             if "CUDA error" in str(error):
@@ -362,8 +361,8 @@ class Engine:
 
     def now(self) -> float:
         """Seconds on a clock, once the device is done with what it was given."""
-        if self.pipeline.unet.device.type == "cuda":
-            torch.cuda.synchronize(self.pipeline.unet.device)
+        if self._forward.device.type == "cuda":
+            torch.cuda.synchronize(self._forward.device)
         return time.perf_counter()
 
 

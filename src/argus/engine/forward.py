@@ -23,7 +23,10 @@ class Forward:
     def __init__(
         self, unet: Any, compiled: bool = False, backend: str | Callable[..., Any] = "inductor"
     ) -> None:
-        self._unet, self.compiled = unet, compiled
+        self.compiled = compiled
+        # kept, because diffusers looks through all modules whenever it is asked
+        self.device: torch.device = unet.device
+        self.dtype: torch.dtype = unet.dtype
         if self.device.type == "cuda":
             unet.to(memory_format=torch.channels_last)
         self._run = unet
@@ -32,16 +35,6 @@ class Forward:
             torch._dynamo.config.recompile_limit = max(torch._dynamo.config.recompile_limit, limit)
             mode = "reduce-overhead" if self.device.type == "cuda" else None
             self._run = torch.compile(unet, dynamic=False, backend=backend, mode=mode)
-
-    @property
-    def device(self) -> torch.device:
-        device: torch.device = self._unet.device
-        return device
-
-    @property
-    def dtype(self) -> torch.dtype:
-        dtype: torch.dtype = self._unet.dtype
-        return dtype
 
     def __call__(
         self,
