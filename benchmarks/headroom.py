@@ -37,6 +37,8 @@ from argus.families.pictogram.draw import draw_scene
 from argus.families.pictogram.prompts import read_prompt
 from argus.families.pictogram.world import sample_scene
 from argus.lab import table as qualities
+from argus.lab.held_out import costs_of
+from argus.lab.mixes import judged
 from argus.quality.scorers import load_scorer
 
 LOADS = (1.0, 1.25, 1.5, 2.0, 2.5, 3.0, 4.0)
@@ -55,7 +57,7 @@ def main(
 ) -> None:
     family = default_family()
     rows = qualities.read(table or Path(family.folder) / "quality.parquet")
-    costs = _costs(family, profile or Path(family.folder) / "profile.json")
+    costs = costs_of(family, Profile.read(profile or Path(family.folder) / "profile.json"))
     console = Console()
     result: dict[str, Any] = {"seeds": int(rows["seed"].nunique())}
     result["scene_accuracy"] = round(_scene_accuracy(family), 4)
@@ -77,17 +79,6 @@ def main(
         print(json.dumps(result))
 
 
-def _costs(family: Family, profile: Path) -> dict[str, float]:
-    """Worker-seconds a picture of every variant at its model's best batch, exact first."""
-    measured = Profile.read(profile)
-    return {
-        name: measured.models[variant.model].picture_cost_s(
-            variant, measured.models[variant.model].best_batch
-        )
-        for name, variant in family.variants.items()
-    }
-
-
 def by_prompt(rows: pd.DataFrame, variants: list[str]) -> tuple[list[str], Numbers]:
     """Prompts, and (prompts, variants, seeds): how much better than unrelated pictures theirs
     score, in units of what exact pictures do on average."""
@@ -97,48 +88,6 @@ def by_prompt(rows: pd.DataFrame, variants: list[str]) -> tuple[list[str], Numbe
     unrelated = float(rows["s0"].iloc[0])
     q = (scores - unrelated) / (scores[variants.index(EXACT)].mean() - unrelated)
     return list(wide.index), q.transpose(2, 0, 1)
-
-
-def best_mix(q: Numbers, costs: Numbers, budget: float, weights: Numbers) -> Numbers:
-    """Shares (n, variants) that maximise mean quality at a mean cost of at most `budget`.
-
-    `q` (n, variants) are the qualities of n prompts or groups that count `weights` (n,). The linear
-    programme has one constraint, so at its price λ every row takes argmax q − λ·cost, and two such
-    choices are mixed to meet the budget. A variant of cost 0 must be among them: shedding.
-    """
-
-    def chosen(price: float) -> Numbers:
-        best: Numbers = np.eye(len(costs))[np.argmax(q - price * costs, axis=1)]
-        return best
-
-    def cost(shares: Numbers) -> float:
-        return float(weights @ (shares @ costs) / weights.sum())
-
-    low, high = 0.0, 1e4 * (1 + np.ptp(q)) / costs.max()
-    if cost(chosen(low)) <= budget:
-        return chosen(low)
-    for _ in range(80):
-        price = (low + high) / 2
-        low, high = (price, high) if cost(chosen(price)) > budget else (low, price)
-    dear, cheap = chosen(low), chosen(high)
-    share = (budget - cost(cheap)) / (cost(dear) - cost(cheap))
-    return share * dear + (1 - share) * cheap
-
-
-def judged(q: Numbers, costs: Numbers, budget: float, groups: Whole) -> float:
-    """Mean quality of the mix chosen per group on one seed and judged on the others, all ways."""
-    names, at = np.unique(groups, return_inverse=True)
-    weights = np.bincount(at).astype(float)
-    results = []
-    q = np.concatenate([q, np.zeros_like(q[:, :1])], axis=1)  # what is shed is worth nothing
-    costs = np.append(costs, 0.0)
-    for seed in range(q.shape[2]):
-        others = [s for s in range(q.shape[2]) if s != seed]
-        means = np.zeros((len(names), q.shape[1]))
-        np.add.at(means, at, q[:, :, seed])
-        shares = best_mix(means / weights[:, None], costs, budget, weights)
-        results.append(float((shares[at] * q[:, :, others].mean(2)).sum(1).mean()))
-    return float(np.mean(results))
 
 
 def _headroom(

@@ -8,7 +8,9 @@ import gpu
 import numpy as np
 import pandas as pd
 import pytest
-from headroom import best_mix, by_prompt, judged
+from headroom import by_prompt
+
+from argus.lab.mixes import best_mix, judged
 
 COSTS = np.array([1.0, 0.6, 0.3])
 

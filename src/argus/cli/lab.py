@@ -1,8 +1,9 @@
-"""`argus profile` and `argus calibrate`: what a family's variants cost and are worth."""
+"""`argus profile`, `calibrate` and `train`: what variants cost, and what they are worth."""
 
 from __future__ import annotations
 
 import json
+from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated
 
@@ -120,6 +121,70 @@ def calibrate(
             f"{len(rows):,}",
         )
     out.print(shown, highlight=False)
+    err.print(f"Wrote {output}", highlight=False)
+
+
+def train(
+    family: FamilyName,
+    table: Annotated[
+        Path | None, typer.Option(help="What `argus calibrate` wrote. Default: the family's own.")
+    ] = None,
+    profile: Annotated[
+        Path | None, typer.Option(help="What `argus profile` wrote. Default: the family's own.")
+    ] = None,
+    output: Annotated[
+        Path, typer.Option("--out", "-o", help="The folder to write the predictor in.")
+    ] = Path("predictor"),
+    seed: Annotated[int, typer.Option(help="Seed of weights and folds.")] = 0,
+) -> None:
+    """Train what foretells the quality of every variant, and report how well it does on prompts it
+    never saw."""
+    chosen = find_family(family)
+    import numpy as np
+
+    from argus.core.profile import Profile
+    from argus.engine.sources import family_fingerprint, model_folder
+    from argus.lab import held_out, training
+    from argus.lab.table import read
+    from argus.quality.encoder import PromptEncoder
+
+    rows = read(table or Path(chosen.folder) / "quality.parquet")
+    costs = held_out.costs_of(chosen, Profile.read(profile or Path(chosen.folder) / "profile.json"))
+    encoder = PromptEncoder.load(model_folder(chosen.models[chosen.exact.model]))
+    with err.status("Embedding prompts …") as status:
+        data = training.examples(rows, chosen, encoder)
+        trained = training.train(
+            data, family_fingerprint(chosen), seed,
+            on_epoch=lambda done, of: status.update(f"Training: epoch {done} of {of} …"),
+        )  # fmt: skip
+        status.update("Judging held-out prompts …")
+        errors = held_out.errors(data, trained)
+        regrets = held_out.regret(data, trained.mean, np.array(list(costs.values())))
+    shown = Table("variant", "of exact's cost", "mean quality", "error", "rank", "above bound")
+    for v, (name, one) in enumerate(errors.items(), start=1):
+        shown.add_row(
+            name, f"{costs[name] / costs[EXACT]:.2f}", f"{np.nanmean(data.quality[:, v]):.3f}",
+            f"{one.error:.3f}", f"{one.rank:.2f}", f"{one.covered:.1%}",
+        )  # fmt: skip
+    shown.caption = f"{len(data.prompts):,} prompts, each foretold by a network that never saw it"
+    out.print(shown, highlight=False)
+    decided = Table("load", "blind", "predicted", "truth of one seed", "recovered")
+    for at in regrets:
+        decided.add_row(
+            f"{at.load:g}x", f"{at.blind:.3f}", f"{at.predicted:.3f}", f"{at.truth:.3f}",
+            "-" if np.isnan(at.recovered) else f"{at.recovered:.0%}",
+        )  # fmt: skip
+    decided.caption = "mean quality of the best mix, judged on pictures it was not chosen by"
+    out.print(decided, highlight=False)
+    trained.predictor.save(
+        output,
+        {
+            "family": chosen.name,
+            "prompts": len(data.prompts),
+            "errors": {name: asdict(one) for name, one in errors.items()},
+            "regret": [asdict(at) for at in regrets],
+        },
+    )
     err.print(f"Wrote {output}", highlight=False)
 
 

@@ -44,6 +44,7 @@ app.command()(serve.key)
 app.command()(generate.families)
 app.command(epilog="Example: argus profile pictogram --out profile.json")(lab.profile)
 app.command(epilog="Example: argus calibrate pictogram --prompts 300 --seeds 2")(lab.calibrate)
+app.command(epilog="Example: argus train pictogram --out predictor")(lab.train)
 app.command(
     epilog="Example: argus simulate --world paper-a100 --trace bursty --policies price,argus"
 )(simulate.simulate)

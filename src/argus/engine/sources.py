@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +24,7 @@ from huggingface_hub.errors import (
 )
 
 from argus.core.errors import BadRequest, ModelError
+from argus.core.family import Family
 
 PIPELINES = ("StableDiffusionPipeline", "StableDiffusionXLPipeline")
 INDEX = "model_index.json"
@@ -108,6 +110,19 @@ def fingerprint(folder: Path) -> str:
             file.seek(max(0, size - SAMPLE_BYTES))
             digest.update(file.read())
     return digest.hexdigest()[:16]
+
+
+def family_fingerprint(family: Family) -> str:
+    """A short name for what a family's qualities depend on: its variants and weights, the text
+    encoder among them. Raises as `model_folder`."""
+    facts = {
+        "variants": {name: asdict(variant) for name, variant in family.variants.items()},
+        "weights": {
+            name: fingerprint(model_folder(family.models[name]))
+            for name in sorted({variant.model for variant in family.variants.values()})
+        },
+    }
+    return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:16]
 
 
 def check_device(device: str, dtype: str) -> None:

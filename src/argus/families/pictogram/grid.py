@@ -8,9 +8,9 @@ from typing import Annotated
 
 import typer
 
-from argus.core.job import Job
+from argus.core.family import EXACT
 from argus.engine.engine import Engine
-from argus.families.pictogram import BASE
+from argus.families.catalog import default_family
 from argus.families.pictogram.captions import caption
 from argus.families.pictogram.draw import draw_scene
 from argus.families.pictogram.train.sheet import UNSEEN, lay_out
@@ -22,8 +22,7 @@ app = typer.Typer(add_completion=False)
 @app.command()
 def main(
     file: Annotated[Path, typer.Argument(help="The picture to write.")],
-    steps: Annotated[int, typer.Option(help="Denoising steps.")] = 30,
-    guidance: Annotated[float, typer.Option(help="Guidance scale.")] = 2.5,
+    variant: Annotated[str, typer.Option(help="How to make them; resumed ones are not.")] = EXACT,
     world: Annotated[bool, typer.Option("--world", help="Scenes as code draws them.")] = False,
 ) -> None:
     """Paint the prompts of the training's contact sheet, each once, from its own seed."""
@@ -34,10 +33,13 @@ def main(
         lay_out([draw_scene(scene) for scene in scenes], labels).save(file)
         typer.echo(f"saved {file}")
         return
-    engine = Engine.load(str(BASE))
-    jobs = [
-        Job(prompt, seed=seed, steps=steps, guidance=guidance) for seed, prompt in enumerate(UNSEEN)
-    ]
+    family = default_family()
+    ways = {name: way for name, way in family.variants.items() if not way.skip}
+    if variant not in ways:
+        raise typer.BadParameter(f"{variant!r} is none of {', '.join(ways)}")
+    way = ways[variant]
+    engine = Engine.load(family.models[way.model], sampler=way.sampler)
+    jobs = [way.job(prompt, seed) for seed, prompt in enumerate(UNSEEN)]
     lay_out([engine.run(job).image for job in jobs], UNSEEN).save(file)
     typer.echo(f"saved {file}")
 

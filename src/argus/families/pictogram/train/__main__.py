@@ -25,11 +25,9 @@ from argus.families.pictogram.train.autoencoder import train_vae
 from argus.families.pictogram.train.components import Components, find_components
 from argus.families.pictogram.train.drawing import training_scenes
 from argus.families.pictogram.train.lessons import Lessons, latents_of
-from argus.families.pictogram.train.losses import Consistency, Denoising, Loss
+from argus.families.pictogram.train.losses import Consistency, Denoising, Loss, Teacher
 from argus.families.pictogram.train.painter import train_painter
 from argus.families.pictogram.train.reading import train_reader
-
-RATE, FINE_RATE = 1e-3, 2e-4
 
 app = typer.Typer(add_completion=False)
 
@@ -39,6 +37,9 @@ class Model(StrEnum):
     small = "small"
     tiny = "tiny"
     turbo = "turbo"
+
+
+RATES = {Model.base: 1e-3, Model.small: 3e-4, Model.tiny: 1e-3, Model.turbo: 2e-4}
 
 
 @app.command()
@@ -59,7 +60,7 @@ def main(
     closeups: Annotated[
         float, typer.Option(min=0, max=0.99, help="Share of the UNet's batches that are close-ups.")
     ] = 0.6,
-    guidance: Annotated[float, typer.Option(help="The guidance that turbo takes over.")] = 4.0,
+    guidance: Annotated[float, typer.Option(help="The base's, which the others take over.")] = 2.5,
     bfloat16: Annotated[
         bool, typer.Option("--bfloat16", help="Faster where the device multiplies bfloat16.")
     ] = False,
@@ -88,9 +89,10 @@ def main(
     world = training_scenes(seed, scenes)
     latents = latents_of(world, components, work / "latents.safetensors")
     lessons = Lessons(world, latents.to(where), closeups)
-    rate = FINE_RATE if model == Model.turbo else RATE
+    rate = RATES[model]
     loss = _loss(model, pipeline, guidance)
-    train_painter(work, steps, seed, lessons, loss, pipeline, rate, sheet_every, bfloat16)
+    painted = guidance if model == Model.base else 1.0
+    train_painter(work, steps, seed, lessons, loss, pipeline, rate, painted, sheet_every, bfloat16)
     save_pipeline(work / "weights", pipeline)
     size = sum(path.stat().st_size for path in (work / "weights").rglob("*") if path.is_file())
     print(f"saved {work / 'weights'}, {size / 1e6:.1f} MB")
@@ -121,13 +123,20 @@ def _own(
 
 
 def _taught(model: Model, go_on: bool) -> StableDiffusionPipeline:
-    """A model that shares all but the UNet with the shipped base."""
+    """A model that shares all but the UNet with the shipped base, whose weights it begins with
+    where they fit."""
     pipeline = StableDiffusionPipeline.from_pretrained(BASE, use_safetensors=True)
     pipeline.scheduler = new_scheduler(model)
     if go_on:
         pipeline.unet = UNet2DConditionModel.from_pretrained(WEIGHTS / model / "unet")
-    elif model != Model.turbo:
-        pipeline.unet = new_unet(model)
+        return pipeline
+    unet, known = new_unet(model), pipeline.unet.state_dict()
+    fitting = {
+        name: known[name] if name in known and known[name].shape == value.shape else value
+        for name, value in unet.state_dict().items()
+    }
+    unet.load_state_dict(fitting)
+    pipeline.unet = unet
     return pipeline
 
 
@@ -136,14 +145,13 @@ def _loss(model: Model, pipeline: StableDiffusionPipeline, guidance: float) -> L
     alphas = new_scheduler().alphas_cumprod.to(device)
     if model == Model.base:
         return Denoising(alphas)
-    teacher = UNet2DConditionModel.from_pretrained(BASE / "unet").to(device)
-    teacher.to(memory_format=torch.channels_last).requires_grad_(False).eval()
-    if model != Model.turbo:
-        return Denoising(alphas, teacher)
+    unet = UNet2DConditionModel.from_pretrained(BASE / "unet").to(device)
+    unet.to(memory_format=torch.channels_last).requires_grad_(False).eval()
     with torch.no_grad():
         ids = token_ids(pipeline.tokenizer, [""]).to(device)
         nothing = pipeline.text_encoder(ids).last_hidden_state
-    return Consistency(alphas, teacher, nothing, guidance)
+    teacher = Teacher(unet, nothing, guidance)
+    return (Consistency if model == Model.turbo else Denoising)(alphas, teacher)
 
 
 def _components(work: Path, shipped: bool) -> Components:

@@ -20,6 +20,24 @@ Loss = Callable[[UNet2DConditionModel, Tensor, Tensor, Tensor], Tensor]
 
 
 @dataclass(frozen=True)
+class Teacher:
+    """A larger UNet that guides itself. `nothing` (1, 40, w) are the states of the empty prompt."""
+
+    unet: UNet2DConditionModel
+    nothing: Tensor
+    guidance: float
+
+    @torch.no_grad()
+    def velocity(self, noisy: Tensor, times: Tensor, states: Tensor) -> Tensor:
+        """Its guided guess (b, 32, h, w)."""
+        both = torch.cat([states, self.nothing.expand_as(states)])
+        guesses = self.unet(noisy.repeat(2, 1, 1, 1), times.repeat(2), both).sample.float()
+        conditional, unconditional = guesses.chunk(2)
+        guided: Tensor = unconditional + self.guidance * (conditional - unconditional)
+        return guided
+
+
+@dataclass(frozen=True)
 class Denoising:
     """v-prediction, with steps of little noise weighted less, and cells of things more.
 
@@ -28,12 +46,14 @@ class Denoising:
     this small decide what stands where. Things count three times, but only where the noise leaves
     no doubt of where they are: elsewhere it would teach that there are more of them.
 
-    With a `teacher` the target is its guess instead of the noise that was added: what it has
+    With a `teacher` the target is its guided guess instead of the noise that was added: what it has
     learnt, without the chance in every example (Kim et al. 2023, arXiv 2305.15798, section 3.2).
+    Its guidance becomes part of the UNet, which is then used without and takes half as long (Meng
+    et al. 2023, arXiv 2210.03142, section 3.1, for one scale).
     """
 
     alphas: Tensor
-    teacher: UNet2DConditionModel | None = None
+    teacher: Teacher | None = None
 
     def __call__(
         self, unet: UNet2DConditionModel, latents: Tensor, things: Tensor, states: Tensor
@@ -45,8 +65,7 @@ class Denoising:
         if self.teacher is None:
             velocity = alpha.sqrt() * noise - (1 - alpha).sqrt() * latents
         else:
-            with torch.no_grad():
-                velocity = self.teacher(noisy, times, states).sample.float()
+            velocity = self.teacher.velocity(noisy, times, states)
         guess = unet(noisy, times, states).sample.float()
         errors = F.mse_loss(guess, velocity, reduction="none").mean(1)
         clear = (self.alphas[times] > CLEAR_SNR / (1 + CLEAR_SNR))[:, None, None]
@@ -60,14 +79,12 @@ class Consistency:
     """Latent consistency distillation (Luo et al. 2023, arXiv 2310.04378, algorithm 1).
 
     From any point of the way that the guided `teacher` takes with DDIM, the UNet is to guess the
-    latents it ends in, and to guess the same from the next point. `nothing` (1, 40, w) are the
-    states of the empty prompt; `guidance` becomes part of the UNet, which is then used without.
+    latents it ends in, and to guess the same from the next point. The guidance becomes part of the
+    UNet, which is then used without.
     """
 
     alphas: Tensor
-    teacher: UNet2DConditionModel
-    nothing: Tensor
-    guidance: float
+    teacher: Teacher
 
     def __call__(
         self, unet: UNet2DConditionModel, latents: Tensor, things: Tensor, states: Tensor
@@ -79,10 +96,7 @@ class Consistency:
         noise = torch.randn_like(latents)
         noisy = _laid_out(alpha.sqrt() * latents + (1 - alpha).sqrt() * noise)
         with torch.no_grad():
-            both = torch.cat([states, self.nothing.expand_as(states)])
-            guesses = self.teacher(noisy.repeat(2, 1, 1, 1), times.repeat(2), both).sample.float()
-            conditional, unconditional = guesses.chunk(2)
-            velocity = unconditional + self.guidance * (conditional - unconditional)
+            velocity = self.teacher.velocity(noisy, times, states)
             clean = alpha.sqrt() * noisy - (1 - alpha).sqrt() * velocity
             added = alpha.sqrt() * velocity + (1 - alpha).sqrt() * noisy
             nearer = alpha_before.sqrt() * clean + (1 - alpha_before).sqrt() * added

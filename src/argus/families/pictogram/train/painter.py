@@ -27,13 +27,14 @@ def train_painter(
     loss_of: Loss,
     pipeline: StableDiffusionPipeline,
     rate: float,
+    guidance: float,
     sheet_every: int = 1000,
     bfloat16: bool = False,
 ) -> None:
     """Train the pipeline's UNet for `steps` batches; leave the averaged weights in it.
 
-    Resumes from the checkpoint in `work`. Every `sheet_every` steps the averaged weights paint a
-    contact sheet of unseen prompts into `work`; 0 is never.
+    Resumes from the checkpoint in `work`. Every `sheet_every` steps the averaged weights, with
+    `guidance`, paint a contact sheet of unseen prompts into `work`; 0 is never.
     """
     unet, text_encoder, tokenizer = pipeline.unet, pipeline.text_encoder, pipeline.tokenizer
     device = unet.device
@@ -74,7 +75,7 @@ def train_painter(
             checkpoints.save(step + 1)
         if sheet_every and ((step + 1) % sheet_every == 0 or last):
             pipeline.unet = average.module
-            draw_sheet(pipeline).save(work / f"sheet_{step + 1:06d}.png")
+            draw_sheet(pipeline, guidance).save(work / f"sheet_{step + 1:06d}.png")
             pipeline.unet = unet
     unet.load_state_dict(average.module.state_dict())
     unet.eval()

@@ -37,14 +37,16 @@ UNSEEN = (
 )
 
 
-def draw_sheet(pipeline: StableDiffusionPipeline, prompts: Sequence[str] = UNSEEN) -> Image.Image:
+def draw_sheet(
+    pipeline: StableDiffusionPipeline, guidance: float, prompts: Sequence[str] = UNSEEN
+) -> Image.Image:
     """Paint each prompt once, from its own seed, and lay the pictures out under one another."""
     distilled = isinstance(pipeline.scheduler, LCMScheduler)
     pipeline.set_progress_bar_config(disable=True)
     painted = pipeline(
         list(prompts),
-        num_inference_steps=4 if distilled else 30,
-        guidance_scale=1.0 if distilled else 2.5,
+        num_inference_steps=4 if distilled else 12,
+        guidance_scale=guidance,
         generator=[torch.Generator().manual_seed(i) for i in range(len(prompts))],
     )
     return lay_out(painted.images, prompts)

@@ -1,0 +1,87 @@
+"""What a predictor is worth on prompts it never saw: its errors, its bounds, its decisions."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy.stats import spearmanr
+
+from argus.core.family import Family
+from argus.core.profile import Profile
+from argus.lab.mixes import judged, judged_by
+from argus.lab.training import Examples, Trained
+
+LOADS = (1.0, 1.5, 2.0, 3.0)
+Numbers = NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class Errors:
+    """Of one variant: the mean absolute error of the expected quality (against the mean over
+    seeds, whose noise it contains), Spearman's rank correlation with it, and the share of pictures
+    that are not below the bound."""
+
+    error: float
+    rank: float
+    covered: float
+
+
+@dataclass(frozen=True)
+class Regret:
+    """Mean quality at a load (1: what the exact variant carries) of the best mix that is the same
+    for all prompts, of routing by predictions, and by the truth as one seed shows it; judged on
+    pictures that none of them was chosen by."""
+
+    load: float
+    blind: float
+    predicted: float
+    truth: float
+
+    @property
+    def recovered(self) -> float:
+        """The share of the truth's gain over blind that predictions give. NaN without a gain."""
+        gain = self.truth - self.blind
+        return (self.predicted - self.blind) / gain if gain > 0 else float("nan")
+
+
+def costs_of(family: Family, profile: Profile) -> dict[str, float]:
+    """Worker-seconds a picture of every variant at its model's best batch, exact first."""
+    return {
+        name: profile.models[variant.model].picture_cost_s(
+            variant, profile.models[variant.model].best_batch
+        )
+        for name, variant in family.variants.items()
+    }
+
+
+def errors(data: Examples, trained: Trained) -> dict[str, Errors]:
+    """By variant, the exact one left out: it is what quality is measured by."""
+    result = {}
+    for v, name in list(enumerate(data.variants))[1:]:
+        measured, known = data.quality[:, v], ~np.isnan(data.quality[:, v]).any(1)
+        truth, mean = measured[known].mean(1), trained.mean[known, v]
+        result[name] = Errors(
+            float(np.abs(truth - mean).mean()),
+            float(spearmanr(truth, mean).statistic),
+            float((measured[known] >= trained.low[known, v, None]).mean()),
+        )
+    return result
+
+
+def regret(data: Examples, guess: Numbers, costs: Numbers) -> list[Regret]:
+    """Of routing by a guess (p, v) of quality, with `costs` (v,) as `costs_of` gives them."""
+    q, known = _never(data.quality), _never(guess)
+    everyone, each = np.zeros(len(q), np.int64), np.arange(len(q))
+    found = []
+    for load in LOADS:
+        budget = float(costs[0]) / load
+        blind, truth = (judged(q, costs, budget, groups) for groups in (everyone, each))
+        found.append(Regret(load, blind, judged_by(known, q, costs, budget), truth))
+    return found
+
+
+def _never(q: Numbers) -> Numbers:
+    """So that nobody chooses what is not known."""
+    return np.where(np.isnan(q), -1e3, q)

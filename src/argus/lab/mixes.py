@@ -1,0 +1,65 @@
+"""The best mix of variants for a budget, and what it is worth judged on pictures it did not see."""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import NDArray
+
+Numbers = NDArray[np.float64]
+Whole = NDArray[np.int64]
+
+
+def best_mix(q: Numbers, costs: Numbers, budget: float, weights: Numbers) -> Numbers:
+    """Shares (n, variants) that maximise mean quality at a mean cost of at most `budget`.
+
+    `q` (n, variants) are the qualities of n prompts or groups that count `weights` (n,). The linear
+    programme has one constraint, so at its price λ every row takes argmax q − λ·cost, and two such
+    choices are mixed to meet the budget. A variant of cost 0 must be among them: shedding.
+    """
+
+    def chosen(price: float) -> Numbers:
+        best: Numbers = np.eye(len(costs))[np.argmax(q - price * costs, axis=1)]
+        return best
+
+    def cost(shares: Numbers) -> float:
+        return float(weights @ (shares @ costs) / weights.sum())
+
+    low, high = 0.0, 1e4 * (1 + np.ptp(q)) / costs.max()
+    if cost(chosen(low)) <= budget:
+        return chosen(low)
+    for _ in range(80):
+        price = (low + high) / 2
+        low, high = (price, high) if cost(chosen(price)) > budget else (low, price)
+    dear, cheap = chosen(low), chosen(high)
+    share = (budget - cost(cheap)) / (cost(dear) - cost(cheap))
+    return share * dear + (1 - share) * cheap
+
+
+def judged(q: Numbers, costs: Numbers, budget: float, groups: Whole) -> float:
+    """Mean of the qualities `q` (n, variants, seeds) under the mix that is chosen by groups (n,)
+    of prompts on one seed and judged on the others, all ways round. What no mix can carry is shed,
+    at quality 0."""
+    names, at = np.unique(groups, return_inverse=True)
+    weights = np.bincount(at).astype(float)
+    results = []
+    q, costs = _with_shedding(q), np.append(costs, 0.0)
+    for seed in range(q.shape[2]):
+        others = [s for s in range(q.shape[2]) if s != seed]
+        means = np.zeros((len(names), q.shape[1]))
+        np.add.at(means, at, q[:, :, seed])
+        shares = best_mix(means / weights[:, None], costs, budget, weights)
+        results.append(float((shares[at] * q[:, :, others].mean(2)).sum(1).mean()))
+    return float(np.mean(results))
+
+
+def judged_by(guess: Numbers, q: Numbers, costs: Numbers, budget: float) -> float:
+    """As `judged`, of the mix that is chosen for each prompt by a guess (n, variants) that knows
+    nothing of `q`."""
+    costs = np.append(costs, 0.0)
+    shares = best_mix(_with_shedding(guess), costs, budget, np.ones(len(q)))
+    return float((shares * _with_shedding(q.mean(2))).sum(1).mean())
+
+
+def _with_shedding(q: Numbers) -> Numbers:
+    """A further variant that is worth nothing."""
+    return np.concatenate([q, np.zeros_like(q[:, :1])], axis=1)

@@ -1,0 +1,201 @@
+"""Trains a predictor from a table of qualities, and says what it is worth on prompts it never saw.
+
+Every network of the predictor is trained without one fold of the prompts, and foretells that fold:
+so each prompt is held out once, and all of them are learnt from.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+import pandas as pd
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from argus.core.errors import BadRequest
+from argus.core.family import EXACT, Family
+from argus.quality.encoder import PromptEncoder
+from argus.quality.predictor import Predictor, hats
+
+FOLDS = 5
+KNOTS = 6  # at most; similarities between which quality is a straight line
+HIDDEN = 48
+EPOCHS = 250
+RATE, DECAY, DROPOUT = 3e-3, 0.03, 0.2
+MISSES = 0.1  # of pictures are worth less than the bound
+FEWEST = 50
+
+Numbers = NDArray[np.float64]
+Single = NDArray[np.float32]
+OnEpoch = Callable[[int, int], None]
+
+
+@dataclass(frozen=True)
+class Examples:
+    """What was measured of p prompts: `vectors` (p, d), the `similarity` (p,) of the neighbour that
+    their pictures were resumed from, and `quality` (p, v, s) of every variant and seed, NaN where
+    there is none.
+
+    Quality is 1 + (s_v − s_exact) / mean(s_exact − s₀) of the same prompt and seed: the form of
+    DESIGN's ratio that one unlucky exact picture does not blow up. Means over prompts are the same.
+    """
+
+    prompts: tuple[str, ...]
+    variants: tuple[str, ...]
+    skips: tuple[bool, ...]
+    vectors: Single
+    similarity: Single
+    quality: Numbers
+
+
+@dataclass(frozen=True)
+class Trained:
+    """A predictor, and what was foretold of each of its examples by a network that had not seen the
+    prompt: `mean` (p, v), `low` (p, v)."""
+
+    predictor: Predictor
+    mean: Numbers
+    low: Numbers
+
+
+def examples(rows: pd.DataFrame, family: Family, encoder: PromptEncoder) -> Examples:
+    """The examples of a table that `argus calibrate` wrote.
+
+    Raises BadRequest if it lacks a variant of the family or holds too few prompts.
+    """
+    variants = tuple(family.variants)
+    lacking = [name for name in variants if name not in set(rows["variant"])]
+    if lacking:
+        raise BadRequest(
+            f"The table has no rows of {lacking[0]!r}: it is not of {family.name} as it is now. "
+            "Calibrate again."
+        )
+    wide = rows.pivot_table(index="prompt", columns=["variant", "seed"], values="score")
+    if len(wide) < FEWEST:
+        raise BadRequest(f"The table holds {len(wide)} prompts; training needs {FEWEST} or more.")
+    seeds = sorted(rows["seed"].unique())
+    columns = pd.MultiIndex.from_product([variants, seeds])
+    scores = wide.reindex(columns=columns).to_numpy(float).reshape(len(wide), len(variants), -1)
+    exact = scores[:, [variants.index(EXACT)]]
+    quality = 1 + (scores - exact) / np.nanmean(exact - float(rows["s0"].iloc[0]))
+    similarity = rows.groupby("prompt")["similarity"].first()
+    prompts = tuple(str(prompt) for prompt in wide.index)
+    return Examples(
+        prompts,
+        variants,
+        tuple(bool(one.skip) for one in family.variants.values()),
+        np.stack([encoder.embed(prompt).vector for prompt in prompts]),
+        similarity.reindex(wide.index).to_numpy(np.float32),
+        quality,
+    )
+
+
+def train(
+    data: Examples,
+    made_for: str,
+    seed: int = 0,
+    epochs: int = EPOCHS,
+    on_epoch: OnEpoch = lambda done, of: None,
+) -> Trained:
+    """A predictor for what `made_for` names; `on_epoch` is told how far it is."""
+    fold = np.random.default_rng(seed).permutation(len(data.prompts)) % FOLDS
+    knots = _knots(data.similarity)
+    weights = _fit(data, fold, knots, seed, epochs, on_epoch)
+    single = [
+        Predictor(data.variants, data.skips, made_for, {
+            **{name: value[e : e + 1] for name, value in weights.items()},
+            "knots": knots, "widening": np.zeros(len(data.variants), np.float32),
+        })
+        for e in range(FOLDS)
+    ]  # fmt: skip
+    mean, low = (np.empty((len(data.prompts), len(data.variants))) for _ in range(2))
+    for e in range(FOLDS):
+        out = fold == e
+        mean[out], low[out] = single[e].predict_all(data.vectors[out], data.similarity[out])
+    widening = _widening(data.quality, low)
+    predictor = Predictor(
+        data.variants, data.skips, made_for, {**weights, "knots": knots, "widening": widening}
+    )
+    return Trained(predictor, mean, low - widening)
+
+
+def _knots(similarity: Single) -> Single:
+    """Where as many examples lie between each two."""
+    known = similarity[~np.isnan(similarity)]
+    if not len(known):
+        return np.zeros(1, np.float32)
+    return np.unique(np.quantile(known, np.linspace(0, 1, KNOTS)).astype(np.float32))
+
+
+def _widening(quality: Numbers, low: Numbers) -> Single:
+    """How much lower each variant's bounds must be for nine tenths of the held-out pictures not to
+    be below them (conformalised quantile regression: Romano et al. 2019, arXiv 1905.03222)."""
+    result = np.zeros(quality.shape[1], np.float32)
+    for v in range(1, quality.shape[1]):
+        excess = (low[:, v, None] - quality[:, v]).ravel()
+        excess = excess[~np.isnan(excess)]
+        if len(excess):
+            result[v] = np.quantile(excess, 1 - MISSES)
+    return result
+
+
+def _fit(
+    data: Examples, fold: NDArray[np.int64], knots: Single, seed: int, epochs: int, tell: OnEpoch
+) -> dict[str, Single]:
+    """The networks' weights as `Predictor` takes them, by Adam on all examples at once."""
+    torch.manual_seed(seed)
+    n, (variants, d) = len(data.prompts), (len(data.variants), data.vectors.shape[1])
+    centre, spread = data.vectors.mean(0), data.vectors.std(0) + 1e-6
+    x = torch.from_numpy((data.vectors - centre) / spread)
+    places = np.zeros((n, variants, len(knots)), np.float32)
+    places[:, :, 0] = 1.0
+    places[:, np.array(data.skips)] = np.nan_to_num(hats(knots, data.similarity))[:, None]
+    known = torch.from_numpy(~np.isnan(data.quality))
+    target = torch.from_numpy(np.nan_to_num(data.quality)).float()
+    counts = known * (torch.arange(FOLDS)[:, None] != torch.from_numpy(fold))[:, :, None, None]
+    w = _start(d, variants, len(knots), np.nanmean(data.quality, axis=(0, 2)))
+    optimiser = torch.optim.AdamW(w.values(), lr=RATE, weight_decay=DECAY)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimiser, RATE, total_steps=epochs)
+    place = torch.from_numpy(places)
+    for epoch in range(epochs):
+        mean, gap = _outputs(w, x, variants)
+        mean, gap = (mean * place).sum(3), (gap * place).sum(3)
+        error = target - mean[..., None]
+        below = target - (mean.detach() - gap)[..., None]
+        pinball = torch.maximum((1 - MISSES) * -below, MISSES * below)
+        loss = ((error.square() + pinball) * counts).sum() / counts.sum() * variants
+        optimiser.zero_grad()
+        loss.backward()  # type: ignore[no-untyped-call]
+        optimiser.step()
+        schedule.step()
+        tell(epoch + 1, epochs)
+    result = {name: value.detach().numpy() for name, value in w.items()}
+    result["b1"] = result["b1"] - np.einsum("d,edh->eh", centre / spread, result["w1"])
+    result["w1"] = result["w1"] / spread[:, None]
+    return {name: np.ascontiguousarray(value, np.float32) for name, value in result.items()}
+
+
+def _start(d: int, variants: int, knots: int, means: Numbers) -> dict[str, Tensor]:
+    """Weights of networks that foretell every variant's mean for every prompt."""
+    shapes = {"w1": (d, HIDDEN), "w2": (HIDDEN, HIDDEN), "w3": (HIDDEN, 2 * variants * knots)}
+    w = {name: torch.randn(FOLDS, *s) * s[0] ** -0.5 for name, s in shapes.items()}
+    w["w3"] *= 0.1
+    for name, size in (("b1", HIDDEN), ("b2", HIDDEN), ("b3", 2 * variants * knots)):
+        w[name] = torch.zeros(FOLDS, size)
+    w["b3"][:, : variants * knots] = torch.from_numpy(means).float().repeat_interleave(knots)
+    for value in w.values():
+        value.requires_grad_()
+    return w
+
+
+def _outputs(w: dict[str, Tensor], x: Tensor, variants: int) -> tuple[Tensor, Tensor]:
+    """As the predictor's, of every network (e, n, v, k), with dropout."""
+    drop = torch.nn.functional.dropout
+    hidden = drop(torch.relu(x @ w["w1"] + w["b1"][:, None]), DROPOUT)
+    hidden = drop(torch.relu(hidden @ w["w2"] + w["b2"][:, None]), DROPOUT)
+    out = hidden @ w["w3"] + w["b3"][:, None]
+    mean, gap = out.view(FOLDS, len(x), 2, variants, -1).unbind(2)
+    return mean, torch.nn.functional.softplus(gap)

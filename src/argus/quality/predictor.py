@@ -1,0 +1,128 @@
+"""Foretells what every variant's picture of a prompt would be worth."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from safetensors import SafetensorError
+from safetensors.numpy import load_file, save_file
+
+from argus.core.errors import ModelError
+
+Numbers = NDArray[np.float32]
+WEIGHTS, FACTS = "predictor.safetensors", "predictor.json"
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """Of every variant (v,): the quality to expect of its picture, and the bound that nine
+    pictures of ten are not below. Quality is 1 for what the exact variant makes of the prompt. A
+    variant that skips has NaN where there is no neighbour."""
+
+    mean: Numbers
+    low: Numbers
+
+
+class Predictor:
+    """Some small networks that were trained on different prompts, averaged.
+
+    They take a prompt's embedding (d,) and give every variant a mean and a bound at each of a few
+    similarities, the `knots`; between two knots both are on a straight line, beyond the last they
+    stay as they are. Only variants that skip have more than one. `weights` are
+
+    - `w1` (e, d, h), `b1` (e, h), `w2` (e, h, h), `b2` (e, h): two hidden layers of e networks
+    - `w3` (e, h, 2·v·k), `b3` (e, 2·v·k): means, then how far the bounds are below them
+    - `knots` (k,), `widening` (v,): what to take from the bounds, so that they hold for new prompts
+    """
+
+    def __init__(
+        self,
+        variants: Sequence[str],
+        skips: Sequence[bool],
+        made_for: str,
+        weights: Mapping[str, Numbers],
+    ) -> None:
+        self.variants, self.skips, self.made_for = tuple(variants), tuple(skips), made_for
+        self.weights = {name: np.asarray(value, np.float32) for name, value in weights.items()}
+        self._skips = np.array(self.skips)
+
+    def predict(self, vector: Numbers, similarity: float | None) -> Prediction:
+        """For a prompt's embedding (d,), and how similar its neighbour is, None without one."""
+        mean, low = self.predict_all(vector[None], np.array([_number(similarity)], np.float32))
+        return Prediction(mean[0], low[0])
+
+    def predict_all(self, vectors: Numbers, similarities: Numbers) -> tuple[Numbers, Numbers]:
+        """Means and bounds (n, v) of prompts with embeddings (n, d) and similarities (n,), NaN for
+        those without a neighbour."""
+        w = self.weights
+        mean, gap = _outputs(w, vectors, len(self.variants))
+        at = hats(w["knots"], similarities)
+        first = np.zeros_like(at)
+        first[:, 0] = 1.0
+        place = np.where(self._skips[None, :, None], at[:, None, :], first[:, None, :])
+        mean, gap = (mean * place).sum(2), (gap * place).sum(2)
+        low = mean - gap - w["widening"]
+        mean[:, 0], low[:, 0] = 1.0, 1.0  # the exact variant is what quality is measured by
+        return mean, low
+
+    def save(self, folder: Path, facts: Mapping[str, Any] | None = None) -> None:
+        """Write both files, each whole or not at all. `facts` are kept for people to read."""
+        folder.mkdir(parents=True, exist_ok=True)
+        aside = folder / f"{WEIGHTS}.new"
+        save_file(self.weights, aside)
+        content = {
+            "made_for": self.made_for, "variants": self.variants, "skips": self.skips,
+            **(facts or {}),
+        }  # fmt: skip
+        described = folder / f"{FACTS}.new"
+        described.write_text(json.dumps(content, indent=1) + "\n")
+        os.replace(aside, folder / WEIGHTS)
+        os.replace(described, folder / FACTS)
+
+    @classmethod
+    def load(cls, folder: Path, made_for: str) -> Predictor:
+        """Read what `save` wrote. Raises ModelError if it is not there, is broken, or was made for
+        something else than `made_for`, the fingerprint of a family."""
+        try:
+            content = json.loads((folder / FACTS).read_text())
+            weights = load_file(folder / WEIGHTS)
+            found = cls(content["variants"], content["skips"], content["made_for"], weights)
+        except (OSError, ValueError, KeyError, TypeError, SafetensorError) as error:
+            raise ModelError(
+                f"{folder} holds no predictor that can be read: {error}. `argus train` makes one."
+            ) from error
+        if found.made_for != made_for:
+            raise ModelError(
+                f"The predictor in {folder} was trained for other variants, weights or another "
+                "text encoder: train one for this family (`argus train`)."
+            )
+        return found
+
+
+def _outputs(w: Mapping[str, Numbers], vectors: Numbers, count: int) -> tuple[Numbers, Numbers]:
+    """Means and gaps (n, v, k) of the networks' average, for embeddings (n, d)."""
+    hidden = np.maximum(np.einsum("nd,edh->enh", vectors, w["w1"]) + w["b1"][:, None], 0)
+    hidden = np.maximum(np.einsum("enh,ehi->eni", hidden, w["w2"]) + w["b2"][:, None], 0)
+    out = (np.einsum("enh,eho->eno", hidden, w["w3"]) + w["b3"][:, None]).mean(0)
+    mean, gap = out.reshape(len(vectors), 2, count, -1).transpose(1, 0, 2, 3)
+    return mean, np.logaddexp(gap, 0).astype(np.float32)
+
+
+def hats(knots: Numbers, at: Numbers) -> Numbers:
+    """The weights (n, k) of the knots whose straight lines give the value at `at` (n,); NaN where
+    that is NaN."""
+    x = np.clip(at, knots[0], knots[-1])
+    eye = np.eye(len(knots), dtype=np.float32)
+    rows: Numbers = np.stack([np.interp(x, knots, row) for row in eye], axis=1).astype(np.float32)
+    return rows
+
+
+def _number(similarity: float | None) -> float:
+    return float("nan") if similarity is None else similarity

@@ -1,0 +1,136 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from argus.core.errors import BadRequest, ModelError
+from argus.families.catalog import find_family
+from argus.lab import held_out, training
+from argus.lab.training import Examples, Trained
+from argus.quality.encoder import PromptEncoder
+from argus.quality.predictor import Predictor, hats
+
+COSTS = np.array([1.0, 0.5, 0.4])
+MADE_FOR = "this family"
+
+
+def world(prompts: int = 500) -> Examples:
+    """Every second prompt bears the cheap model; skipping is as good as the neighbour is alike."""
+    rng = np.random.default_rng(0)
+    vectors = rng.standard_normal((prompts, 12)).astype(np.float32)
+    vectors /= np.linalg.norm(vectors, axis=1, keepdims=True)
+    similarity = rng.uniform(0.4, 1.0, prompts).astype(np.float32)
+    bears = vectors[:, 0] > 0
+    means = np.stack([np.ones(prompts), similarity, np.where(bears, 1.0, 0.4)], axis=1)
+    quality = means[:, :, None] + 0.1 * rng.standard_normal((prompts, 3, 2))
+    quality[:, 0] = 1.0
+    names = tuple(f"prompt {i}" for i in range(prompts))
+    return Examples(
+        names, ("exact", "skip-5", "small"), (False, True, False), vectors, similarity, quality
+    )
+
+
+@pytest.fixture(scope="module")
+def data() -> Examples:
+    return world()
+
+
+@pytest.fixture(scope="module")
+def trained(data: Examples) -> Trained:
+    return training.train(data, MADE_FOR, epochs=150)
+
+
+def test_held_out_prompts_are_foretold(data: Examples, trained: Trained) -> None:
+    errors = held_out.errors(data, trained)
+    assert set(errors) == {"skip-5", "small"}
+    for one in errors.values():
+        assert one.error < 0.2
+        assert one.rank > 0.7
+        assert one.covered == pytest.approx(0.9, abs=0.02)
+
+
+def test_decisions_by_predictions_beat_the_same_mix_for_all(
+    data: Examples, trained: Trained
+) -> None:
+    at = {one.load: one for one in held_out.regret(data, trained.mean, COSTS)}
+    assert at[1.0].blind == pytest.approx(1.0, abs=0.01)
+    assert at[1.5].recovered > 0.8
+    blind = held_out.regret(data, np.broadcast_to(trained.mean.mean(0), trained.mean.shape), COSTS)
+    assert all(abs(one.predicted - one.blind) < 0.01 for one in blind)
+
+
+def test_only_what_skips_depends_on_the_similarity(data: Examples, trained: Trained) -> None:
+    vector = data.vectors[0]
+    far, near = (trained.predictor.predict(vector, s) for s in (0.5, 0.95))
+    assert near.mean[1] > far.mean[1] + 0.2
+    assert near.mean[2] == far.mean[2]
+    assert near.mean[0] == near.low[0] == 1.0
+    assert (near.low[1:] < near.mean[1:]).all()
+    nobody = trained.predictor.predict(vector, None)
+    assert np.isnan(nobody.mean).tolist() == [False, True, False]
+    assert nobody.mean[2] == far.mean[2]
+
+
+def test_between_knots_values_are_on_straight_lines_and_beyond_them_stay() -> None:
+    knots = np.array([0.2, 0.4, 1.0], np.float32)
+    rows = hats(knots, np.array([0.1, 0.3, 0.4, 0.85, 2.0], np.float32))
+    expected = [[1, 0, 0], [0.5, 0.5, 0], [0, 1, 0], [0, 0.25, 0.75], [0, 0, 1]]
+    np.testing.assert_allclose(rows, expected, atol=1e-6)
+
+
+def test_a_predictor_is_kept(data: Examples, trained: Trained, tmp_path: Path) -> None:
+    trained.predictor.save(tmp_path / "here", {"prompts": 500})
+    kept = Predictor.load(tmp_path / "here", MADE_FOR)
+    mean, low = kept.predict_all(data.vectors, data.similarity)
+    expected = trained.predictor.predict_all(data.vectors, data.similarity)
+    np.testing.assert_array_equal([mean, low], expected)
+    one = kept.predict(data.vectors[3], float(data.similarity[3]))
+    np.testing.assert_allclose(one.mean, mean[3], atol=1e-5)
+
+
+def test_a_predictor_of_something_else_is_refused(trained: Trained, tmp_path: Path) -> None:
+    trained.predictor.save(tmp_path)
+    with pytest.raises(ModelError, match="other variants, weights or another text encoder"):
+        Predictor.load(tmp_path, "another family")
+    (tmp_path / "predictor.safetensors").write_bytes(b"torn")
+    with pytest.raises(ModelError, match="no predictor that can be read"):
+        Predictor.load(tmp_path, MADE_FOR)
+    with pytest.raises(ModelError, match="argus train"):
+        Predictor.load(tmp_path / "nowhere", MADE_FOR)
+
+
+def test_examples_are_made_of_the_same_seed_and_nothing_is_lost_on_average(
+    tiny_family: Path, tiny_sd: Path
+) -> None:
+    family = find_family(str(tiny_family))
+    rng = np.random.default_rng(0)
+    rows = pd.DataFrame(
+        [
+            {"prompt": f"prompt {i}", "variant": v, "seed": s, "s0": 0.1,
+             "similarity": 0.5 + i / 200 if v.startswith("skip") else None,
+             "score": rng.random()}
+            for i in range(60) for v in family.variants for s in range(2)
+        ]
+    )  # fmt: skip
+    data = training.examples(rows, family, PromptEncoder.load(tiny_sd))
+    assert data.quality.shape == (60, len(family.variants), 2)
+    np.testing.assert_array_equal(data.quality[:, 0], 1.0)
+    at = data.prompts.index("prompt 7")
+    assert data.similarity[at] == pytest.approx(0.535)
+    assert list(data.skips) == [bool(one.skip) for one in family.variants.values()]
+    means = rows.groupby("variant")["score"].mean()
+    expected = (means[list(data.variants)] - 0.1) / (means["exact"] - 0.1)
+    np.testing.assert_allclose(data.quality.mean((0, 2)), expected, atol=1e-6)
+
+
+def test_a_table_of_another_family_is_refused(tiny_family: Path, tiny_sd: Path) -> None:
+    family = find_family(str(tiny_family))
+    rows = pd.DataFrame(
+        {"prompt": ["a"], "variant": ["exact"], "seed": [0], "s0": [0.1], "similarity": [None],
+         "score": [0.5]}
+    )  # fmt: skip
+    with pytest.raises(BadRequest, match="no rows of 'skip"):
+        training.examples(rows, family, PromptEncoder.load(tiny_sd))
