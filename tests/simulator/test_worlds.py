@@ -64,6 +64,11 @@ def test_a_trace_of_ones_own(tmp_path: Path) -> None:
     assert rates_of(str(tmp_path / "rates.csv")).tolist() == [10, 20]
     pd.DataFrame({"at_s": [1.0, 2.0, 61.0]}).to_csv(tmp_path / "times.csv", index=False)
     assert rates_of(str(tmp_path / "times.csv")).tolist() == [2, 1]
+    pd.DataFrame({"second": [0, 1], "requests": [100, 200]}).to_csv(
+        tmp_path / "curve.csv", index=False
+    )
+    curve = rates_of(str(tmp_path / "curve.csv"))
+    assert (curve[0], curve[-1], len(curve)) == (80, 210, 800)
     pd.DataFrame({"x": [1]}).to_csv(tmp_path / "else.csv", index=False)
     with pytest.raises(BadRequest, match="at_s"):
         rates_of(str(tmp_path / "else.csv"))

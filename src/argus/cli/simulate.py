@@ -22,7 +22,7 @@ def simulate(
         str,
         typer.Option(
             help="bursty, twitter, diurnal, poisson, step, or a CSV with a column at_s (seconds of "
-            "arrivals) or per_minute (rates)."
+            "arrivals), per_minute (rates) or requests (a curve, scaled as twitter's)."
         ),
     ] = "bursty",
     policies: Annotated[str, typer.Option(help="Policies, parted by commas, or all.")] = "all",
@@ -33,7 +33,7 @@ def simulate(
         str | None,
         typer.Option(help="The deadline: 3x the exact variant's latency, or 12s; the world's own."),
     ] = None,
-    load: Annotated[float, typer.Option(help="Times the trace's rates.", min=0.0)] = 1.0,
+    load: Annotated[float, typer.Option(help="Times the trace's rates.")] = 1.0,
     noise: Annotated[
         float | None,
         typer.Option(help="Deviation of predicted quality; inf is useless; the world's own."),
@@ -57,6 +57,8 @@ def simulate(
     from argus.simulator.worlds import load_world, workers_of
 
     here = load_world(world)
+    if load <= 0:
+        raise BadRequest(f"--load is {load:g}; it multiplies the trace's rates, so more than 0.")
     if noise is not None:
         here = here.with_noise(noise, seed + 1)
     counts = workers_of(world) if workers is None else _counts(workers)
@@ -85,7 +87,7 @@ def simulate(
             for name in names:
                 loads[name] = most_load(scenario, name, promised)
                 progress.advance(task)
-        out.print(_loads_table(loads, scenario.scaled.max() / max(load, 1e-9)))
+        out.print(_loads_table(loads, scenario.scaled.max() / load))
         if as_json:
             print(json.dumps(loads))
         return

@@ -27,14 +27,12 @@ def bursty() -> Numbers:
     return rates
 
 
-def twitter(file: Path | None = None) -> Numbers:
+def twitter(values: Numbers | None = None) -> Numbers:
     """The Twitter curve of the Proteus artifact, affinely from 80 to 210 requests a minute.
 
-    Without the file, a curve of the same shape: two slow waves, and noise that lasts minutes.
+    Without its `values`, a curve of the same shape: two slow waves, and noise that lasts minutes.
     """
-    if file is not None:
-        values = pd.read_csv(file).iloc[:, -1].to_numpy(dtype=float)
-    else:
+    if values is None:
         rng = np.random.default_rng(2013)
         at = np.linspace(0, 2 * np.pi, 291)
         noise = np.convolve(rng.normal(size=330), np.ones(40) / 40, mode="valid")[:291]
@@ -72,8 +70,9 @@ TRACES: dict[str, Callable[[], Numbers]] = {
 def rates_of(name: str) -> Numbers:
     """Requests a minute (minutes,) of a trace by name, or of a CSV file.
 
-    A CSV has a column `at_s` of arrival times in seconds, or `per_minute` of rates. Raises
-    BadRequest for anything else.
+    A CSV has a column `at_s` of arrival times in seconds, `per_minute` of rates, or `requests`
+    of a curve whose shape alone is taken, as `twitter` takes it. Raises BadRequest for anything
+    else.
     """
     if name in TRACES:
         return TRACES[name]()
@@ -85,7 +84,9 @@ def rates_of(name: str) -> Numbers:
         return table["per_minute"].to_numpy(dtype=float)
     if "at_s" in table:
         return np.bincount((table["at_s"] // 60).astype(int)).astype(float)
-    raise BadRequest(f"{file} needs a column at_s (seconds) or per_minute (rates).")
+    if "requests" in table:
+        return twitter(table["requests"].to_numpy(dtype=float))
+    raise BadRequest(f"{file} needs a column at_s (seconds), per_minute (rates) or requests.")
 
 
 def arrivals(rates: Numbers, rng: np.random.Generator) -> Numbers:
