@@ -101,7 +101,7 @@ def train(
     on_epoch: OnEpoch = lambda done, of: None,
 ) -> Trained:
     """A predictor for what `made_for` names; `on_epoch` is told how far it is."""
-    fold = np.random.default_rng(seed).permutation(len(data.prompts)) % FOLDS
+    fold = folds(len(data.prompts), seed)
     knots = _knots(data.similarity)
     weights = _fit(data, fold, knots, seed, epochs, on_epoch)
     single = [
@@ -120,6 +120,11 @@ def train(
         data.variants, data.skips, made_for, {**weights, "knots": knots, "widening": widening}
     )
     return Trained(predictor, mean, low - widening)
+
+
+def folds(count: int, seed: int) -> NDArray[np.int64]:
+    """Which fold each of so many prompts is in (count,)."""
+    return np.random.default_rng(seed).permutation(count) % FOLDS
 
 
 def _knots(similarity: Single) -> Single:

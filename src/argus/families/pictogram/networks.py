@@ -12,7 +12,6 @@ import torch
 from diffusers import (
     AutoencoderKL,
     DDIMScheduler,
-    LCMScheduler,
     StableDiffusionPipeline,
     UNet2DConditionModel,
 )
@@ -89,19 +88,16 @@ def new_text_encoder(tokenizer: CLIPTokenizer) -> CLIPTextModel:
     )
 
 
-def new_scheduler(model: str = "base") -> DDIMScheduler | LCMScheduler:
-    """LCM for `turbo`, DDIM for the others, along the same noise schedule."""
-    options = {
-        "num_train_timesteps": 1000,
-        "trained_betas": _betas(),
-        "prediction_type": "v_prediction",
-        "clip_sample": False,
-        "set_alpha_to_one": True,
-        "steps_offset": 1,  # of no effect here, but the stock pipeline wants it so
-    }
-    if model == "turbo":
-        return LCMScheduler(**options)
-    return DDIMScheduler(**options, timestep_spacing="trailing")
+def new_scheduler() -> DDIMScheduler:
+    return DDIMScheduler(
+        num_train_timesteps=1000,
+        trained_betas=_betas(),
+        prediction_type="v_prediction",
+        clip_sample=False,
+        set_alpha_to_one=True,
+        steps_offset=1,  # of no effect here, but the stock pipeline wants it so
+        timestep_spacing="trailing",
+    )
 
 
 def _betas() -> list[float]:
@@ -130,15 +126,14 @@ def assemble(
     unet: UNet2DConditionModel,
     text_encoder: CLIPTextModel,
     tokenizer: CLIPTokenizer,
-    model: str = "base",
 ) -> StableDiffusionPipeline:
-    """The networks as the stock pipeline, with the model's scheduler."""
+    """The networks as the stock pipeline."""
     return StableDiffusionPipeline(
         vae=vae,
         unet=unet,
         text_encoder=text_encoder,
         tokenizer=tokenizer,
-        scheduler=new_scheduler(model),
+        scheduler=new_scheduler(),
         safety_checker=None,
         feature_extractor=None,
         requires_safety_checker=False,

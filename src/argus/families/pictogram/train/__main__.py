@@ -25,8 +25,8 @@ from argus.families.pictogram.train.autoencoder import train_vae
 from argus.families.pictogram.train.components import Components, find_components
 from argus.families.pictogram.train.drawing import training_scenes
 from argus.families.pictogram.train.lessons import Lessons, latents_of
-from argus.families.pictogram.train.losses import Consistency, Denoising, Loss, Teacher
-from argus.families.pictogram.train.painter import train_painter
+from argus.families.pictogram.train.losses import LEAPS, STRIDE, Denoising, Leaps, Loss, Teacher
+from argus.families.pictogram.train.painter import Sheet, train_painter
 from argus.families.pictogram.train.reading import train_reader
 
 app = typer.Typer(add_completion=False)
@@ -91,8 +91,12 @@ def main(
     lessons = Lessons(world, latents.to(where), closeups)
     rate = RATES[model]
     loss = _loss(model, pipeline, guidance)
-    painted = guidance if model == Model.base else 1.0
-    train_painter(work, steps, seed, lessons, loss, pipeline, rate, painted, sheet_every, bfloat16)
+    sheet = Sheet(
+        every=sheet_every,
+        steps=LEAPS if model == Model.turbo else LEAPS * STRIDE,
+        guidance=guidance if model == Model.base else 1.0,
+    )
+    train_painter(work, steps, seed, lessons, loss, pipeline, rate, sheet, bfloat16)
     save_pipeline(work / "weights", pipeline)
     size = sum(path.stat().st_size for path in (work / "weights").rglob("*") if path.is_file())
     print(f"saved {work / 'weights'}, {size / 1e6:.1f} MB")
@@ -126,7 +130,7 @@ def _taught(model: Model, go_on: bool) -> StableDiffusionPipeline:
     """A model that shares all but the UNet with the shipped base, whose weights it begins with
     where they fit."""
     pipeline = StableDiffusionPipeline.from_pretrained(BASE, use_safetensors=True)
-    pipeline.scheduler = new_scheduler(model)
+    pipeline.scheduler = new_scheduler()
     if go_on:
         pipeline.unet = UNet2DConditionModel.from_pretrained(WEIGHTS / model / "unet")
         return pipeline
@@ -151,7 +155,7 @@ def _loss(model: Model, pipeline: StableDiffusionPipeline, guidance: float) -> L
         ids = token_ids(pipeline.tokenizer, [""]).to(device)
         nothing = pipeline.text_encoder(ids).last_hidden_state
     teacher = Teacher(unet, nothing, guidance)
-    return (Consistency if model == Model.turbo else Denoising)(alphas, teacher)
+    return (Leaps if model == Model.turbo else Denoising)(alphas, teacher)
 
 
 def _components(work: Path, shipped: bool) -> Components:

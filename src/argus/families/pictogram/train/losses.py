@@ -1,4 +1,4 @@
-"""What a UNet learns: noise to take away, a larger one's guess, or where a sampler's way ends."""
+"""What a UNet learns: noise to take away, a larger one's guess, or where its steps lead."""
 
 from __future__ import annotations
 
@@ -12,8 +12,7 @@ from torch import Tensor
 
 SNR_LIMIT = 6.0
 THING_WEIGHT, CLEAR_SNR = 3.0, 0.4
-STRIDE = 20  # of 1000 timesteps; the grid that LCM's sampler takes its steps from
-HUBER = 0.03
+LEAPS, STRIDE = 4, 3  # steps of turbo, and of its teacher for each
 
 # of a UNet, latents (b, 32, h, w), the cells of things (b, h, w) and the prompts' states (b, 40, w)
 Loss = Callable[[UNet2DConditionModel, Tensor, Tensor, Tensor], Tensor]
@@ -75,12 +74,12 @@ class Denoising:
 
 
 @dataclass(frozen=True)
-class Consistency:
-    """Latent consistency distillation (Luo et al. 2023, arXiv 2310.04378, algorithm 1).
+class Leaps:
+    """Progressive distillation (Salimans and Ho 2022, arXiv 2202.00512, algorithm 2): one DDIM step
+    of the UNet is to end where `STRIDE` of its guided teacher's end.
 
-    From any point of the way that the guided `teacher` takes with DDIM, the UNet is to guess the
-    latents it ends in, and to guess the same from the next point. The guidance becomes part of the
-    UNet, which is then used without.
+    In one stage instead of halvings, and at the `LEAPS` timesteps alone that it will be used at.
+    The guidance becomes part of the UNet, which is then used without.
     """
 
     alphas: Tensor
@@ -89,31 +88,31 @@ class Consistency:
     def __call__(
         self, unet: UNet2DConditionModel, latents: Tensor, things: Tensor, states: Tensor
     ) -> Tensor:
-        count = len(self.alphas) // STRIDE
-        times = STRIDE * torch.randint(1, count + 1, (len(latents),), device=latents.device) - 1
-        before = times - STRIDE
-        alpha, alpha_before = (self._alpha(at)[:, None, None, None] for at in (times, before))
-        noise = torch.randn_like(latents)
-        noisy = _laid_out(alpha.sqrt() * latents + (1 - alpha).sqrt() * noise)
-        with torch.no_grad():
-            velocity = self.teacher.velocity(noisy, times, states)
-            clean = alpha.sqrt() * noisy - (1 - alpha).sqrt() * velocity
-            added = alpha.sqrt() * velocity + (1 - alpha).sqrt() * noisy
-            nearer = alpha_before.sqrt() * clean + (1 - alpha_before).sqrt() * added
-            target = self._end(unet, nearer, before.clamp(min=0), states)
-            target = torch.where((before < 0)[:, None, None, None], clean, target)
-        errors = self._end(unet, noisy, times, states) - target
-        return ((errors.square() + HUBER**2).sqrt() - HUBER).mean()
+        ends = torch.linspace(len(self.alphas), 0, LEAPS * STRIDE + 1, device=latents.device)
+        ends = ends.round().long() - 1  # the last is -1: without noise
+        first = STRIDE * torch.randint(0, LEAPS, (len(latents),), device=latents.device)
+        times = ends[first]
+        alpha, sigma = self._levels(times)
+        noisy = moved = _laid_out(alpha * latents + sigma * torch.randn_like(latents))
+        for step in range(STRIDE):
+            now, following = ends[first + step], ends[first + step + 1]
+            velocity = self.teacher.velocity(moved, now, states)
+            (a, s), (a_next, s_next) = self._levels(now), self._levels(following)
+            moved = _laid_out(
+                a_next * (a * moved - s * velocity) + s_next * (s * moved + a * velocity)
+            )
+        # the velocity whose single step ends there: with x = αx₀ + σε and v = αε − σx₀, it moves
+        # by (α'α + σ'σ)·x + (σ'α − α'σ)·v
+        target = (moved - (a_next * alpha + s_next * sigma) * noisy) / (
+            s_next * alpha - a_next * sigma
+        )
+        guess = unet(noisy, times, states).sample.float()
+        return F.mse_loss(guess, target)
 
-    def _end(
-        self, unet: UNet2DConditionModel, noisy: Tensor, times: Tensor, states: Tensor
-    ) -> Tensor:
-        alpha = self._alpha(times)[:, None, None, None]
-        velocity: Tensor = unet(noisy, times, states).sample.float()
-        return alpha.sqrt() * noisy - (1 - alpha).sqrt() * velocity
-
-    def _alpha(self, times: Tensor) -> Tensor:
-        return torch.where(times < 0, 1.0, self.alphas[times.clamp(min=0)])
+    def _levels(self, times: Tensor) -> tuple[Tensor, Tensor]:
+        """The amplitudes (b, 1, 1, 1) of picture and noise at timesteps (b,)."""
+        alpha = torch.where(times < 0, 1.0, self.alphas[times.clamp(min=0)])[:, None, None, None]
+        return alpha.sqrt(), (1 - alpha).sqrt()
 
 
 def _laid_out(latents: Tensor) -> Tensor:

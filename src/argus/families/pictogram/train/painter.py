@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -19,6 +20,15 @@ from argus.families.pictogram.train.sheet import draw_sheet
 AVERAGING = 0.999
 
 
+@dataclass(frozen=True)
+class Sheet:
+    """A contact sheet `every` so many batches, none if that is 0, and how its pictures are made."""
+
+    every: int
+    steps: int
+    guidance: float
+
+
 def train_painter(
     work: Path,
     steps: int,
@@ -27,14 +37,13 @@ def train_painter(
     loss_of: Loss,
     pipeline: StableDiffusionPipeline,
     rate: float,
-    guidance: float,
-    sheet_every: int = 1000,
+    sheet: Sheet,
     bfloat16: bool = False,
 ) -> None:
     """Train the pipeline's UNet for `steps` batches; leave the averaged weights in it.
 
-    Resumes from the checkpoint in `work`. Every `sheet_every` steps the averaged weights, with
-    `guidance`, paint a contact sheet of unseen prompts into `work`; 0 is never.
+    Resumes from the checkpoint in `work`. The averaged weights paint contact sheets of
+    unseen prompts into `work`.
     """
     unet, text_encoder, tokenizer = pipeline.unet, pipeline.text_encoder, pipeline.tokenizer
     device = unet.device
@@ -73,9 +82,11 @@ def train_painter(
         last = step + 1 == steps
         if (step + 1) % 250 == 0 or last:
             checkpoints.save(step + 1)
-        if sheet_every and ((step + 1) % sheet_every == 0 or last):
+        if sheet.every and ((step + 1) % sheet.every == 0 or last):
             pipeline.unet = average.module
-            draw_sheet(pipeline, guidance).save(work / f"sheet_{step + 1:06d}.png")
+            draw_sheet(pipeline, sheet.steps, sheet.guidance).save(
+                work / f"sheet_{step + 1:06d}.png"
+            )
             pipeline.unet = unet
     unet.load_state_dict(average.module.state_dict())
     unet.eval()

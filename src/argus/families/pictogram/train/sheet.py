@@ -6,7 +6,7 @@ import textwrap
 from collections.abc import Sequence
 
 import torch
-from diffusers import LCMScheduler, StableDiffusionPipeline
+from diffusers import StableDiffusionPipeline
 from PIL import Image, ImageDraw, ImageFont
 
 UNSEEN = (
@@ -38,14 +38,13 @@ UNSEEN = (
 
 
 def draw_sheet(
-    pipeline: StableDiffusionPipeline, guidance: float, prompts: Sequence[str] = UNSEEN
+    pipeline: StableDiffusionPipeline, steps: int, guidance: float, prompts: Sequence[str] = UNSEEN
 ) -> Image.Image:
     """Paint each prompt once, from its own seed, and lay the pictures out under one another."""
-    distilled = isinstance(pipeline.scheduler, LCMScheduler)
     pipeline.set_progress_bar_config(disable=True)
     painted = pipeline(
         list(prompts),
-        num_inference_steps=4 if distilled else 12,
+        num_inference_steps=steps,
         guidance_scale=guidance,
         generator=[torch.Generator().manual_seed(i) for i in range(len(prompts))],
     )
