@@ -36,9 +36,9 @@ from argus.families.pictogram.captions import caption
 from argus.families.pictogram.draw import draw_scene
 from argus.families.pictogram.prompts import read_prompt
 from argus.families.pictogram.world import sample_scene
-from argus.lab import table as qualities
 from argus.lab.held_out import costs_of
 from argus.lab.mixes import judged
+from argus.quality import table as qualities
 from argus.quality.scorers import load_scorer
 
 LOADS = (1.0, 1.25, 1.5, 2.0, 2.5, 3.0, 4.0)

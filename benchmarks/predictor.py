@@ -33,8 +33,8 @@ from argus.core.profile import Profile
 from argus.families.catalog import default_family
 from argus.families.pictogram.prompts import read_prompt
 from argus.lab import held_out, training
-from argus.lab import table as qualities
 from argus.lab.training import FOLDS, Examples
+from argus.quality import table as qualities
 from argus.quality.encoder import PromptEncoder
 from argus.quality.predictor import hats
 
@@ -169,7 +169,7 @@ def rated(console: Console, path: Path) -> dict[str, float]:
     samples += [rng.integers(0, len(ratings), len(ratings)) for _ in range(RESAMPLES)]
     blind = [(base[s].mean() + turbo[s].mean()) / 2 / base[s].mean() for s in samples]
     told = [worth(s, trained.mean[:, 1]) for s in samples]
-    result = {}
+    result: dict[str, float] = {}
     for name, values in (("blind", blind), ("predictor", told)):
         low, high = np.quantile(values[1:], (0.025, 0.975))
         console.print(

@@ -17,8 +17,8 @@ import pytest
 from argus.core.errors import BadRequest, ModelError
 from argus.core.profile import ModelProfile, Profile
 from argus.families.catalog import find_family
-from argus.lab import table
 from argus.lab.calibration import CHUNK, Calibration, calibrate
+from argus.quality import table
 
 ARGUS = [sys.executable, "-c", "from argus.cli.main import main; main()"]
 PROMPTS = [f"prompt number {i}" for i in range(CHUNK + 4)]

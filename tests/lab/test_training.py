@@ -77,7 +77,7 @@ def test_only_what_skips_depends_on_the_similarity(data: Examples, trained: Trai
 def test_between_knots_values_are_on_straight_lines_and_beyond_them_stay() -> None:
     knots = np.array([0.2, 0.4, 1.0], np.float32)
     rows = hats(knots, np.array([0.1, 0.3, 0.4, 0.85, 2.0], np.float32))
-    expected = [[1, 0, 0], [0.5, 0.5, 0], [0, 1, 0], [0, 0.25, 0.75], [0, 0, 1]]
+    expected = np.array([[1, 0, 0], [0.5, 0.5, 0], [0, 1, 0], [0, 0.25, 0.75], [0, 0, 1]])
     np.testing.assert_allclose(rows, expected, atol=1e-6)
 
 
@@ -86,7 +86,7 @@ def test_a_predictor_is_kept(data: Examples, trained: Trained, tmp_path: Path) -
     kept = Predictor.load(tmp_path / "here", MADE_FOR)
     mean, low = kept.predict_all(data.vectors, data.similarity)
     expected = trained.predictor.predict_all(data.vectors, data.similarity)
-    np.testing.assert_array_equal([mean, low], expected)
+    np.testing.assert_array_equal(np.stack([mean, low]), np.stack(expected))
     one = kept.predict(data.vectors[3], float(data.similarity[3]))
     np.testing.assert_allclose(one.mean, mean[3], atol=1e-5)
 

@@ -145,8 +145,8 @@ def train(
     from argus.core.profile import Profile
     from argus.engine.sources import family_fingerprint, model_folder
     from argus.lab import held_out, training
-    from argus.lab.table import read
     from argus.quality.encoder import PromptEncoder
+    from argus.quality.table import read
 
     rows = read(table or Path(chosen.folder) / "quality.parquet")
     costs = held_out.costs_of(chosen, Profile.read(profile or Path(chosen.folder) / "profile.json"))
@@ -176,6 +176,8 @@ def train(
         )  # fmt: skip
     decided.caption = "mean quality of the best mix, judged on pictures it was not chosen by"
     out.print(decided, highlight=False)
+    output.mkdir(parents=True, exist_ok=True)
+    held_out.write(data, trained, output / "held_out.parquet")
     trained.predictor.save(
         output,
         {

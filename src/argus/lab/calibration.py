@@ -32,8 +32,8 @@ from argus.core.errors import BadRequest, ModelError
 from argus.core.family import EXACT, Family, ScorerSpec, Variant
 from argus.engine.engine import Engine
 from argus.engine.sources import fingerprint, model_folder
-from argus.lab import table
 from argus.lab.painting import Commission, paint
+from argus.quality import table
 from argus.quality.encoder import PromptEncoder
 from argus.quality.scorer import Scorer
 from argus.quality.scorers import load_scorer

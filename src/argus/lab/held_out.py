@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
+import pandas as pd
 from numpy.typing import NDArray
 from scipy.stats import spearmanr
 
@@ -12,6 +14,7 @@ from argus.core.family import Family
 from argus.core.profile import Profile
 from argus.lab.mixes import judged, judged_by
 from argus.lab.training import Examples, Trained
+from argus.quality import table
 
 LOADS = (1.0, 1.5, 2.0, 3.0)
 Numbers = NDArray[np.float64]
@@ -80,6 +83,20 @@ def regret(data: Examples, guess: Numbers, costs: Numbers) -> list[Regret]:
         blind, truth = (judged(q, costs, budget, groups) for groups in (everyone, each))
         found.append(Regret(load, blind, judged_by(known, q, costs, budget), truth))
     return found
+
+
+def write(data: Examples, trained: Trained, file: Path) -> None:
+    """What was foretold of every prompt and variant that could be, one row each: for simulations,
+    which are to see what a server would have seen."""
+    rows = pd.DataFrame(
+        {
+            "prompt": np.repeat(data.prompts, len(data.variants)),
+            "variant": np.tile(data.variants, len(data.prompts)),
+            "mean": trained.mean.ravel().astype(np.float32),
+            "low": trained.low.ravel().astype(np.float32),
+        }
+    )
+    table.write(rows.dropna(), file)
 
 
 def _never(q: Numbers) -> Numbers:

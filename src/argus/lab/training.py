@@ -16,7 +16,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from argus.core.errors import BadRequest
-from argus.core.family import EXACT, Family
+from argus.core.family import Family
+from argus.quality import table
 from argus.quality.encoder import PromptEncoder
 from argus.quality.predictor import Predictor, hats
 
@@ -37,10 +38,7 @@ OnEpoch = Callable[[int, int], None]
 class Examples:
     """What was measured of p prompts: `vectors` (p, d), the `similarity` (p,) of the neighbour that
     their pictures were resumed from, and `quality` (p, v, s) of every variant and seed, NaN where
-    there is none.
-
-    Quality is 1 + (s_v − s_exact) / mean(s_exact − s₀) of the same prompt and seed: the form of
-    DESIGN's ratio that one unlucky exact picture does not blow up. Means over prompts are the same.
+    there is none (`table.by_prompt`).
     """
 
     prompts: tuple[str, ...]
@@ -67,29 +65,18 @@ def examples(rows: pd.DataFrame, family: Family, encoder: PromptEncoder) -> Exam
     Raises BadRequest if it lacks a variant of the family or holds too few prompts.
     """
     variants = tuple(family.variants)
-    lacking = [name for name in variants if name not in set(rows["variant"])]
-    if lacking:
+    prompts, measured, similarity = table.by_prompt(rows, variants)
+    if len(prompts) < FEWEST:
         raise BadRequest(
-            f"The table has no rows of {lacking[0]!r}: it is not of {family.name} as it is now. "
-            "Calibrate again."
+            f"The table holds {len(prompts)} prompts; training needs {FEWEST} or more."
         )
-    wide = rows.pivot_table(index="prompt", columns=["variant", "seed"], values="score")
-    if len(wide) < FEWEST:
-        raise BadRequest(f"The table holds {len(wide)} prompts; training needs {FEWEST} or more.")
-    seeds = sorted(rows["seed"].unique())
-    columns = pd.MultiIndex.from_product([variants, seeds])
-    scores = wide.reindex(columns=columns).to_numpy(float).reshape(len(wide), len(variants), -1)
-    exact = scores[:, [variants.index(EXACT)]]
-    quality = 1 + (scores - exact) / np.nanmean(exact - float(rows["s0"].iloc[0]))
-    similarity = rows.groupby("prompt")["similarity"].first()
-    prompts = tuple(str(prompt) for prompt in wide.index)
     return Examples(
-        prompts,
+        tuple(prompts),
         variants,
         tuple(bool(one.skip) for one in family.variants.values()),
         np.stack([encoder.embed(prompt).vector for prompt in prompts]),
-        similarity.reindex(wide.index).to_numpy(np.float32),
-        quality,
+        similarity,
+        measured,
     )
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,8 +12,11 @@ import numpy as np
 import pandas as pd
 import yaml
 
-from argus.control.menu import EXACT, Menu, Numbers
+from argus.control.menu import EXACT, Menu, Numbers, menu_of
 from argus.core.errors import BadRequest
+from argus.core.profile import Profile
+from argus.families.catalog import find_family
+from argus.quality import table
 from argus.simulator.world import Drawing, Store, World
 
 FOLDER = Path(__file__).parent
@@ -177,11 +181,11 @@ def _rated(spec: dict[str, Any], sources: dict[str, str]) -> World:
     that of DESIGN's quality, and which does not divide by the rating of one prompt.
     """
     ratings, models = spec["ratings"], list(spec["models"])
-    table = pd.read_csv(_reference(ratings["file"]))
+    given = pd.read_csv(_reference(ratings["file"]))
 
     def quality(raters: tuple[int, ...]) -> Numbers:
         means = np.stack(
-            [table[[f"{ratings['columns'][m]}_{r}" for r in raters]].mean(axis=1) for m in models],
+            [given[[f"{ratings['columns'][m]}_{r}" for r in raters]].mean(axis=1) for m in models],
             axis=1,
         )
         exact = means[:, :1]
@@ -205,13 +209,48 @@ def _rated(spec: dict[str, Any], sources: dict[str, str]) -> World:
         menu=menu,
         truth=unheard,
         predicted=heard,
-        similarity=np.full(len(table), np.nan),
+        similarity=np.full(len(given), np.nan),
         drawing=Drawing(**spec["cache"]),
         store=Store(**spec["store"]),
         doubt=spec["discriminator"]["noise"],
         slo=float(spec["slo"]),
         sources=sources,
         judged_apart=True,
+    )
+
+
+def _measured(spec: dict[str, Any], sources: dict[str, str]) -> World:
+    """A family as `argus profile`, `argus calibrate` and `argus train` measured it.
+
+    Policies are told what a predictor that had not seen the prompt foretold. The truth is the mean
+    over the measured seeds, luck included, which `oracle` then knows of as well.
+    """
+    family = find_family(spec["family"])
+    folder = Path(family.folder)
+    profile = Profile.read(folder / "profile.json")
+    names = list(family.variants)
+    prompts, quality, similarity = table.by_prompt(table.read(folder / "quality.parquet"), names)
+    told = pd.read_parquet(folder / spec["predictor"])
+    foretold = told.pivot_table(index="prompt", columns="variant", values="mean")
+    truth = quality.mean(axis=2)
+    menu = replace(menu_of(family, profile), mean_quality=np.nanmean(truth, axis=0))
+    kinds = len(spec["types"])
+    return World(
+        name=spec["name"],
+        menu=replace(
+            menu,
+            types=tuple(spec["types"]),
+            step_s=np.repeat(menu.step_s, kinds, axis=0),
+            load_s=np.repeat(menu.load_s, kinds, axis=0),
+        ),
+        truth=truth,
+        predicted=foretold.reindex(index=prompts, columns=names).to_numpy(float),
+        similarity=similarity.astype(float),
+        drawing=Drawing(**spec["cache"]),
+        store=Store(**spec["store"]),
+        doubt=spec["discriminator"]["noise"],
+        slo=float(spec["slo"]),
+        sources=sources,
     )
 
 
@@ -227,4 +266,5 @@ def _reference(name: str) -> Path:
 _KINDS: dict[str, Callable[[dict[str, Any], dict[str, str]], World]] = {
     "modelled": _modelled,
     "rated": _rated,
+    "measured": _measured,
 }

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
+from numpy.typing import NDArray
 
 from argus.core.errors import BadRequest
 from argus.core.family import EXACT
@@ -32,6 +34,33 @@ def finish(measured: pd.DataFrame) -> pd.DataFrame:
     table["quality"] = quality(score, best, float(table["s0"].iloc[0]))
     table["raw_ratio"] = raw_ratio(score, best)
     return table[list(COLUMNS)]
+
+
+def by_prompt(
+    table: pd.DataFrame, variants: Sequence[str]
+) -> tuple[list[str], NDArray[np.float64], NDArray[np.float32]]:
+    """The prompts (p,); quality (p, v, s) of every variant and seed, NaN where nothing was made;
+    and the similarity (p,) of the neighbour that pictures were resumed from.
+
+    Quality is here 1 + (s_v − s_exact) / mean(s_exact − s₀) of the same prompt and seed: the form
+    of DESIGN's ratio that one unlucky exact picture does not blow up, with the same means.
+
+    Raises BadRequest if the table lacks a variant.
+    """
+    lacking = [name for name in variants if name not in set(table["variant"])]
+    if lacking:
+        raise BadRequest(
+            f"The table has no rows of {lacking[0]!r}: it is not of the family as it is now. "
+            "Calibrate again."
+        )
+    wide = table.pivot_table(index="prompt", columns=["variant", "seed"], values="score")
+    seeds = sorted(table["seed"].unique())
+    columns = pd.MultiIndex.from_product([variants, seeds])
+    scores = wide.reindex(columns=columns).to_numpy(float).reshape(len(wide), len(variants), -1)
+    exact = scores[:, [list(variants).index(EXACT)]]
+    quality = 1 + (scores - exact) / np.nanmean(exact - float(table["s0"].iloc[0]))
+    similarity = table.groupby("prompt")["similarity"].first().reindex(wide.index)
+    return [str(prompt) for prompt in wide.index], quality, similarity.to_numpy(np.float32)
 
 
 def write(table: pd.DataFrame, path: Path) -> None:
