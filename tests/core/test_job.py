@@ -23,6 +23,7 @@ def test_guidance_of_one_or_less_is_no_guidance() -> None:
         ({"seed": -3}, "seed is -3"),
         ({"guidance": -1.0}, "guidance is -1.0"),
         ({"guidance": float("nan")}, "guidance is nan"),
+        ({"guidance": 1.0, "negative_prompt": "fog"}, "no effect at guidance 1"),
         ({"width": 0}, "width is 0"),
     ],
 )

@@ -182,6 +182,7 @@ def test_text_past_the_encoder_s_limit_is_said_to_be_cut(server: Running) -> Non
         ({"output_format": "gif"}, "output_format", "'png', 'jpeg' or 'webp'"),
         ({"seed": -1}, "seed", "greater than or equal to 0"),
         ({"seed": MAX_SEED, "n": 2}, "seed", "pass"),
+        ({"guidance_scale": 1, "negative_prompt": "fog"}, "negative_prompt", "above 1"),
         ({"guidance_scale": 101}, "guidance_scale", "less than or equal to 100"),
         ({"num_inference_steps": 0}, "num_inference_steps", "greater than or equal to 1"),
         ({"num_inference_steps": 4, "model": "tiny/exact"}, "num_inference_steps", "one of"),

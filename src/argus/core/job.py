@@ -41,6 +41,11 @@ class Job:
             raise BadRequest(f"seed is {self.seed}; it must be from 0 to {MAX_SEED}.")
         if not 0 <= self.guidance <= 100:
             raise BadRequest(f"guidance is {self.guidance}; it must be from 0 to 100.")
+        if self.negative_prompt and not self.guided:
+            raise BadRequest(
+                f"The negative prompt has no effect at guidance {self.guidance:g}: give a guidance "
+                "above 1, or leave it out."
+            )
         for name, side in (("width", self.width), ("height", self.height)):
             if side is not None and side < 1:
                 raise BadRequest(f"{name} is {side}; it must be a positive number of pixels.")

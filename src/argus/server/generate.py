@@ -115,6 +115,13 @@ def order_of(service: Service, body: GenerationRequest, tenant: str) -> Order:
     seed = secrets.randbelow(2**32) if body.seed is None else body.seed
     if seed + count - 1 > MAX_SEED:
         raise invalid(f"seed {seed} and the next {count - 1} pass {MAX_SEED}.", "seed")
+    guidance = settings.guidance if body.guidance_scale is None else body.guidance_scale
+    if body.negative_prompt and guidance <= 1:
+        raise invalid(
+            f"negative_prompt has no effect at guidance_scale {guidance:g}: give a guidance_scale "
+            "above 1, or leave it out.",
+            "negative_prompt",
+        )
     width, height = service.size_of(body.size)
     options = body.argus
     return Order(
@@ -124,7 +131,7 @@ def order_of(service: Service, body: GenerationRequest, tenant: str) -> Order:
         seed=seed,
         width=width,
         height=height,
-        guidance=settings.guidance if body.guidance_scale is None else body.guidance_scale,
+        guidance=guidance,
         namespace=SHARED if service.settings.cache_scope == "shared" else tenant,
         cached=options is None or options.cache,
         variant=variant,

@@ -25,7 +25,7 @@ TEXT_WIDTH = 128
 MAX_TOKENS = 40
 SHIFT = 3.0
 # The family's models, and the widths of the two levels of their UNets.
-WIDTHS = {"base": (128, 192), "small": (128, 192), "tiny": (64, 96), "turbo": (128, 192)}
+WIDTHS = {"base": (128, 192), "small": (64, 96), "tiny": (32, 64), "turbo": (128, 192)}
 
 
 def new_vae() -> AutoencoderKL:
@@ -52,10 +52,9 @@ def new_vae() -> AutoencoderKL:
 def new_unet(model: str = "base") -> UNet2DConditionModel:
     """The prompt is read at 8×8 and 4×4: every latent is told what to be part of.
 
-    `small` is base without its middle and its first attention (as in Kim et al. 2023, arXiv
-    2305.15798), `tiny` is half as wide.
+    `tiny` reads it at 4×4 alone.
     """
-    first = "" if model == "small" else "CrossAttn"
+    first = "" if model == "tiny" else "CrossAttn"
     return UNet2DConditionModel(
         sample_size=LATENT_SIZE,
         in_channels=LATENT_CHANNELS,
@@ -63,8 +62,7 @@ def new_unet(model: str = "base") -> UNet2DConditionModel:
         block_out_channels=WIDTHS[model],
         layers_per_block=1,
         down_block_types=(f"{first}DownBlock2D", "CrossAttnDownBlock2D"),
-        mid_block_type=None if model == "small" else "UNetMidBlock2DCrossAttn",
-        up_block_types=("CrossAttnUpBlock2D", "CrossAttnUpBlock2D"),
+        up_block_types=("CrossAttnUpBlock2D", f"{first}UpBlock2D"),
         attention_head_dim=4,
         cross_attention_dim=TEXT_WIDTH,
         norm_num_groups=16,

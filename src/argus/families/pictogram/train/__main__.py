@@ -39,7 +39,8 @@ class Model(StrEnum):
     turbo = "turbo"
 
 
-RATES = {Model.base: 1e-3, Model.small: 3e-4, Model.tiny: 1e-3, Model.turbo: 2e-4}
+GUIDANCE = 2.5  # of a base that has not taken it over yet
+RATE, FINE_RATE = 1e-3, 2e-4  # the latter for what base's weights are only to be adapted to
 
 
 @app.command()
@@ -60,7 +61,9 @@ def main(
     closeups: Annotated[
         float, typer.Option(min=0, max=0.99, help="Share of the UNet's batches that are close-ups.")
     ] = 0.6,
-    guidance: Annotated[float, typer.Option(help="The base's, which the others take over.")] = 2.5,
+    guidance: Annotated[
+        float, typer.Option(help="The shipped base's, which the model takes over.")
+    ] = 1.0,
     bfloat16: Annotated[
         bool, typer.Option("--bfloat16", help="Faster where the device multiplies bfloat16.")
     ] = False,
@@ -73,7 +76,8 @@ def main(
     Run again with the same options, it goes on where it was stopped. With --go-on it starts from
     the shipped weights (use another WORK and another --seed, so that it sees new scenes); their VAE
     and their text encoder stay as they are with --vae-steps 0 and --reader-steps 0, and with
-    --closeups 0 all batches teach what stands where. Other models share all but the UNet with base.
+    --closeups 0 all batches teach what stands where. With --guidance 2.5 as well, it learns to be
+    without guidance as it was with it. Other models share all but the UNet with base.
     """
     work.mkdir(parents=True, exist_ok=True)
     torch.manual_seed(seed)
@@ -89,12 +93,13 @@ def main(
     world = training_scenes(seed, scenes)
     latents = latents_of(world, components, work / "latents.safetensors")
     lessons = Lessons(world, latents.to(where), closeups)
-    rate = RATES[model]
     loss = _loss(model, pipeline, guidance)
+    plain = model == Model.base and guidance == 1
+    rate = RATE if plain or model in (Model.small, Model.tiny) else FINE_RATE
     sheet = Sheet(
         every=sheet_every,
         steps=LEAPS if model == Model.turbo else LEAPS * STRIDE,
-        guidance=guidance if model == Model.base else 1.0,
+        guidance=GUIDANCE if plain else 1.0,
     )
     train_painter(work, steps, seed, lessons, loss, pipeline, rate, sheet, bfloat16)
     save_pipeline(work / "weights", pipeline)
@@ -147,7 +152,7 @@ def _taught(model: Model, go_on: bool) -> StableDiffusionPipeline:
 def _loss(model: Model, pipeline: StableDiffusionPipeline, guidance: float) -> Loss:
     device = pipeline.device
     alphas = new_scheduler().alphas_cumprod.to(device)
-    if model == Model.base:
+    if model == Model.base and guidance == 1:
         return Denoising(alphas)
     unet = UNet2DConditionModel.from_pretrained(BASE / "unet").to(device)
     unet.to(memory_format=torch.channels_last).requires_grad_(False).eval()
