@@ -63,7 +63,7 @@ def main(
         skips = [name for name in others if name.startswith(f"{family}/skip-")]
         _ask(http, "a warm-up", model=exact, argus={"cache": False})
         for i, (first, second) in enumerate(PROMPTS[:prompts]):
-            row = [(_ask(http, first, model=family, seed=i)[2], first)]
+            row = [(_ask(http, first, model=exact, seed=i)[2], first)]
             _wait_until_cached(http, i + 1)
             seconds, report, image = _ask(
                 http, second, model=exact, seed=100 + i, argus={"cache": False}

@@ -6,8 +6,9 @@
 Reads the bundled family's table of qualities and its profile. A load of 2 is twice what the exact
 variant can carry; a mix of variants carries it if its mean cost is half the exact one's. At every
 load it compares the best mix that is the same for all prompts (blind), that knows how many things a
-prompt asks for (rule), and that knows each prompt's qualities (oracle): chosen on one seed, judged
-on the others, both ways round, with bootstrap intervals over prompts. What no mix can carry is
+prompt asks for (rule), and that has seen one picture of every variant for each prompt and knows how
+far such pictures are to be believed (oracle): chosen on one seed, judged on the others, both ways
+round, with bootstrap intervals over prompts. What no mix can carry is
 shed, at quality 0.
 
 Mean quality is (mean s − s₀) / (mean s_exact − s₀) over prompts. Dividing by each prompt's own
@@ -19,6 +20,7 @@ from __future__ import annotations
 
 import json
 import random
+from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -28,8 +30,9 @@ import typer
 from numpy.typing import NDArray
 from rich.console import Console
 from rich.table import Table
+from scipy.optimize import isotonic_regression
 
-from argus.core.family import EXACT, Family
+from argus.core.family import EXACT, Family, skip_name
 from argus.core.profile import Profile
 from argus.families.catalog import default_family
 from argus.families.pictogram.captions import caption
@@ -37,13 +40,14 @@ from argus.families.pictogram.draw import draw_scene
 from argus.families.pictogram.prompts import read_prompt
 from argus.families.pictogram.world import sample_scene
 from argus.lab.held_out import costs_of
-from argus.lab.mixes import judged
+from argus.lab.mixes import believed, judged, judged_knowing
 from argus.quality import table as qualities
 from argus.quality.scorers import load_scorer
 
-LOADS = (1.0, 1.25, 1.5, 2.0, 2.5, 3.0, 4.0)
+LOADS = (1.0, 1.5, 2.0, 3.0, 4.0, 5.0, 6.0, 8.0)
 RESAMPLES = 400
 RENDERED = 2000
+KEPT = 0.95
 Numbers = NDArray[np.float64]
 Whole = NDArray[np.int64]
 
@@ -65,6 +69,7 @@ def main(
     result |= _exact_scores(console, rows)
     prompts, q = by_prompt(rows, list(costs))
     result["as_good"] = _as_good(console, q, costs)
+    result["thresholds"] = thresholds(console, rows, family)
     groups = np.array([sum(g.count for g in read_prompt(p).groups) for p in prompts])
     curves = _headroom(console, q, np.array(list(costs.values())), groups)
     for name in ("blind", "rule", "oracle"):
@@ -96,18 +101,18 @@ def _headroom(
     """For each policy and load: judged quality, and its 95 % interval over prompts."""
     n = len(q)
     rng = np.random.default_rng(0)
-    samples = [rng.integers(0, n, n) for _ in range(RESAMPLES)]
+    samples = [np.arange(n), *(rng.integers(0, n, n) for _ in range(RESAMPLES))]
+    belief, everyone = believed(q), np.zeros(n, np.int64)
+    ways: dict[str, Callable[[Whole, float], float]] = {
+        "blind": lambda some, budget: judged(q[some], costs, budget, everyone),
+        "rule": lambda some, budget: judged(q[some], costs, budget, things[some]),
+        "oracle": lambda some, budget: judged_knowing(q[some], belief[some], costs, budget),
+    }
     curves: dict[str, list[tuple[float, float, float]]] = {}
-    everyone, each = np.zeros(n, np.int64), np.arange(n)
-    for name, groups in (("blind", everyone), ("rule", things), ("oracle", each)):
+    for name, way in ways.items():
         curves[name] = []
         for load in LOADS:
-            budget = costs[0] / load
-            value = judged(q, costs, budget, groups)
-            spread = []
-            for sample in samples:
-                same = each if name == "oracle" else groups[sample]
-                spread.append(judged(q[sample], costs, budget, same))
+            value, *spread = [way(some, costs[0] / load) for some in samples]
             low, high = np.quantile(spread, (0.025, 0.975))
             curves[name].append((value, float(low), float(high)))
     shown = Table("load", *curves, title="mean quality, judged on other seeds [95 %]")
@@ -154,6 +159,22 @@ def _as_good(console: Console, q: Numbers, costs: dict[str, float]) -> dict[str,
         shown.add_row(name, f"{cost / costs[EXACT]:.2f}", f"{mean:.3f}", f"{shares[name]:.1%}")
     console.print(shown)
     return {name: share for name, share in shares.items() if name != EXACT}
+
+
+def thresholds(console: Console, rows: pd.DataFrame, family: Family) -> dict[str, float]:
+    """The least similarity at which each skip keeps `KEPT` of the quality on average: where the
+    isotonic regression of quality on similarity reaches that; 1 where it never does."""
+    found = {}
+    for k in family.skips:
+        of = rows[rows["variant"] == skip_name(k)].dropna(subset=["similarity"])
+        of = of.sort_values("similarity")
+        gained = (of["score"] - of["s0"]) / (of["s_exact"] - of["s0"]).mean()
+        expected = (of["s_exact"] - of["s0"]) / (of["s_exact"] - of["s0"]).mean()
+        fit = isotonic_regression(1 + gained.to_numpy() - expected.to_numpy()).x
+        good = of["similarity"].to_numpy()[fit >= KEPT]
+        found[str(k)] = round(float(good[0]), 3) if len(good) else 1.0
+    console.print(f"skips keep {KEPT} of the quality from these similarities on: {found}")
+    return found
 
 
 def _genai(console: Console, path: Path) -> dict[str, float]:

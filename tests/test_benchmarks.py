@@ -10,7 +10,7 @@ import pandas as pd
 import pytest
 from headroom import by_prompt
 
-from argus.lab.mixes import best_mix, judged
+from argus.lab.mixes import believed, best_mix, judged, judged_knowing
 
 COSTS = np.array([1.0, 0.6, 0.3])
 
@@ -45,9 +45,22 @@ def test_who_chooses_gains_nothing_from_noise() -> None:
         ]
     )  # fmt: skip
     names, q = by_prompt(rows, variants)
-    everyone, each = np.zeros(len(names), np.int64), np.arange(len(names))
-    for groups in (everyone, each):
-        assert judged(q, COSTS, 0.5, groups) == pytest.approx(1.0, abs=0.04)
+    everyone = np.zeros(len(names), np.int64)
+    assert judged(q, COSTS, 0.5, everyone) == pytest.approx(1.0, abs=0.04)
+    assert judged_knowing(q, believed(q), COSTS, 0.5) == pytest.approx(1.0, abs=0.04)
+
+
+def test_who_has_seen_one_picture_of_each_knows_better_than_who_has_seen_none() -> None:
+    """Every second prompt bears the cheap variant; scores are mostly chance."""
+    rng = np.random.default_rng(2)
+    truth = np.ones((800, 3))
+    truth[::2, 2] = 0.2
+    q = truth[:, :, None] + 0.5 * rng.standard_normal((800, 3, 2))
+    blind = judged(q, COSTS, 0.45, np.zeros(800, np.int64))
+    naive = judged(q, COSTS, 0.45, np.arange(800))
+    knowing = judged_knowing(q, believed(q), COSTS, 0.45)
+    assert knowing > blind + 0.05
+    assert knowing > naive + 0.02
 
 
 def test_the_gpu_benchmark_runs_from_end_to_end(capsys: pytest.CaptureFixture[str]) -> None:

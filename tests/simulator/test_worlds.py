@@ -109,6 +109,7 @@ def test_the_command_compares_policies(tmp_path: Path) -> None:
         (["--workers", "many"], "--workers takes numbers"),
         (["--workers", "4,4"], "give as many numbers"),
         (["--slo", "fast"], "--slo takes 3x or 12s"),
+        (["--load", "0"], "more than 0"),
     ],
 )
 def test_what_cannot_be_simulated_is_said(options: list[str], message: str) -> None:

@@ -12,11 +12,11 @@ from scipy.stats import spearmanr
 
 from argus.core.family import Family
 from argus.core.profile import Profile
-from argus.lab.mixes import judged, judged_by
+from argus.lab.mixes import believed, judged, judged_by, judged_knowing
 from argus.lab.training import Examples, Trained
 from argus.quality import table
 
-LOADS = (1.0, 1.5, 2.0, 3.0)
+LOADS = (1.0, 1.5, 2.0, 3.0, 4.0, 6.0)
 Numbers = NDArray[np.float64]
 
 
@@ -34,8 +34,8 @@ class Errors:
 @dataclass(frozen=True)
 class Regret:
     """Mean quality at a load (1: what the exact variant carries) of the best mix that is the same
-    for all prompts, of routing by predictions, and by the truth as one seed shows it; judged on
-    pictures that none of them was chosen by."""
+    for all prompts, of routing by predictions, and by the truth as far as one picture of every
+    variant shows it (`mixes.believed`); judged on pictures that none of them was chosen by."""
 
     load: float
     blind: float
@@ -76,11 +76,12 @@ def errors(data: Examples, trained: Trained) -> dict[str, Errors]:
 def regret(data: Examples, guess: Numbers, costs: Numbers) -> list[Regret]:
     """Of routing by a guess (p, v) of quality, with `costs` (v,) as `costs_of` gives them."""
     q, known = _never(data.quality), _never(guess)
-    everyone, each = np.zeros(len(q), np.int64), np.arange(len(q))
+    belief, everyone = believed(q), np.zeros(len(q), np.int64)
     found = []
     for load in LOADS:
         budget = float(costs[0]) / load
-        blind, truth = (judged(q, costs, budget, groups) for groups in (everyone, each))
+        blind = judged(q, costs, budget, everyone)
+        truth = judged_knowing(q, belief, costs, budget)
         found.append(Regret(load, blind, judged_by(known, q, costs, budget), truth))
     return found
 

@@ -8,6 +8,8 @@ from numpy.typing import NDArray
 Numbers = NDArray[np.float64]
 Whole = NDArray[np.int64]
 
+RIDGE = 10.0
+
 
 def best_mix(q: Numbers, costs: Numbers, budget: float, weights: Numbers) -> Numbers:
     """Shares (n, variants) that maximise mean quality at a mean cost of at most `budget`.
@@ -58,6 +60,37 @@ def judged_by(guess: Numbers, q: Numbers, costs: Numbers, budget: float) -> floa
     costs = np.append(costs, 0.0)
     shares = best_mix(_with_shedding(guess), costs, budget, np.ones(len(q)))
     return float((shares * _with_shedding(q.mean(2))).sum(1).mean())
+
+
+def judged_knowing(q: Numbers, belief: Numbers, costs: Numbers, budget: float) -> float:
+    """As `judged`, of the mix that is chosen for each prompt by what `believed` makes of one seed:
+    the prompt-aware oracle, as far as one picture of every variant tells it the truth."""
+    seeds = range(q.shape[2])
+    found = [
+        judged_by(belief[:, :, seed], q[:, :, [s for s in seeds if s != seed]], costs, budget)
+        for seed in seeds
+    ]
+    return float(np.mean(found))
+
+
+def believed(q: Numbers) -> Numbers:
+    """What one seed's qualities let expect of the others' (n, variants, seeds): a ridge regression
+    on all variants' of that seed, fitted to the other half of the prompts.
+
+    One picture's score is mostly chance. Who takes it for the truth chooses worse than who knows
+    nothing (the winner's curse).
+    """
+    result, n = np.empty_like(q), len(q)
+    half = np.random.default_rng(0).permutation(n) % 2 == 0
+    for seed in range(q.shape[2]):
+        others = np.delete(q, seed, axis=2).mean(2)
+        for out in (half, ~half):
+            x, y = q[~out, :, seed], others[~out]
+            centre, usual = x.mean(0), y.mean(0)
+            x = x - centre
+            weights = np.linalg.solve(x.T @ x + RIDGE * np.eye(x.shape[1]), x.T @ (y - usual))
+            result[out, :, seed] = usual + (q[out, :, seed] - centre) @ weights
+    return result
 
 
 def _with_shedding(q: Numbers) -> Numbers:

@@ -39,7 +39,9 @@ class Predictor:
 
     - `w1` (e, d, h), `b1` (e, h), `w2` (e, h, h), `b2` (e, h): two hidden layers of e networks
     - `w3` (e, h, 2·v·k), `b3` (e, 2·v·k): means, then how far the bounds are below them
-    - `knots` (k,), `widening` (v,): what to take from the bounds, so that they hold for new prompts
+    - `knots` (k,); `usual` (v,), the mean over prompts, and `trust` (v,), from 0 to 1, in what the
+      networks say beyond it
+    - `widening` (v,): what to take from the bounds, so that they hold for new prompts
     """
 
     def __init__(
@@ -68,6 +70,7 @@ class Predictor:
         first[:, 0] = 1.0
         place = np.where(self._skips[None, :, None], at[:, None, :], first[:, None, :])
         mean, gap = (mean * place).sum(2), (gap * place).sum(2)
+        mean = w["usual"] + w["trust"] * (mean - w["usual"])
         low = mean - gap - w["widening"]
         mean[:, 0], low[:, 0] = 1.0, 1.0  # the exact variant is what quality is measured by
         return mean, low

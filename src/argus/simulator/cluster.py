@@ -14,7 +14,7 @@ import numpy as np
 
 from argus.control.forecast import Forecast
 from argus.control.menu import EXACT
-from argus.control.policy import Candidate, Cluster, Outlook, Policy, Promise
+from argus.control.policy import Candidate, Cluster, Outlook, Policy, Promise, first_free
 from argus.simulator.cache import VirtualCache
 from argus.simulator.requests import DROPPED, LATE, ON_TIME, SHED, Job, Requests
 from argus.simulator.workers import Worker
@@ -233,18 +233,13 @@ class Simulation:
             judged = quality + self.world.doubt * self._random.normal()
             again = self.policy.review(self._candidate(job, True), variant, judged)
             if again is not None and self.now < job.deadline_s:
-                replacement = self._first_of(self._model[again])
+                replacement = first_free(self._state(), self._model[again])
                 if replacement is not None:
                     job.first = variant
                     self._send(job, again, replacement)
                     continue
             late = self.now > job.deadline_s
             self._end(job, LATE if late else ON_TIME, variant, quality)
-
-    def _first_of(self, model: int) -> int | None:
-        state = self._state()
-        able = [w for w, held in enumerate(state.models) if held == model]
-        return min(able, key=state.wait_s.__getitem__, default=None)
 
     def _end(self, job: Job, outcome: int, variant: int = -1, quality: float = 0.0) -> None:
         requests, number = self.requests, job.number
