@@ -66,16 +66,17 @@ def main(
         "predictor": trained.mean,
     }
     result: dict[str, Any] = {}
-    shown = Table("guess", *(f"{load:g}x" for load in held_out.LOADS), "recovered at 2x")
+    shown = Table("guess", *(f"{load:g}x" for load in held_out.LOADS), "recovered at 3x")
     found = {name: held_out.regret(data, guess, costs) for name, guess in guesses.items()}
     first = found["predictor"]
     shown.add_row("the same for all", *(f"{at.blind:.3f}" for at in first), "0%")
     for name, regrets in found.items():
-        recovered = {f"{at.load:g}": round(at.recovered, 4) for at in regrets}
-        result[name] = recovered
-        shown.add_row(name, *(f"{at.predicted:.3f}" for at in regrets), f"{recovered['2']:.0%}")
+        result[name] = {f"{at.load:g}": round(at.predicted, 4) for at in regrets}
+        shown.add_row(name, *(f"{at.predicted:.3f}" for at in regrets), _share(regrets[3]))
     shown.add_row("truth of one seed", *(f"{at.truth:.3f}" for at in first), "100%")
     console.print(shown)
+    for name in ("blind", "truth"):
+        result[name] = {f"{at.load:g}": round(getattr(at, name), 4) for at in first}
     result["coverage"] = {
         name: round(one.covered, 4) for name, one in held_out.errors(data, trained).items()
     }
@@ -85,6 +86,10 @@ def main(
         result["genai"] = rated(console, ratings)
     if as_json:
         print(json.dumps(result))
+
+
+def _share(at: held_out.Regret) -> str:
+    return "-" if np.isnan(at.recovered) else f"{at.recovered:.0%}"
 
 
 def folded(data: Examples, costs: Numbers, guess: Guess) -> Numbers:

@@ -65,9 +65,10 @@ def errors(data: Examples, trained: Trained) -> dict[str, Errors]:
     for v, name in list(enumerate(data.variants))[1:]:
         measured, known = data.quality[:, v], ~np.isnan(data.quality[:, v]).any(1)
         truth, mean = measured[known].mean(1), trained.mean[known, v]
+        told_apart = np.ptp(mean) > 0 and np.ptp(truth) > 0
         result[name] = Errors(
             float(np.abs(truth - mean).mean()),
-            float(spearmanr(truth, mean).statistic),
+            float(spearmanr(truth, mean).statistic) if told_apart else 0.0,
             float((measured[known] >= trained.low[known, v, None]).mean()),
         )
     return result
