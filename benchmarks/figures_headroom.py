@@ -14,6 +14,7 @@ from matplotlib import pyplot as plt
 from matplotlib.figure import Figure
 
 Curves = dict[str, list[tuple[float, float, float]]]
+SIMILARITIES = (0.0, 0.6, 0.7, 0.8, 0.85, 0.9, 0.94, 0.96, 0.98, 1.0)
 COLOURS = {"blind": "#8a8f98", "rule": "#e08a1e", "oracle": "#2864dc"}
 
 
@@ -29,6 +30,8 @@ def draw(
     """Write `headroom.png`, `skips.png` and `things.png` into a folder."""
     folder.mkdir(parents=True, exist_ok=True)
     plt.rcParams.update({"font.size": 10, "axes.spines.top": False, "axes.spines.right": False})
+    gained = (rows["s_exact"] - rows["s0"]).mean()
+    rows = rows.assign(quality=1 + (rows["score"] - rows["s_exact"]) / gained)  # as headroom.py
     _headroom(folder / "headroom.png", loads, curves)
     _skips(folder / "skips.png", rows)
     _things(folder / "things.png", rows, costs, dict(zip(prompts, things.tolist(), strict=True)))
@@ -49,7 +52,7 @@ def _skips(file: Path, rows: pd.DataFrame) -> None:
     """Quality against similarity, a line a skip."""
     figure, axes = plt.subplots(figsize=(6, 3.6))
     skips = rows[rows["similarity"].notna()].copy()
-    skips["bin"] = pd.qcut(skips["similarity"], 8, duplicates="drop")
+    skips["bin"] = pd.cut(skips["similarity"], SIMILARITIES)
     names = sorted(skips["variant"].unique(), key=lambda name: int(name.split("-")[-1]))
     for i, name in enumerate(names):
         some = skips[skips["variant"] == name].groupby("bin", observed=True)
@@ -60,7 +63,7 @@ def _skips(file: Path, rows: pd.DataFrame) -> None:
         )  # fmt: skip
     axes.axhline(1, color="#c8ccd2", linewidth=0.8)
     axes.set(xlabel="similarity of prompt and neighbour", ylabel="mean quality")
-    axes.legend(frameon=False, ncols=2)
+    axes.legend(frameon=False, loc="center left", bbox_to_anchor=(1, 0.5))
     _save(figure, file)
 
 
@@ -78,7 +81,7 @@ def _things(
     axes.axhline(1, color="#c8ccd2", linewidth=0.8)
     axes.set(xlabel="things asked for", ylabel="mean quality")
     axes.set_xticks(sorted(counted["things"].unique()))
-    axes.legend(frameon=False, fontsize=7, ncols=2)
+    axes.legend(frameon=False, loc="center left", bbox_to_anchor=(1, 0.5))
     _save(figure, file)
 
 
