@@ -136,7 +136,8 @@ def _trust(quality: Numbers, mean: Numbers, usual: Single) -> Single:
     both = np.where(known, guess * truth, 0.0).sum(0)
     own = np.where(known, guess * guess, 0.0).sum(0)
     slopes = np.divide(both, own, out=np.zeros_like(both), where=own > 0)
-    return np.clip(slopes, 0.0, 1.0).astype(np.float32)
+    bounded: Single = np.clip(slopes, 0.0, 1.0).astype(np.float32)
+    return bounded
 
 
 def _widening(quality: Numbers, low: Numbers) -> Single:
