@@ -132,20 +132,13 @@ def _own(
 
 
 def _taught(model: Model, go_on: bool) -> StableDiffusionPipeline:
-    """A model that shares all but the UNet with the shipped base, whose weights it begins with
-    where they fit."""
+    """A model that shares all but the UNet with the shipped base; turbo begins as a copy of it."""
     pipeline = StableDiffusionPipeline.from_pretrained(BASE, use_safetensors=True)
     pipeline.scheduler = new_scheduler()
     if go_on:
         pipeline.unet = UNet2DConditionModel.from_pretrained(WEIGHTS / model / "unet")
-        return pipeline
-    unet, known = new_unet(model), pipeline.unet.state_dict()
-    fitting = {
-        name: known[name] if name in known and known[name].shape == value.shape else value
-        for name, value in unet.state_dict().items()
-    }
-    unet.load_state_dict(fitting)
-    pipeline.unet = unet
+    elif model != Model.turbo:
+        pipeline.unet = new_unet(model)
     return pipeline
 
 
