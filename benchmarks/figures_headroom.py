@@ -13,6 +13,8 @@ matplotlib.use("Agg")
 from matplotlib import pyplot as plt
 from matplotlib.figure import Figure
 
+from argus.quality import table as qualities
+
 Curves = dict[str, list[tuple[float, float, float]]]
 SIMILARITIES = (0.0, 0.6, 0.7, 0.8, 0.85, 0.9, 0.94, 0.96, 0.98, 1.0)
 COLOURS = {"blind": "#8a8f98", "rule": "#e08a1e", "oracle": "#2864dc"}
@@ -30,8 +32,7 @@ def draw(
     """Write `headroom.png`, `skips.png` and `things.png` into a folder."""
     folder.mkdir(parents=True, exist_ok=True)
     plt.rcParams.update({"font.size": 10, "axes.spines.top": False, "axes.spines.right": False})
-    gained = (rows["s_exact"] - rows["s0"]).mean()
-    rows = rows.assign(quality=1 + (rows["score"] - rows["s_exact"]) / gained)  # as headroom.py
+    rows = rows.assign(quality=qualities.steady(rows))
     _headroom(folder / "headroom.png", loads, curves)
     _skips(folder / "skips.png", rows)
     _things(folder / "things.png", rows, costs, dict(zip(prompts, things.tolist(), strict=True)))

@@ -168,9 +168,7 @@ def thresholds(console: Console, rows: pd.DataFrame, family: Family) -> dict[str
     for k in family.skips:
         of = rows[rows["variant"] == skip_name(k)].dropna(subset=["similarity"])
         of = of.sort_values("similarity")
-        gained = (of["score"] - of["s0"]) / (of["s_exact"] - of["s0"]).mean()
-        expected = (of["s_exact"] - of["s0"]) / (of["s_exact"] - of["s0"]).mean()
-        fit = isotonic_regression(1 + gained.to_numpy() - expected.to_numpy()).x
+        fit = isotonic_regression(qualities.steady(of).to_numpy()).x
         good = of["similarity"].to_numpy()[fit >= KEPT]
         found[str(k)] = round(float(good[0]), 3) if len(good) else 1.0
     console.print(f"skips keep {KEPT} of the quality from these similarities on: {found}")

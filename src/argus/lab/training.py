@@ -19,7 +19,7 @@ from argus.core.errors import BadRequest
 from argus.core.family import Family
 from argus.quality import table
 from argus.quality.encoder import PromptEncoder
-from argus.quality.predictor import Predictor, hats
+from argus.quality.predictor import Predictor, places
 
 FOLDS = 5
 KNOTS = (0.0, 0.3, 0.6, 0.85, 0.95, 0.98, 1.0)  # shares of the examples' similarities below each
@@ -157,19 +157,16 @@ def _fit(
 ) -> dict[str, Single]:
     """The networks' weights as `Predictor` takes them, by Adam on all examples at once."""
     torch.manual_seed(seed)
-    n, (variants, d) = len(data.prompts), (len(data.variants), data.vectors.shape[1])
+    variants, d = len(data.variants), data.vectors.shape[1]
     centre, spread = data.vectors.mean(0), data.vectors.std(0) + 1e-6
     x = torch.from_numpy((data.vectors - centre) / spread)
-    places = np.zeros((n, variants, len(knots)), np.float32)
-    places[:, :, 0] = 1.0
-    places[:, np.array(data.skips)] = np.nan_to_num(hats(knots, data.similarity))[:, None]
     known = torch.from_numpy(~np.isnan(data.quality))
     target = torch.from_numpy(np.nan_to_num(data.quality)).float()
     counts = known * (torch.arange(FOLDS)[:, None] != torch.from_numpy(fold))[:, :, None, None]
     w = _start(d, variants, len(knots), np.nanmean(data.quality, axis=(0, 2)))
     optimiser = torch.optim.AdamW(w.values(), lr=RATE, weight_decay=DECAY)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimiser, RATE, total_steps=epochs)
-    place = torch.from_numpy(places)
+    place = torch.from_numpy(np.nan_to_num(places(knots, data.skips, data.similarity)))
     for epoch in range(epochs):
         mean, gap = _outputs(w, x, variants)
         mean, gap = (mean * place).sum(3), (gap * place).sum(3)

@@ -53,7 +53,6 @@ class Predictor:
     ) -> None:
         self.variants, self.skips, self.made_for = tuple(variants), tuple(skips), made_for
         self.weights = {name: np.asarray(value, np.float32) for name, value in weights.items()}
-        self._skips = np.array(self.skips)
 
     def predict(self, vector: Numbers, similarity: float | None) -> Prediction:
         """For a prompt's embedding (d,), and how similar its neighbour is, None without one."""
@@ -65,10 +64,7 @@ class Predictor:
         those without a neighbour."""
         w = self.weights
         mean, gap = _outputs(w, vectors, len(self.variants))
-        at = hats(w["knots"], similarities)
-        first = np.zeros_like(at)
-        first[:, 0] = 1.0
-        place = np.where(self._skips[None, :, None], at[:, None, :], first[:, None, :])
+        place = places(w["knots"], self.skips, similarities)
         mean, gap = (mean * place).sum(2), (gap * place).sum(2)
         mean = w["usual"] + w["trust"] * (mean - w["usual"])
         low = mean - gap - w["widening"]
@@ -124,6 +120,13 @@ def hats(knots: Numbers, at: Numbers) -> Numbers:
     x = np.clip(at, knots[0], knots[-1])
     eye = np.eye(len(knots), dtype=np.float32)
     rows: Numbers = np.stack([np.interp(x, knots, row) for row in eye], axis=1).astype(np.float32)
+    return rows
+
+
+def places(knots: Numbers, skips: Sequence[bool], at: Numbers) -> Numbers:
+    """The weights (n, v, k) of the knots: `hats` for variants that skip, the first for others."""
+    first = np.eye(1, len(knots), dtype=np.float32)
+    rows: Numbers = np.where(np.array(skips)[:, None], hats(knots, at)[:, None], first)
     return rows
 
 

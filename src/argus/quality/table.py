@@ -63,6 +63,13 @@ def by_prompt(
     return [str(prompt) for prompt in wide.index], quality, similarity.to_numpy(np.float32)
 
 
+def steady(table: pd.DataFrame) -> pd.Series[float]:
+    """The quality of every row in the form of `by_prompt`, beside the mean exact score of its
+    prompt's seeds."""
+    gained: pd.Series[float] = table["s_exact"] - table["s0"]
+    return 1 + (table["score"] - table["s_exact"]) / gained.mean()
+
+
 def write(table: pd.DataFrame, path: Path) -> None:
     """Write a table whole or not at all."""
     aside = path.with_name(f"{path.name}.new")
