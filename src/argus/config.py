@@ -3,12 +3,22 @@
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import yaml
-from pydantic import AfterValidator, ByteSize, Field, ValidationError
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ByteSize,
+    ConfigDict,
+    Field,
+    ValidationError,
+    field_validator,
+)
 from pydantic_settings import (
     BaseSettings,
     EnvSettingsSource,
@@ -22,6 +32,46 @@ FILE_VARIABLE = "ARGUS_CONFIG"
 
 
 UserPath = Annotated[Path, AfterValidator(Path.expanduser)]
+_LATENCY = re.compile(r"(\d+(?:\.\d+)?)(x|s)")
+
+
+def _share(value: Any) -> Any:
+    """10% as 0.1."""
+    if isinstance(value, str) and value.strip().endswith("%"):
+        try:
+            return float(value.strip()[:-1]) / 100
+        except ValueError:
+            return value
+    return value
+
+
+Share = Annotated[float, BeforeValidator(_share), Field(ge=0, le=1)]
+
+
+class SloClass(BaseModel):
+    """A class of promises. `latency` is a multiple of what the exact variant's picture takes alone
+    on an idle worker, or seconds; `quality` is the least, by the predictor's lower bound; `keys`
+    are the names of API keys whose requests are of this class unless they say so."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    latency: str = "3x"
+    quality: float = Field(0.0, ge=0, le=1)
+    keys: tuple[str, ...] = ()
+
+    @field_validator("latency")
+    @classmethod
+    def _known(cls, value: str) -> str:
+        match = _LATENCY.fullmatch(value)
+        if not match or float(match[1]) <= 0:
+            raise ValueError("latency must be a multiple such as 3x, or seconds such as 12s")
+        return value
+
+    def latency_s(self, exact_s: float) -> float:
+        """Seconds, where the exact variant's picture takes `exact_s`."""
+        match = _LATENCY.fullmatch(self.latency)
+        assert match is not None  # checked above
+        return float(match[1]) * (exact_s if match[2] == "x" else 1.0)
 
 
 class Settings(BaseSettings):
@@ -40,7 +90,36 @@ class Settings(BaseSettings):
     family: str | None = Field(
         None, description="Name or YAML file of the family it serves. Default: the bundled one."
     )
-    policy: str = Field("nirvana", description="How a variant is chosen: nirvana or clipper-ha.")
+    policy: str | None = Field(
+        None,
+        description="Who decides, one of `argus simulate`'s. Default: price, or nirvana for a "
+        "family that was not measured.",
+    )
+    slo: dict[str, SloClass] = Field(
+        {},
+        description="Classes of promises by name: latency (3x the exact variant's, or 12s), "
+        "quality (the least), keys (API keys of this class). `default` is 3x unless it is given.",
+    )
+    shadow: bool = Field(
+        False, description="Serve everything exact, and record what Argus would have done."
+    )
+    rollout: Share | None = Field(
+        None, description="Share of requests that Argus decides, e.g. 10%; the rest is made exact."
+    )
+    truth_share: Share = Field(
+        0.02,
+        description="Share of approximate pictures that are made again, exactly, when workers "
+        "idle, to see what they were worth.",
+    )
+    retrain: bool = Field(
+        True, description="Train the predictor anew when what it foretells goes wrong."
+    )
+    window_s: float = Field(30.0, gt=0, description="Seconds between plans.")
+    workers: int | None = Field(
+        None,
+        ge=1,
+        description="Workers. Default: one a GPU; on a CPU two, or one for a family of one model.",
+    )
     device: str | None = Field(None, description="cpu, cuda or cuda:N. Default: CUDA if there.")
     dtype: str | None = Field(None, description="float32, float16 or bfloat16.")
     compile: bool = Field(
@@ -48,6 +127,9 @@ class Settings(BaseSettings):
     )
     profile: UserPath | None = Field(
         None, description="What `argus profile` wrote here. Default: what the family ships, if any."
+    )
+    predictor: UserPath | None = Field(
+        None, description="Folder that `argus train` wrote. Default: what the family ships, if any."
     )
     max_batch: int | None = Field(
         None, ge=1, description="Pictures made at once. Default: the profile's best, or 32."

@@ -35,6 +35,9 @@ def profile(
     ),
     batches: Annotated[str, typer.Option(help="Batch sizes to measure.")] = "1,2,4,8,16,32",
     repeats: Annotated[int, typer.Option(help="Repeats; medians are kept.", min=1)] = 9,
+    workers: Annotated[
+        int, typer.Option(help="Processes that share the CPU, as a server's workers.", min=1)
+    ] = 1,
     device: Device = None,
     dtype: Precision = None,
 ) -> None:
@@ -48,7 +51,7 @@ def profile(
     device, dtype = settled(device, dtype)
     with err.status("") as status:
         measured = profiling.profile(
-            chosen, device, dtype, sizes, repeats,
+            chosen, device, dtype, sizes, repeats, workers,
             lambda name: status.update(f"Measuring {name} on {device} …"),
         )  # fmt: skip
     output.write_text(json.dumps(measured.to_json(), indent=1) + "\n")

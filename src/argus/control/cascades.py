@@ -33,6 +33,7 @@ class Cascade(Base):
     the heavy workers can carry is made again. The discriminator is what the world says of it.
     """
 
+    reviews = True
     batching = Adaptive()
 
     def __init__(self, menu: Menu, promises: Sequence[Promise]) -> None:

@@ -30,8 +30,6 @@ POLICIES: dict[str, Callable[[Menu, Sequence[Promise]], Policy]] = {
     "modm": MoDM,
     "oracle": Oracle,
 }
-# Those that need neither predictions nor several workers: what `argus serve` takes for now.
-SERVED = ("nirvana", "clipper-ha")
 
 
 def new_policy(name: str, menu: Menu, promises: Sequence[Promise]) -> Policy:

@@ -81,11 +81,13 @@ class Cluster:
 
 @dataclass(frozen=True, slots=True)
 class Decision:
-    """Variant and worker for a request; without a worker it is shed. `reason` is for people."""
+    """Variant and worker for a request; without a worker it is shed. `reason` is for people, as is
+    the `price` of a second of the worker, for policies that have one."""
 
     variant: int
     worker: int | None
     reason: str
+    price: float | None = None
 
 
 @dataclass(frozen=True)
@@ -98,10 +100,14 @@ class Plan:
 
 class Policy(Protocol):
     """`informed` says whether it is told the prompts' predicted quality; `batching` is how its
-    workers form batches. A policy may keep state, but no clock: times are given to it."""
+    workers form batches; `reviews` says whether it judges pictures that were made. A policy may
+    keep state, but no clock: times are given to it."""
 
     @property
     def informed(self) -> bool: ...
+
+    @property
+    def reviews(self) -> bool: ...
 
     @property
     def batching(self) -> Batching: ...
@@ -123,6 +129,7 @@ class Base:
     """What most policies share: all workers hold the exact model, pictures are final."""
 
     informed = False
+    reviews = False
     batching: Batching = StepBatching()
 
     def __init__(self, menu: Menu, promises: Sequence[Promise]) -> None:

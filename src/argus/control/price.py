@@ -27,6 +27,7 @@ WAIT_LOSS = 0.1  # of quality, for waiting all that is left: between models, the
 STRATEGIES = ("exact", "cache", "model", "steps")  # refining is MoDM's
 MOVED, STALE_S = 0.05, 300.0  # a plan is kept while rates stay within a share, so long
 MOVES = 0.25  # the most workers that may load at once, as a share
+SPARE, BUSIEST = 0.23, 0.95  # of n workers 1 - SPARE/√n may be busy, but no more than BUSIEST
 
 
 class Price(Base):
@@ -45,7 +46,7 @@ class Price(Base):
         feedback: bool = True,
     ) -> None:
         super().__init__(menu, promises)
-        self.tuning = tuning or planner.Tuning()
+        self._tuning = tuning
         self._feedback = feedback
         self._costs = menu.cost_s(self.deadline_s)
         self._full_s = menu.full_s(self.deadline_s)
@@ -81,7 +82,7 @@ class Price(Base):
             load_s=menu.load_s,
             placed=counts,
         )
-        plan = planner.plan(demand, cluster, self.tuning, self._last)
+        plan = planner.plan(demand, cluster, self._tuned(int(counts.sum())), self._last)
         self._last = plan
         self._prices = np.nan_to_num(plan.prices).tolist()
         self._highest = self._dearest(quality, allowed)
@@ -91,6 +92,13 @@ class Price(Base):
         self._wanted = wanted.tolist()
         models = self._staged(wanted, outlook)
         return Plan(models, {"price": float(np.nanmax(plan.prices, initial=0.0))})
+
+    def _tuned(self, workers: int) -> planner.Tuning:
+        """Square-root staffing (Halfin and Whitt 1981): the fewer share a burst of chance, the more
+        of each must be spare."""
+        if self._tuning is not None:
+            return self._tuning
+        return planner.Tuning(utilisation=min(BUSIEST, 1 - SPARE / max(1, workers) ** 0.5))
 
     def _outdated(self, outlook: Outlook) -> bool:
         """Whether a new plan would differ from the last by more than chance."""
@@ -151,7 +159,7 @@ class Price(Base):
                     best_wait[place] = (wait, cluster.running[worker], worker)
         floor = self.promises[candidate.promise].floor
         quality, allowed, left_s = candidate.quality, candidate.allowed, candidate.left_s
-        options: list[tuple[float, int, int]] = []
+        options: list[tuple[float, int, int, float]] = []
         best = -float("inf")
         for (kind, model), (wait, running, worker) in best_wait.items():
             price = self._price(kind, model, wait, running)
@@ -165,7 +173,7 @@ class Price(Base):
                 if wait + self._steps[v] * step_s > left_s:
                     continue
                 worth = quality[v] - price * self._cost_rows[v][kind] - risk
-                options.append((worth, v, worker))
+                options.append((worth, v, worker, price))
                 if worth > best:
                     best = worth
         if not options:
@@ -173,13 +181,13 @@ class Price(Base):
         tied = [option for option in options if option[0] > best - TIE]
         if len(tied) > 1:
             total = sum(self._served) + 1
-            _, v, worker = max(
+            _, v, worker, price = max(
                 tied, key=lambda one: self._shares[one[1]] * total - self._served[one[1]]
             )
         else:
-            _, v, worker = tied[0]
+            _, v, worker, price = tied[0]
         self._served[v] += 1
-        return Decision(v, worker, "worth most at today's prices")
+        return Decision(v, worker, "worth most at today's prices", price)
 
     def _price(self, kind: int, model: int, wait: float, running: int) -> float:
         """The plan's price; nothing on an idle worker, towards the dearest as the queue grows.

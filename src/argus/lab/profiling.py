@@ -10,6 +10,7 @@ import resource
 import statistics
 import time
 from collections.abc import Callable, Collection, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -37,11 +38,14 @@ def profile(
     dtype: str,
     batches: Collection[int] = BATCHES,
     repeats: int = REPEATS,
+    workers: int = 1,
     on_model: Callable[[str], None] = lambda name: None,
 ) -> Profile:
     """Measure every model of a family, each in a process of its own, one after the other.
 
-    `on_model` is told which comes next. Raises what loading a model raises.
+    With several `workers`, as many processes measure side by side, each with its share of the
+    CPU's cores, as a server's workers on one CPU have it; theirs are the means. `on_model` is told
+    which comes next. Raises what loading a model raises.
     """
     models, weights = {}, {}
     for name in family.models:
@@ -49,9 +53,13 @@ def profile(
         folder = model_folder(family.models[name])
         variant = next((v for v in family.variants.values() if v.model == name), family.exact)
         weights[name] = fingerprint(folder)
-        asked = (str(folder), variant, device, dtype, tuple(batches), repeats)
-        models[name] = _in_a_process(asked)
+        threads = max(1, (os.cpu_count() or 1) // workers) if workers > 1 else None
+        asked = (str(folder), variant, device, dtype, tuple(batches), repeats, threads)
+        with ThreadPoolExecutor(workers) as together:
+            models[name] = _mean(list(together.map(_in_a_process, [asked] * workers)))
     exact, where = family.exact, describe(device, dtype)
+    if workers > 1:
+        where |= {"threads": max(1, (os.cpu_count() or 1) // workers), "side_by_side": workers}
     return Profile(family.name, where, exact.width, exact.height, weights, models)
 
 
@@ -75,7 +83,25 @@ def _processor() -> str:
     return platform.processor() or platform.machine()
 
 
-Asked = tuple[str, Variant, str, str, tuple[int, ...], int]
+Asked = tuple[str, Variant, str, str, tuple[int, ...], int, int | None]
+
+
+def _mean(measured: Sequence[ModelProfile]) -> ModelProfile:
+    """What was measured side by side, as one; batches that all had room for."""
+
+    def over(name: str) -> dict[Any, float]:
+        dicts = [getattr(one, name) for one in measured]
+        keys = [key for key in dicts[0] if all(key in one for one in dicts)]
+        return {key: statistics.fmean(one[key] for one in dicts) for key in keys}
+
+    return ModelProfile(
+        step_s=over("step_s"),
+        decode_s=over("decode_s"),
+        encode_s=statistics.fmean(one.encode_s for one in measured),
+        picture_s=statistics.fmean(one.picture_s for one in measured),
+        load_s=over("load_s"),
+        peak_bytes=max(one.peak_bytes for one in measured),
+    )
 
 
 def _in_a_process(asked: Asked) -> ModelProfile:
@@ -107,12 +133,20 @@ def _measure_and_send(pipe: Any, asked: Asked) -> None:
 
 
 def measure(
-    folder: str, variant: Variant, device: str, dtype: str, batches: tuple[int, ...], repeats: int
+    folder: str,
+    variant: Variant,
+    device: str,
+    dtype: str,
+    batches: tuple[int, ...],
+    repeats: int,
+    threads: int | None = None,
 ) -> ModelProfile:
     """Measure one model with a variant's sampler, size and guidance. Medians of `repeats`.
 
     Batches that do not fit into memory are left out.
     """
+    if threads is not None:
+        torch.set_num_threads(threads)
     engine = Engine.load(folder, device, dtype, variant.sampler)  # imports what loading needs
     load_s = {}
     for name in ("disk", "page_cache"):

@@ -54,6 +54,11 @@ class Predictor:
         self.variants, self.skips, self.made_for = tuple(variants), tuple(skips), made_for
         self.weights = {name: np.asarray(value, np.float32) for name, value in weights.items()}
 
+    @property
+    def usual(self) -> Numbers:
+        """The mean quality (v,) over the prompts it was trained on."""
+        return self.weights["usual"]
+
     def predict(self, vector: Numbers, similarity: float | None) -> Prediction:
         """For a prompt's embedding (d,), and how similar its neighbour is, None without one."""
         mean, low = self.predict_all(vector[None], np.array([_number(similarity)], np.float32))

@@ -4,71 +4,110 @@ from __future__ import annotations
 
 import asyncio
 import math
+import random
 import time
-from collections.abc import Awaitable
+from collections.abc import Awaitable, Callable
 from concurrent.futures import Future
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, TypeVar
 
+from PIL import Image
+
 from argus.cache.cache import Neighbour
 from argus.cache.scope import Scope
-from argus.core.family import EXACT, skip_name
+from argus.core.errors import Expired
+from argus.core.family import EXACT, Variant
 from argus.core.job import Job
+from argus.server.foresight import Foresight
 from argus.server.metrics import Metrics
-from argus.server.model import ServedModel
-from argus.server.order import Full, Order, Served
+from argus.server.model import ServedFamily
+from argus.server.order import Full, Order, Served, Shed
 from argus.server.retrieval import Retrieval
-from argus.server.routing import Choice, Router
-from argus.workers.local import LocalWorker, OnPreview
+from argus.server.slo import Class, Classes
+from argus.server.steering import Asked, Choice, Steering
+from argus.workers.fleet import Fleet, HandedBack, TooLate, Work
+from argus.workers.local import OnPreview
+from argus.workers.messages import Finished, WorkerError
 
 if TYPE_CHECKING:
     from argus.quality.encoder import Embedding, PromptEncoder
 
 T = TypeVar("T")
 
-FIRST_GUESS_S = 1.0
-MEMORY = 0.9
+PATIENCE_S = 300.0  # for what a request pins, without `timeout_s`
+FETCH_SHARE = 0.5  # of what is left of a deadline
+MARGIN = 0.2  # of a deadline, for what nobody foretells: the way back, a busy machine
+
+
+@dataclass(frozen=True)
+class Started:
+    """What there is once the first worker works: the policy in charge, and what is promised."""
+
+    steering: Steering
+    classes: Classes
 
 
 @dataclass(frozen=True)
 class _Prepared:
-    """What is known of an order before its pictures are made."""
+    """What is known of an order before its pictures are made.
+
+    `governed` says whether Argus decides. Of `time.monotonic`, `promised_s` is when the answer is
+    promised, `due_s` a little before, and `deadline_s` when it is given up: later for what Argus
+    did not decide.
+    """
 
     order: Order
+    slo: Class
     scope: Scope
     embedding: Embedding
     negative_truncated: bool
     looked_up: bool
-    begun: float
+    governed: bool
+    begun_s: float
+    promised_s: float
+    due_s: float
     deadline_s: float
+    effort: float
     encode_ms: float
     retrieve_ms: float
     on_preview: OnPreview | None
 
 
 class Dispatcher:
-    """Serves orders with one model on one worker. For use from one asyncio loop.
+    """Serves orders with a fleet. For use from one asyncio loop.
 
-    `encoder` may still be loading; orders wait for it.
+    `encoder` and `started` may still be on their way; orders wait for them. `rollout` is the share
+    of orders that Argus decides, the others are made exactly. `judge` says what a picture is worth,
+    for policies that ask; `on_served` is told of every picture that was made.
     """
 
     def __init__(
         self,
-        model: ServedModel,
-        router: Router,
+        model: ServedFamily,
         encoder: Future[PromptEncoder],
+        started: Future[Started],
         retrieval: Retrieval,
-        worker: LocalWorker,
+        fleet: Fleet,
+        foresight: Foresight,
         metrics: Metrics,
         queue_limit: int,
         timeout_s: float | None = None,
+        rollout: float = 1.0,
+        judge: Callable[[str, Image.Image], float] | None = None,
+        on_served: Callable[[Order, Embedding, Served], None] = lambda order, embedding, made: None,
     ) -> None:
-        self._model, self._family, self._router = model, model.family, router
-        self._encoder, self._retrieval, self._worker = encoder, retrieval, worker
-        self._metrics, self._limit = metrics, queue_limit
-        self._timeout_s = math.inf if timeout_s is None else timeout_s
+        self._model, self._family = model, model.family
+        self._encoder, self._started = encoder, started
+        self._retrieval, self._fleet, self._foresight = retrieval, fleet, foresight
+        self._metrics, self._limit, self._rollout = metrics, queue_limit, rollout
+        self._timeout_s, self._judge, self._on_served = timeout_s, judge, on_served
+        steps = model.menu.steps.tolist()
+        self._units = dict(zip(model.menu.variants, steps, strict=True))
+        self._extra = self._units[EXACT] - self._family.exact.steps
+        self._models = dict(
+            zip(model.menu.variants, model.menu.model.tolist(), strict=True)
+        )  # of the menu, by variant
         self._in_flight = 0
-        self._seconds_a_picture = FIRST_GUESS_S
 
     @property
     def in_flight(self) -> int:
@@ -78,13 +117,13 @@ class Dispatcher:
     async def serve(self, order: Order, on_preview: OnPreview | None = None) -> list[Served]:
         """Make an order's pictures, all or none; unfinished ones go to `on_preview`.
 
-        Raises Full at once when there is no room, Expired when its time is over before it begins,
-        and what the worker raises.
+        Raises Full at once when there is no room, Shed when nobody can keep the promise, Expired
+        when its time is over before it begins, and what the worker raises.
         """
         excess = self._in_flight + order.count - self._limit
         if excess > 0:
-            together = min(self._in_flight, self._worker.model.max_batch)
-            wait_s = max(1, math.ceil(excess * self._seconds_a_picture / max(1, together)))
+            self._metrics.outcomes.labels(order.slo, "shed").inc(order.count)
+            wait_s = max(1, math.ceil(min(self._fleet.cluster().wait_s) * self._fleet.scale))
             raise Full(self._in_flight, self._limit, wait_s)
         self._in_flight += order.count
         self._metrics.in_flight.set(self._in_flight)
@@ -95,8 +134,35 @@ class Dispatcher:
             self._metrics.in_flight.set(self._in_flight)
 
     async def _serve(self, order: Order, on_preview: OnPreview | None) -> list[Served]:
-        begun, deadline_s = time.perf_counter(), time.monotonic() + self._timeout_s
+        prepared, neighbours = await self._prepare(order, on_preview)
+        tasks = [
+            asyncio.create_task(
+                self._counted(prepared, i, neighbours[i] if i < len(neighbours) else None)
+            )
+            for i in range(order.count)
+        ]
+        try:
+            return list(await asyncio.gather(*tasks))
+        finally:
+            for task in tasks:
+                task.cancel()
+
+    async def _prepare(
+        self, order: Order, on_preview: OnPreview | None
+    ) -> tuple[_Prepared, list[Neighbour]]:
+        arrived_s = time.monotonic()
         encoder = await asyncio.shield(asyncio.wrap_future(self._encoder))
+        started = await asyncio.shield(asyncio.wrap_future(self._started))
+        loaded_s = time.monotonic()
+        slo, effort = started.classes[order.slo], self._effort(order)
+        governed = random.random() < self._rollout
+        allowed_s = slo.promise.deadline_s + (order.count - 1) * started.classes.exact_s
+        allowed_s = math.inf if order.pinned else effort * allowed_s
+        promised_s, due_s = loaded_s + allowed_s, loaded_s + (1 - MARGIN) * allowed_s
+        deadline_s = loaded_s + (self._timeout_s or PATIENCE_S)
+        if governed and not order.pinned:
+            limited = self._timeout_s is not None
+            deadline_s = min(promised_s, deadline_s) if limited else promised_s
         embedding, embed_ms = await _timed(asyncio.to_thread(encoder.embed, order.prompt))
         scope = self._model.scope(
             order.namespace, order.width, order.height, order.guidance, order.negative_prompt
@@ -111,70 +177,253 @@ class Dispatcher:
             neighbours, find_ms = await _timed(search)
         prepared = _Prepared(
             order,
+            slo,
             scope,
             embedding,
-            encoder.truncates(order.negative_prompt),
+            bool(order.negative_prompt) and encoder.truncates(order.negative_prompt),
             looks_up,
-            begun,
+            governed,
+            arrived_s,
+            promised_s,
+            due_s,
             deadline_s,
+            effort,
             embed_ms,
             find_ms,
             on_preview,
         )
-        tasks = [
-            asyncio.create_task(
-                self._make(prepared, i, neighbours[i] if i < len(neighbours) else None)
-            )
-            for i in range(order.count)
-        ]
+        return prepared, neighbours
+
+    def _effort(self, order: Order) -> float:
+        """How many times the work of the family's own size and guidance an order's pictures are."""
+        exact = self._family.exact
+        area = order.width * order.height / (exact.width * exact.height)
+        return area * (1 + (order.guidance > 1)) / (1 + (exact.guidance > 1))
+
+    async def _counted(
+        self, prepared: _Prepared, number: int, neighbour: Neighbour | None
+    ) -> Served:
+        outcome = "failed"
         try:
-            return list(await asyncio.gather(*tasks))
+            served = await self._make(prepared, number, neighbour)
+            outcome = "on time" if served.on_time else "late"
+            return served
+        except Shed:
+            outcome = "shed"
+            raise
+        except Expired:
+            outcome = "dropped"
+            raise
+        except asyncio.CancelledError:
+            outcome = "cancelled"
+            raise
         finally:
-            for task in tasks:
-                task.cancel()
+            self._metrics.outcomes.labels(prepared.order.slo, outcome).inc()
 
     async def _make(self, prepared: _Prepared, number: int, neighbour: Neighbour | None) -> Served:
-        order, exact = prepared.order, self._family.exact
-        decision = self._decide(order, neighbour)
-        if number and neighbour is not None:  # the nearest entry is the first picture's
-            decision = replace(decision, reason=f"{decision.reason} (neighbour {number + 1})")
-        start, fetch_ms = None, 0.0
-        skip = self._family.variants[decision.variant].skip
-        broken = False
-        if skip and neighbour is not None:
-            start, fetch_ms = await _timed(self._retrieval.fetch(neighbour, skip))
-            if start is None:
-                broken = True
-                decision = Choice(EXACT, f"the neighbour's latents at K={skip} are unusable")
-                skip = 0
-        job = Job(
-            order.prompt, order.negative_prompt, order.seed + number, order.steps or exact.steps,
-            order.guidance, skip, order.width, order.height,
-        )  # fmt: skip
-        keeps = prepared.looked_up and not skip
-        run = await self._worker.run(
-            job,
-            start=start,
-            keep=tuple(self._family.skips) if keeps else (),
-            previews=order.previews,
-            on_preview=prepared.on_preview,
-            deadline_s=prepared.deadline_s,
+        """One picture: routed until a worker makes it, and again if the policy doubts it."""
+        order, steering = prepared.order, self._started.result().steering
+        prediction = self._foresight.predict(
+            prepared.embedding.vector, neighbour.similarity if neighbour else None
         )
+        fetch_ms, broken, counted, shown = 0.0, False, False, -1
+        replacing: str | None = None
+        hopeless: str | None = None  # the variant that there is no time for any more
+
+        def show(index: int, image: Image.Image) -> None:
+            nonlocal shown
+            if index > shown and prepared.on_preview is not None:
+                shown = index  # a picture that is made again shows nothing twice
+                prepared.on_preview(index, image)
+
+        deaths = 0
+        while True:
+            if not self._fleet.ready:
+                left_s = prepared.deadline_s - time.monotonic()
+                await self._fleet.holding(None, min(PATIENCE_S, max(left_s, 0.0)))
+            stored = () if neighbour is None or broken else neighbour.skips
+            asked = Asked(
+                prediction,
+                neighbour.similarity if neighbour else None,
+                () if self._retrieval.shut and not order.pinned else stored,
+                prepared.slo,
+                min(prepared.due_s, prepared.deadline_s) - time.monotonic(),
+                prepared.effort,
+                order.least,
+                order.own_guidance,
+            )
+            steering.usable = self._retrieval.usable
+            if not counted and not order.pinned:
+                steering.arrived(asked, prepared.governed)
+                counted = True
+            choice = await self._choose(prepared, asked, neighbour, broken, replacing)
+            if choice.variant == hopeless:
+                choice = replace(choice, worker=None)
+            if choice.worker is None and hopeless is not None:
+                raise Expired("The deadline left no time to make the picture.")
+            if choice.worker is None:
+                raise Shed(choice.reason, steering.retry_after_s(asked))
+            variant = self._family.variants[choice.variant]
+            work = self._work(prepared, variant, choice.variant, number)
+            work.deaths, work.on_preview = deaths, show
+            if variant.skip:
+                assert neighbour is not None
+                self._fleet.reserve(work, choice.worker)
+                limit_s = FETCH_SHARE * max(0.0, asked.left_s)
+                try:
+                    fetch = self._retrieval.fetch(neighbour, variant.skip, limit_s)
+                    work.start, took_ms = await _timed(fetch)
+                except BaseException:
+                    self._fleet.release(work, choice.worker)
+                    raise
+                fetch_ms += took_ms
+                if work.start is None:
+                    self._fleet.release(work, choice.worker)
+                    broken = True
+                    continue
+            try:
+                run = await self._fleet.run(work, choice.worker, self._models[choice.variant])
+            except TooLate:
+                if order.pinned or not prepared.governed:
+                    raise
+                hopeless = choice.variant
+                continue
+            except HandedBack:
+                deaths = work.deaths
+                if time.monotonic() >= prepared.deadline_s:
+                    raise Expired("The deadline passed while workers changed.") from None
+                continue
+            if steering.policy.reviews and replacing is None and prepared.governed:
+                replacing = await self._doubted(steering, asked, order, choice, run)
+                if replacing is not None and time.monotonic() < prepared.deadline_s:
+                    continue
+            break
         if run.kept:
             self._retrieval.keep(prepared.scope, order.prompt, prepared.embedding.vector, run.kept)
+        served = self._served(prepared, work.job, choice, run, neighbour, fetch_ms)
+        if prepared.looked_up:
+            result = "hit" if served.steps_skipped else "broken" if broken else "miss"
+            self._metrics.lookups.labels(result).inc()
+        self._count(served)
+        self._on_served(order, prepared.embedding, served)
+        return served
+
+    async def _choose(
+        self,
+        prepared: _Prepared,
+        asked: Asked,
+        neighbour: Neighbour | None,
+        broken: bool,
+        replacing: str | None,
+    ) -> Choice:
+        order, steering = prepared.order, self._started.result().steering
+        if order.pinned:
+            variant, reason = self._pinned(order, asked)
+            return await self._held(variant, reason, prepared, asked)
+        if replacing is not None:
+            return await self._held(replacing, "the first picture was doubted", prepared, asked)
+        choice = steering.choose(asked)
+        if choice.worker is None and self._fleet.idle and self._fleet.ready:
+            # Nobody waits for anything: better late than refused.
+            reason = f"{choice.reason}, and nobody else waits"
+            return await self._held(EXACT, reason, prepared, asked)
+        if not prepared.governed:
+            self._record(choice)
+            return await self._held(EXACT, self._would_be(choice), prepared, asked)
+        if broken and choice.worker is not None:
+            choice = choice.because(f"{choice.reason}; the neighbour's latents are unusable")
+        return choice
+
+    async def _held(self, variant: str, reason: str, prepared: _Prepared, asked: Asked) -> Choice:
+        """A choice that is made whatever the policy says, by whoever holds the variant's model."""
+        model = self._models[variant]
+        if model not in self._fleet.targets:
+            self._fleet.require(model)
+        left_s = prepared.deadline_s - time.monotonic()
+        worker = await self._fleet.holding(model, max(0.0, min(left_s, PATIENCE_S)))
+        return self._started.result().steering.forced(variant, worker, reason, asked)
+
+    def _pinned(self, order: Order, asked: Asked) -> tuple[str, str]:
+        variant = order.variant or EXACT
+        if order.steps is not None and order.variant is None:
+            return EXACT, "the request pins the number of steps"
+        asked_skip = self._family.variants[variant].skip
+        if asked_skip:
+            k = self._family.usable_skip(asked_skip, tuple(asked.stored))
+            if k != asked_skip:
+                name = self._started.result().steering.usable_skip(variant, asked.stored)
+                return name, f"no latents for the pinned {variant} are cached"
+        return variant, "the request pins this variant"
+
+    def _work(self, prepared: _Prepared, variant: Variant, name: str, number: int) -> Work:
+        order = prepared.order
+        steps = order.steps or variant.steps
+        guidance = order.guidance if order.own_guidance or order.pinned else variant.guidance
+        job = Job(
+            order.prompt, order.negative_prompt, order.seed + number, steps, guidance,
+            variant.skip, order.width, order.height,
+        )  # fmt: skip
+        keeps = prepared.looked_up and name == EXACT
+        units = self._units[name] if order.steps is None else order.steps + self._extra
+        return Work(
+            job,
+            units * prepared.effort,
+            min(prepared.due_s, prepared.deadline_s),
+            prepared.deadline_s,
+            keep=tuple(self._family.skips) if keeps else (),
+            previews=order.previews,
+        )
+
+    async def _doubted(
+        self, steering: Steering, asked: Asked, order: Order, choice: Choice, run: Finished
+    ) -> str | None:
+        """The variant that is to replace a picture, None if it will do."""
+        if self._judge is None:
+            raise WorkerError("This policy judges pictures, and the family has no scorer.")
+        judged = await asyncio.to_thread(self._judge, order.prompt, run.image)
+        return steering.again(asked, choice.variant, judged)
+
+    def _would_be(self, choice: Choice) -> str:
+        """What Argus would have done, where it does not decide."""
+        if choice.worker is None:
+            return f"shadow: Argus would have shed this request: {choice.reason}"
+        told = "" if choice.quality is None else f", of predicted quality {choice.quality:.2f}"
+        return f"shadow: Argus would have made {choice.variant}{told}"
+
+    def _record(self, choice: Choice) -> None:
+        if choice.worker is None:
+            self._metrics.shadow.labels("shed").inc()
+            return
+        self._metrics.shadow.labels(choice.variant).inc()
+        saved_s = self._started.result().steering.saved_s(choice.variant)
+        self._metrics.saved_seconds.labels("shadow").inc(max(0.0, saved_s))
+
+    def _served(
+        self,
+        prepared: _Prepared,
+        job: Job,
+        choice: Choice,
+        run: Finished,
+        neighbour: Neighbour | None,
+        fetch_ms: float,
+    ) -> Served:
+        order, steering = prepared.order, self._started.result().steering
+        assert choice.worker is not None
         encode_ms = prepared.encode_ms + run.timings_ms["encode"]
         retrieve_ms = prepared.retrieve_ms + fetch_ms
         worked_ms = encode_ms + retrieve_ms + run.timings_ms["denoise"] + run.timings_ms["decode"]
-        total_ms = 1000 * (time.perf_counter() - prepared.begun)
-        served = Served(
+        now = time.monotonic()
+        total_ms = 1000 * (now - prepared.begun_s)
+        free = order.steps is not None and order.variant is None
+        return Served(
             image=run.image,
-            variant=self._name(order, decision),
-            model=exact.model,
-            reason=decision.reason,
+            variant=f"steps-{order.steps}" if free else choice.variant,
+            model=self._family.variants[choice.variant].model,
+            reason=choice.reason,
             steps_run=job.steps_run,
-            steps_skipped=skip,
+            steps_skipped=job.skip,
             seed=job.seed,
-            neighbour=neighbour if skip else None,
+            neighbour=neighbour if job.skip else None,
             similarity=neighbour.similarity if neighbour else None,
             prompt_truncated=prepared.embedding.truncated,
             negative_truncated=prepared.negative_truncated,
@@ -185,45 +434,28 @@ class Dispatcher:
                 "denoise": run.timings_ms["denoise"],
                 "decode": run.timings_ms["decode"],
             },
+            worker=choice.worker,
+            slo=order.slo,
+            deadline_s=prepared.promised_s - prepared.begun_s,
+            on_time=now <= prepared.promised_s,
+            quality=None if free else choice.quality,
+            low=None if free else choice.low,
+            price=choice.price,
+            saved_s=0.0 if free else steering.saved_s(choice.variant),
         )
-        if prepared.looked_up:
-            result = "hit" if skip else "broken" if broken else "miss"
-            self._metrics.lookups.labels(result).inc()
-        self._count(served)
-        return served
-
-    def _decide(self, order: Order, neighbour: Neighbour | None) -> Choice:
-        if order.steps is not None:
-            pinned = "the number of steps" if order.variant is None else "this variant"
-            return Choice(order.variant or EXACT, f"the request pins {pinned}")
-        if order.variant is None:
-            if not order.cached:
-                return Choice(EXACT, "the request keeps out of the cache")
-            if neighbour is None:
-                return self._router.choose(None, ())
-            return self._router.choose(neighbour.similarity, neighbour.skips)
-        asked = self._family.variants[order.variant].skip
-        if not asked:
-            return Choice(EXACT, "the request pins this variant")
-        k = self._family.usable_skip(asked, neighbour.skips if neighbour else ())
-        if k == asked:
-            return Choice(skip_name(k), "the request pins this variant")
-        return Choice(skip_name(k), f"no latents for the pinned {order.variant} are cached")
-
-    def _name(self, order: Order, decision: Choice) -> str:
-        if order.steps is None or order.variant is not None:
-            return decision.variant
-        return f"steps-{order.steps}"
 
     def _count(self, served: Served) -> None:
         metrics = self._metrics
         metrics.pictures.labels(served.model, served.variant).inc()
         metrics.steps.labels("run").inc(served.steps_run)
         metrics.steps.labels("skipped").inc(served.steps_skipped)
+        metrics.saved_seconds.labels("served").inc(max(0.0, served.saved_s))
+        if served.quality is not None:
+            metrics.predicted.labels(served.variant).observe(served.quality)
+        if served.price is not None:
+            metrics.price.set(served.price)
         for stage, spent in served.timings_ms.items():
             metrics.stages.labels(stage).observe(spent / 1000)
-        worked_ms = sum(served.timings_ms[stage] for stage in ("encode", "denoise", "decode"))
-        self._seconds_a_picture += (1 - MEMORY) * (worked_ms / 1000 - self._seconds_a_picture)
 
 
 async def _timed(awaitable: Awaitable[T]) -> tuple[T, float]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import base64
+import math
 import secrets
 import time
 from collections.abc import Awaitable, Callable, Coroutine
@@ -18,9 +19,10 @@ from argus.core.errors import BadRequest, Expired, NotEnoughMemory
 from argus.core.job import MAX_SEED
 from argus.server.errors import ApiError, invalid
 from argus.server.keys import SHARED
-from argus.server.order import Full, Order, Served
+from argus.server.order import Full, Order, Served, Shed
 from argus.server.pictures import encode_picture
 from argus.server.schema import (
+    ArgusOptions,
     GenerationRequest,
     GenerationResponse,
     NeighbourReport,
@@ -28,6 +30,7 @@ from argus.server.schema import (
     PictureReport,
 )
 from argus.server.service import Service
+from argus.server.slo import class_of
 from argus.workers.local import OnPreview
 from argus.workers.messages import WorkerError
 
@@ -79,6 +82,13 @@ async def serve(
             "queue_full",
             headers={"Retry-After": str(error.retry_after_s)},
         ) from error
+    except Shed as error:
+        raise ApiError(
+            HTTPStatus.TOO_MANY_REQUESTS,
+            f"{error} Try again in {error.retry_after_s} s.",
+            "shed",
+            headers={"Retry-After": str(error.retry_after_s)},
+        ) from error
     except BadRequest as error:
         raise invalid(str(error), None) from error
     except Expired as error:
@@ -96,12 +106,18 @@ def order_of(service: Service, body: GenerationRequest, tenant: str) -> Order:
         raise invalid("stream shows one picture at a time; leave n out.", "n")
     if body.stream and body.response_format == "url":
         raise invalid("stream sends pictures as b64_json; leave response_format out.", "stream")
-    variant = service.variant_of(body.model) if body.model else None
+    options = body.argus or ArgusOptions()
+    variant = _pinned(service, body, options)
     if variant is not None and body.num_inference_steps is not None:
         raise invalid(
-            f"model pins {body.model} and num_inference_steps another number of steps: "
-            "give one of the two.",
+            f"The variant {variant} is pinned, and num_inference_steps pins another number of "
+            "steps: give one of the two.",
             "num_inference_steps",
+        )
+    if options.min_quality and (variant is not None or body.num_inference_steps is not None):
+        raise invalid(
+            "A pinned variant is made as it is: leave min_quality out, or the pin.",
+            "argus.min_quality",
         )
     count = body.n or 1
     if count > service.settings.queue_limit:
@@ -123,7 +139,6 @@ def order_of(service: Service, body: GenerationRequest, tenant: str) -> Order:
             "negative_prompt",
         )
     width, height = service.size_of(body.size)
-    options = body.argus
     return Order(
         prompt=body.prompt,
         negative_prompt=body.negative_prompt or "",
@@ -133,11 +148,32 @@ def order_of(service: Service, body: GenerationRequest, tenant: str) -> Order:
         height=height,
         guidance=guidance,
         namespace=SHARED if service.settings.cache_scope == "shared" else tenant,
-        cached=options is None or options.cache,
+        cached=options.cache,
         variant=variant,
         steps=steps,
         previews=(body.partial_images or 0) if body.stream else 0,
+        slo=class_of(service.settings.slo, options.slo, tenant),
+        least=options.min_quality or 0.0,
+        own_guidance=body.guidance_scale is not None,
     )
+
+
+def _pinned(service: Service, body: GenerationRequest, options: ArgusOptions) -> str | None:
+    """The variant that the request pins, in one way or the other. Raises ApiError."""
+    variant = service.variant_of(body.model) if body.model else None
+    if options.variant is None:
+        return variant
+    if options.variant not in service.model.variants:
+        known = ", ".join(service.model.variants)
+        raise invalid(
+            f"There is no variant {options.variant!r}; there is {known}.", "argus.variant"
+        )
+    if variant not in (None, options.variant):
+        raise invalid(
+            f"model pins {variant} and argus.variant {options.variant}: give one of the two.",
+            "argus.variant",
+        )
+    return options.variant
 
 
 def report(service: Service, served: Served) -> PictureReport:
@@ -159,7 +195,19 @@ def report(service: Service, served: Served) -> PictureReport:
         prompt_truncated=served.prompt_truncated,
         negative_prompt_truncated=served.negative_truncated,
         timings_ms={stage: round(ms, 2) for stage, ms in served.timings_ms.items()},
+        predicted_quality=_rounded(served.quality),
+        quality_bound=_rounded(served.low),
+        price=_rounded(served.price),
+        saved_ms=round(1000 * served.saved_s, 1),
+        worker=served.worker,
+        slo=served.slo,
+        deadline_ms=None if math.isinf(served.deadline_s) else round(1000 * served.deadline_s),
+        on_time=served.on_time,
     )
+
+
+def _rounded(value: float | None) -> float | None:
+    return None if value is None else round(value, 4)
 
 
 async def unless_left(request: Request, work: Coroutine[Any, Any, T]) -> T:

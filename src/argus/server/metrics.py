@@ -5,6 +5,7 @@ from __future__ import annotations
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 
 _SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 25, 50, 100)
+_QUALITY = (-0.5, 0, 0.25, 0.5, 0.7, 0.8, 0.9, 0.95, 1, 1.05, 1.25, 1.5)
 
 
 class Metrics:
@@ -46,8 +47,86 @@ class Metrics:
         self.cache_entries = Gauge("argus_cache_entries", "Cached prompts.", registry=registry)
         self.cache_bytes = Gauge("argus_cache_bytes", "Bytes of cached latents.", registry=registry)
         self.worker_ready = Gauge(
-            "argus_worker_ready", "1 when the worker can work.", registry=registry
+            "argus_worker_ready", "1 when the worker can work.", ["worker"], registry=registry
         )
         self.worker_restarts = Gauge(
-            "argus_worker_restarts", "Times a worker process was replaced.", registry=registry
+            "argus_worker_restarts",
+            "Times a worker process was replaced.",
+            ["worker"],
+            registry=registry,
         )
+        self.worker_holds = Gauge(
+            "argus_worker_holds",
+            "1 for the model that a worker holds.",
+            ["worker", "model"],
+            registry=registry,
+        )
+        self.model_loads = Gauge(
+            "argus_model_loads", "Times a worker went to another model.", registry=registry
+        )
+        self.slowness = Gauge(
+            "argus_slowness",
+            "How many times as long as the profile says the workers take.",
+            registry=registry,
+        )
+        self.outcomes = Counter(
+            "argus_outcomes",
+            "Pictures asked for: on time, late, shed, dropped, failed or cancelled.",
+            ["slo", "outcome"],
+            registry=registry,
+        )
+        self.predicted = Histogram(
+            "argus_predicted_quality",
+            "Predicted quality of the pictures that were made.",
+            ["variant"],
+            buckets=_QUALITY,
+            registry=registry,
+        )
+        self.price = Gauge(
+            "argus_price", "Price of a worker's second, in quality, at the last decision.",
+            registry=registry,
+        )  # fmt: skip
+        self.figures = Gauge(
+            "argus_plan", "What the policy says of its last plan.", ["figure"], registry=registry
+        )
+        self.rate = Gauge(
+            "argus_forecast_rate", "Pictures a second that are expected.", registry=registry
+        )
+        self.store_usable = Gauge(
+            "argus_store_usable", "Share of latents that came in time.", registry=registry
+        )
+        self.saved_seconds = Counter(
+            "argus_saved_seconds",
+            "Worker-seconds saved beside exact pictures: really, or only by Argus's word (shadow).",
+            ["kind"],
+            registry=registry,
+        )
+        self.shadow = Counter(
+            "argus_shadow_pictures",
+            "Pictures made exactly that Argus would have made by this variant, or shed.",
+            ["variant"],
+            registry=registry,
+        )
+        self.measured = Histogram(
+            "argus_measured_quality",
+            "Measured quality of served pictures that were made again exactly.",
+            ["variant"],
+            buckets=_QUALITY,
+            registry=registry,
+        )
+        self.quality_error = Histogram(
+            "argus_quality_error",
+            "Measured minus predicted quality.",
+            buckets=(-1, -0.5, -0.25, -0.1, -0.05, 0, 0.05, 0.1, 0.25, 0.5, 1),
+            registry=registry,
+        )
+        self.drift = Gauge(
+            "argus_drift",
+            "1 while predictions (errors) or prompts (embeddings) are not what they were.",
+            ["test"],
+            registry=registry,
+        )
+        self.retrained = Counter(
+            "argus_retrainings", "Predictors trained: accepted or refused.", ["result"],
+            registry=registry,
+        )  # fmt: skip

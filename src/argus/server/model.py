@@ -1,52 +1,100 @@
-"""The model a server serves: where its weights are, and what marks its cached latents."""
+"""The family a server serves: where its weights are, what they cost, what marks their latents."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import logging
+import os
+from dataclasses import dataclass, replace
 from pathlib import Path
+
+import numpy as np
+import torch
 
 from argus.cache.scope import Scope
 from argus.config import Settings
+from argus.control.menu import Menu, menu_of
 from argus.core.errors import ModelError
 from argus.core.family import Family, Variant
 from argus.core.profile import MAX_BATCH, Profile
-from argus.engine.sources import fingerprint, model_folder, settled
+from argus.engine.sources import family_fingerprint, fingerprint, model_folder, settled
 from argus.families.catalog import default_family, find_family
+from argus.quality.predictor import Predictor
+from argus.workers.messages import Model
 
-PROFILE = "profile.json"
+log = logging.getLogger(__name__)
+
+PROFILE, PREDICTOR = "profile.json", "predictor"
+CPU_WORKERS = 2  # one stays with the exact model while the other moves
 
 
 @dataclass(frozen=True)
-class ServedModel:
-    """A family's exact model. `id` names its weights, so that latents of others never match;
-    `max_batch` is how many pictures it makes at once."""
+class ServedFamily:
+    """A family with its models' folders. `id` names the exact model's weights, so that latents of
+    others never match.
+
+    `menu` has the variants that are served, `models` what a worker loads for each of the menu's,
+    `devices` where each worker is. Without a `predictor` nobody knows what a prompt can bear;
+    without a profile the menu's costs are guesses (`profiled`).
+    """
 
     family: Family
-    folder: Path
     id: str
-    device: str
-    dtype: str
-    max_batch: int
+    folders: dict[str, Path]
+    menu: Menu
+    models: tuple[Model, ...]
+    devices: tuple[str, ...]
+    predictor: Predictor | None
+    profiled: bool
 
     @classmethod
-    def of(cls, settings: Settings) -> ServedModel:
+    def of(cls, settings: Settings) -> ServedFamily:
         """Raises BadRequest and ModelError for settings that cannot be served."""
-        family = default_family() if settings.family is None else find_family(settings.family)
+        whole = default_family() if settings.family is None else find_family(settings.family)
         device, dtype = settled(settings.device, settings.dtype)
+        samplers = _samplers(whole)
+        cheaper = {
+            name: variant
+            for name, variant in whole.cheaper.items()
+            if samplers[variant.model] == variant.sampler
+        }
+        family = replace(whole, cheaper=cheaper)
+        folders = {name: model_folder(family.models[name]) for name in samplers}
+        profile = profile_of(settings, family, device)
+        predictor = _predictor(settings, whole)
+        menu = menu_of(family, profile)
+        if predictor is not None:
+            usual = dict(zip(predictor.variants, predictor.usual.tolist(), strict=True))
+            means = np.array([usual[name] for name in menu.variants])
+            menu = replace(menu, mean_quality=means)
+        devices = _devices(settings, device, len(folders))
+        threads = None
+        if device == "cpu":
+            threads = max(1, (os.cpu_count() or 1) // len(devices))
+        models = tuple(
+            Model(
+                str(folders[name]),
+                samplers[name],
+                device,
+                dtype,
+                max_batch=settings.max_batch or _best_batch(profile, name),
+                compiled=settings.compile,
+                threads=threads,
+            )
+            for name in menu.models
+        )
         name = family.exact.model
-        folder = model_folder(family.models[name])
-        most = settings.max_batch or _best_batch(settings, family, device)
-        return cls(family, folder, f"{name}@{fingerprint(folder)}", device, dtype, most)
+        own = f"{name}@{fingerprint(folders[name])}"
+        return cls(family, own, folders, menu, models, devices, predictor, profile is not None)
+
+    @property
+    def folder(self) -> Path:
+        """Where the exact model and its text encoder are."""
+        return self.folders[self.family.exact.model]
 
     @property
     def variants(self) -> dict[str, Variant]:
-        """Those of the family's variants that are made with this model."""
-        exact = self.family.exact
-        return {
-            name: variant
-            for name, variant in self.family.variants.items()
-            if (variant.model, variant.sampler) == (exact.model, exact.sampler)
-        }
+        """Those of the family's variants that are served."""
+        return self.family.variants
 
     def scope(
         self, namespace: str, width: int, height: int, guidance: float, negative_prompt: str
@@ -58,19 +106,65 @@ class ServedModel:
             negative_prompt,
         )  # fmt: skip
 
+    def model_at(self, number: int, model: int) -> Model:
+        """What worker `number` loads for the menu's `model`."""
+        return replace(self.models[model], device=self.devices[number])
 
-def _best_batch(settings: Settings, family: Family, device: str) -> int:
-    """As many pictures at once as the profile finds worth it; the engine's limit without one.
+
+def _samplers(family: Family) -> dict[str, str]:
+    """The one sampler that each model is loaded with: its first variant's."""
+    samplers: dict[str, str] = {}
+    for variant in family.variants.values():
+        samplers.setdefault(variant.model, variant.sampler)
+    return samplers
+
+
+def profile_of(settings: Settings, family: Family, device: str) -> Profile | None:
+    """What was measured of the family on such a device, if it was.
 
     Raises ModelError for a profile that cannot be read or is of another family.
     """
     shipped = Path(family.folder) / PROFILE
-    file = settings.profile or shipped
     if settings.profile is None and not shipped.is_file():
-        return MAX_BATCH
+        return None
+    file = settings.profile or shipped
     profile = Profile.read(file)
-    model = profile.models.get(family.exact.model)
-    if settings.profile is not None and (profile.family != family.name or model is None):
+    known = family.exact.model in profile.models
+    if settings.profile is not None and (profile.family != family.name or not known):
         raise ModelError(f"The profile {file} is of {profile.family!r}, not of {family.name!r}.")
     alike = str(profile.device["device"]).partition(":")[0] == device.partition(":")[0]
-    return model.best_batch if model is not None and alike else MAX_BATCH
+    lacking = {one.model for one in family.variants.values()} - set(profile.models)
+    if lacking and alike:
+        log.warning("The profile %s lacks %s: profile again", file, ", ".join(sorted(lacking)))
+    return profile if alike and not lacking else None
+
+
+def _best_batch(profile: Profile | None, model: str) -> int:
+    """As many pictures at once as the profile finds worth it; the engine's limit without one."""
+    return MAX_BATCH if profile is None else profile.models[model].best_batch
+
+
+def _predictor(settings: Settings, family: Family) -> Predictor | None:
+    """Raises ModelError for a predictor that was asked for and cannot be used."""
+    retrained, shipped = settings.data / PREDICTOR, Path(family.folder) / PREDICTOR
+    if settings.predictor is not None:
+        return Predictor.load(settings.predictor, family_fingerprint(family))
+    for folder in (retrained, shipped):
+        if not folder.is_dir():
+            continue
+        try:
+            return Predictor.load(folder, family_fingerprint(family))
+        except ModelError as error:
+            log.warning("%s", error)
+    return None
+
+
+def _devices(settings: Settings, device: str, models: int) -> tuple[str, ...]:
+    """The device of every worker."""
+    if device == "cpu":
+        count = settings.workers or (1 if models == 1 else min(CPU_WORKERS, os.cpu_count() or 1))
+        return ("cpu",) * count
+    if ":" in device:
+        return (device,) * (settings.workers or 1)
+    there = torch.cuda.device_count()
+    return tuple(f"{device}:{i % there}" for i in range(settings.workers or there))

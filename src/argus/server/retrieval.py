@@ -12,6 +12,7 @@ from torch import Tensor
 from argus.cache.cache import ApproximateCache, Neighbour
 from argus.cache.index import Vector
 from argus.cache.scope import Scope
+from argus.server.breaker import Breaker
 from argus.workers.messages import pack, unpack
 
 log = logging.getLogger(__name__)
@@ -33,6 +34,17 @@ class Retrieval:
         self._storing: set[asyncio.Task[None]] = set()
         self._reading = ThreadPoolExecutor(READERS, "cache-read")
         self._writing = ThreadPoolExecutor(1, "cache-write")
+        self._breaker = Breaker()
+
+    @property
+    def usable(self) -> float:
+        """The share of fetches that brought latents in time, lately."""
+        return self._breaker.usable
+
+    @property
+    def shut(self) -> bool:
+        """Whether the latent store is given up for now: nothing that needs latents makes sense."""
+        return self._breaker.open
 
     @property
     def storing(self) -> int:
@@ -49,18 +61,23 @@ class Retrieval:
             log.warning("The cache cannot be searched: %r", error)
             return []
 
-    async def fetch(self, neighbour: Neighbour, k: int) -> bytes | None:
-        """A neighbour's latents after K steps, packed for a worker."""
+    async def fetch(self, neighbour: Neighbour, k: int, limit_s: float = LIMIT_S) -> bytes | None:
+        """A neighbour's latents after K steps, packed for a worker, if they are there in time."""
 
         def read() -> Tensor | None:
             return self._cache.fetch(neighbour, k)
 
+        if self._breaker.open:
+            return None
+        self._breaker.begin()
         reading = asyncio.get_running_loop().run_in_executor(self._reading, read)
         try:
-            latents = await asyncio.wait_for(reading, LIMIT_S)
+            latents = await asyncio.wait_for(reading, max(0.0, min(limit_s, LIMIT_S)))
         except Exception as error:
+            self._breaker.failure()
             log.warning("Latents cannot be fetched: %r", error)
             return None
+        self._breaker.success()  # even if they are gone: the store answers
         return None if latents is None else pack(latents)
 
     def keep(self, scope: Scope, prompt: str, vector: Vector, packed: Mapping[int, bytes]) -> None:

@@ -36,7 +36,7 @@ class _Server(uvicorn.Server):
         await super().startup(sockets)
         if self.started:
             host, port = self.servers[0].sockets[0].getsockname()[:2]
-            family, policy = self._service.family.name, self._service.settings.policy
+            family, policy = self._service.family.name, self._service.policy
             log.info(
                 "Loading %s, policy %s; data in %s",
                 family,
@@ -85,7 +85,7 @@ def serve(settings: Settings) -> None:
     try:
         _Server(config, service).run()
     finally:
-        service.worker.kill()
+        service.fleet.kill()
     log.info("Stopped")
     if service.problem is not None:
         raise service.problem

@@ -3,29 +3,41 @@
 from __future__ import annotations
 
 import asyncio
+import logging
+import math
 import re
 import time
 from concurrent.futures import Future
+from functools import partial
 from http import HTTPStatus
 from threading import Thread
 from typing import TYPE_CHECKING
 
 from argus.config import Settings
-from argus.server.dispatcher import Dispatcher
+from argus.control.menu import EXACT
+from argus.control.policy import Promise
+from argus.core.errors import ModelError
+from argus.server.dispatcher import Dispatcher, Started
 from argus.server.errors import ApiError, invalid
+from argus.server.foresight import Foresight
 from argus.server.keys import KeyRing
 from argus.server.metrics import Metrics
-from argus.server.model import ServedModel
+from argus.server.model import ServedFamily
 from argus.server.pictures import PictureStore
 from argus.server.retrieval import Retrieval
-from argus.server.routing import Router
+from argus.server.slo import Classes
+from argus.server.steering import Steering, policy_of
 from argus.server.storage import open_cache
+from argus.workers.fleet import Fleet
 from argus.workers.local import LocalWorker, State
-from argus.workers.messages import Model
 
 if TYPE_CHECKING:
     from argus.quality.encoder import PromptEncoder
 
+log = logging.getLogger(__name__)
+
+DEFAULT_POLICY, UNMEASURED_POLICY = "price", "nirvana"
+MEASURELESS = ("nirvana", "clipper-ha")  # policies that weigh no costs
 SIDE_STEP = 8  # what the sides of a picture must be multiples of in every Stable Diffusion model
 SETTLE_S = 5.0  # for latents behind the last answers; without them the cache is only emptier
 _SIZE = re.compile(r"(\d{1,5})x(\d{1,5})")
@@ -38,29 +50,29 @@ class Service:
         self.settings = settings
         self.created = int(time.time())
         self.keys = None if settings.api_key_file is None else KeyRing(settings.api_key_file)
-        self.model = model = ServedModel.of(settings)
+        self.model = model = ServedFamily.of(settings)
         self.family = model.family
-        router = Router(self.family, settings.policy)
-        loading: Future[PromptEncoder] = Future()
-        self._encoder = loading
-        self.worker = LocalWorker(
-            Model(
-                str(model.folder),
-                self.family.exact.sampler,
-                model.device,
-                model.dtype,
-                max_batch=model.max_batch,
-                compiled=settings.compile,
-            )
-        )
+        self.policy = _policy_name(settings, model)
+        batching = policy_of(self.policy, model.menu, [Promise(math.inf)]).batching
+        self._encoder: Future[PromptEncoder] = Future()
+        self._started: Future[Started] = Future()
+        self.workers = [
+            LocalWorker(model.model_at(number, 0), partial(self._changed, number))
+            for number in range(len(model.devices))
+        ]
+        self.fleet = Fleet(model.menu, model.models, self.workers, batching, self._replan)
         self.metrics = Metrics()
         self.cache = open_cache(settings)
         self.retrieval = Retrieval(self.cache)
+        self.foresight = Foresight(model.predictor, model.menu)
         self.pictures = PictureStore(settings.data / "pictures", settings.url_ttl_s)
+        share = 1.0 if settings.rollout is None else settings.rollout
+        self.rollout = 0.0 if settings.shadow and settings.rollout is None else share
         self.dispatcher = Dispatcher(
-            model, router, loading, self.retrieval, self.worker, self.metrics,
-            settings.queue_limit, settings.timeout_s,
+            model, self._encoder, self._started, self.retrieval, self.fleet, self.foresight,
+            self.metrics, settings.queue_limit, settings.timeout_s, self.rollout,
         )  # fmt: skip
+        self._tasks: list[asyncio.Task[None]] = []
         self.draining = False
 
     @property
@@ -116,18 +128,28 @@ class Service:
     @property
     def problem(self) -> Exception | None:
         """What keeps this server from ever making a picture."""
-        failed = self._encoder.exception() if self._encoder.done() else None
-        return self.worker.problem or (failed if isinstance(failed, Exception) else None)
+        for loading in (self._encoder, self._started):
+            failed = loading.exception() if loading.done() else None
+            if isinstance(failed, Exception):
+                return failed
+        return self.fleet.problem
 
     @property
     def ready(self) -> bool:
-        loaded = self._encoder.done() and self.worker.state is State.READY
+        loaded = self._encoder.done() and self._started.done() and self.fleet.ready
         return loaded and not self.draining and self.problem is None
 
+    @property
+    def started(self) -> Started | None:
+        """The policy in charge and its promises, once workers work."""
+        done = self._started.done() and self._started.exception() is None
+        return self._started.result() if done else None
+
     def start(self) -> None:
-        """Load the model in its worker and the prompt encoder here, side by side."""
-        self.worker.start()
+        """Load the model in the workers and the prompt encoder here, side by side."""
+        self.fleet.start()
         Thread(target=self._load_encoder, daemon=True).start()
+        self._tasks.append(asyncio.create_task(self._start()))
 
     def _load_encoder(self) -> None:
         try:
@@ -137,12 +159,50 @@ class Service:
         except Exception as error:
             self._encoder.set_exception(error)
 
+    async def _start(self) -> None:
+        """Once the workers are there: see how fast they are, and put the policy in charge."""
+        try:
+            ready = (worker.ready() for worker in self.workers)
+            problems = await asyncio.gather(*ready, return_exceptions=True)
+            if all(isinstance(problem, Exception) for problem in problems):
+                return
+            exact, menu = self.family.exact, self.model.menu
+            job = exact.job("a picture to see how long one takes", 0)
+            exact_s = await self.fleet.calibrate(job, float(menu.steps[EXACT]))
+            classes = Classes(self.settings.slo, exact_s, self.model.profiled)
+            steering = Steering(
+                self.policy, self.family, menu, classes, self.fleet, self.metrics,
+                self.settings.window_s, self.rollout,
+            )  # fmt: skip
+            log.info("An exact picture takes %.2f s here; promised: %s", exact_s, classes)
+            self._started.set_result(Started(steering, classes))
+        except Exception as error:
+            self._started.set_exception(error)
+            return
+        await steering.run()
+
+    def _changed(self, number: int) -> None:
+        self.fleet.changed(number)
+
+    def _replan(self) -> None:
+        if self.started is not None:
+            self.started.steering.changed.set()
+
     def measure(self) -> None:
         """Bring those metrics up to date that nothing else does."""
-        self.metrics.worker_ready.set(self.worker.state is State.READY)
-        self.metrics.worker_restarts.set(self.worker.restarts)
-        self.metrics.cache_entries.set(len(self.cache))
-        self.metrics.cache_bytes.set(self.cache.size_bytes)
+        metrics, models = self.metrics, self.model.menu.models
+        for number, (worker, station) in enumerate(
+            zip(self.workers, self.fleet.stations, strict=True)
+        ):
+            metrics.worker_ready.labels(number).set(worker.state is State.READY)
+            metrics.worker_restarts.labels(number).set(worker.restarts)
+            for m, name in enumerate(models):
+                metrics.worker_holds.labels(number, name).set(station.serves == m)
+        metrics.slowness.set(self.fleet.scale)
+        metrics.model_loads.set(self.fleet.loads)
+        metrics.store_usable.set(self.retrieval.usable)
+        metrics.cache_entries.set(len(self.cache))
+        metrics.cache_bytes.set(self.cache.size_bytes)
 
     async def drain(self) -> None:
         """Take no more requests; let those in flight finish within the grace, then end them."""
@@ -153,7 +213,34 @@ class Service:
         await self.close()
 
     async def close(self) -> None:
-        """End the worker and whatever it still does. May be called twice."""
+        """End the workers and whatever they still do. May be called twice."""
         self.draining = True
-        await self.worker.stop(grace_s=0.0)
+        for task in self._tasks:
+            task.cancel()
+        await self.fleet.stop(grace_s=0.0)
         await self.retrieval.close(SETTLE_S)
+
+
+def _policy_name(settings: Settings, model: ServedFamily) -> str:
+    """The policy in force. Raises BadRequest and ModelError for one that cannot be."""
+    if settings.policy is None:
+        if model.predictor is not None and model.profiled:
+            return DEFAULT_POLICY
+        lacking = "predictor" if model.profiled else "profile on this device"
+        log.warning(
+            "%s has no %s: serving by %s. `argus profile`, `calibrate` and `train` measure it.",
+            model.family.name, lacking, UNMEASURED_POLICY,
+        )  # fmt: skip
+        return UNMEASURED_POLICY
+    policy = policy_of(settings.policy, model.menu, [Promise(math.inf)])
+    if policy.informed and model.predictor is None:
+        raise ModelError(
+            f"The policy {settings.policy} needs predictions, and {model.family.name} has no "
+            "predictor: `argus calibrate` and `argus train` make one."
+        )
+    if settings.policy not in MEASURELESS and not model.profiled:
+        raise ModelError(
+            f"The policy {settings.policy} weighs costs, and {model.family.name} has no profile on "
+            "this device: `argus profile` makes one."
+        )
+    return settings.policy

@@ -8,7 +8,7 @@ from argus.cache.cache import ApproximateCache
 from argus.config import Settings
 from argus.engine.engine import Engine
 from argus.quality.encoder import PromptEncoder
-from argus.server.model import ServedModel
+from argus.server.model import ServedFamily
 
 
 class Warmer:
@@ -16,12 +16,13 @@ class Warmer:
 
     def __init__(self, settings: Settings, cache: ApproximateCache, namespace: str) -> None:
         self._cache = cache
-        model = ServedModel.of(settings)
+        model = ServedFamily.of(settings)
         self._family = model.family
         exact = model.family.exact
         self._engine = Engine.load(
-            str(model.folder), model.device, model.dtype, exact.sampler, model.max_batch
-        )
+            str(model.folder), model.devices[0], model.models[0].dtype, exact.sampler,
+            model.models[0].max_batch,
+        )  # fmt: skip
         self._encoder = PromptEncoder.load(model.folder)
         self._scope = model.scope(namespace, exact.width, exact.height, exact.guidance, "")
 

@@ -21,7 +21,7 @@ from argus.simulator.workers import Worker
 from argus.simulator.world import World
 
 WINDOW_S = 30.0
-WATCH_S = 5.0  # how often a burst is looked for
+WATCHES = 6  # a burst is looked for so often a window
 RECENT = 1000
 USABLE_MEMORY, HOPE = 0.02, 0.05  # a failing store is believed to mend, a little every window
 
@@ -44,7 +44,8 @@ class Simulation:
     """One policy, one world, one trace. Build it, then `run`.
 
     `events` are (seconds, what happens to the simulation), for failures and slowdowns. `known_rate`
-    tells the policy the rate to come instead of a forecast.
+    tells the policy the rate to come instead of a forecast. A plan is made every `window_s`
+    seconds.
     """
 
     def __init__(
@@ -59,7 +60,9 @@ class Simulation:
         known_rate: Callable[[float], float] | None = None,
         truthful: bool = False,
         on_progress: Callable[[int], None] | None = None,
+        window_s: float = WINDOW_S,
     ) -> None:
+        self._window_s = window_s
         self.world, self.policy, self.promise = world, policy, promise
         self.requests, self.ledger = requests, Ledger()
         self._random = np.random.default_rng(seed)
@@ -95,7 +98,7 @@ class Simulation:
         self.store_slowness = 1.0
         self.usable = 1.0
         self._recent: deque[tuple[int, bool]] = deque(maxlen=RECENT)
-        self._forecast = Forecast(WINDOW_S)
+        self._forecast = Forecast(window_s)
         self._count, self._window_begun = 0, 0.0
         self._heap: list[tuple[float, int, Callable[..., None], tuple[Any, ...]]] = []
         self._order = itertools.count()
@@ -115,8 +118,8 @@ class Simulation:
         """Serve every request; returns them with their outcomes."""
         requests = self.requests
         self._plan()
-        self._at(WINDOW_S, self._window)
-        self._at(WATCH_S, self._watch)
+        self._at(self._window_s, self._window)
+        self._at(self._window_s / WATCHES, self._watch)
         arrived = requests.arrived_s.tolist()
         heap = self._heap
         for number, at in enumerate(arrived):
@@ -207,12 +210,22 @@ class Simulation:
             self._at(self.now + 1.0, self._again, job)
 
     def _go_on(self, worker: Worker) -> None:
-        for job in worker.begin(self.now):
-            self._end(job, DROPPED)
+        _, dropped = worker.begin(self.now)
+        for job in dropped:
+            self._drop(job)
         at = worker.next_s(self.now)
         self._cluster.running[worker.number] = len(worker.making)
         if at < math.inf:
             self._at(at, self._wake, worker, worker.version)
+
+    def _drop(self, job: Job) -> None:
+        """There is no time left for a request as it is; the policy may know a faster way."""
+        candidate = self._candidate(job, self._is_near(job.number))
+        decision = self.policy.route(candidate, self._state())
+        if decision.worker is None or decision.variant == job.variant:
+            self._end(job, DROPPED)
+        else:
+            self._send(job, decision.variant, decision.worker)
 
     def _wake(self, worker: Worker, version: int) -> None:
         if version != worker.version:
@@ -266,7 +279,7 @@ class Simulation:
         self.usable += HOPE * (1 - self.usable)
         self._plan()
         if self.now < self.requests.arrived_s[-1]:
-            self._at(self.now + WINDOW_S, self._window)
+            self._at(self.now + self._window_s, self._window)
 
     def _watch(self) -> None:
         elapsed = self.now - self._window_begun
@@ -275,7 +288,7 @@ class Simulation:
             self._forecast.jump(self._count / elapsed)
             self._plan()
         if self.now < self.requests.arrived_s[-1]:
-            self._at(self.now + WATCH_S, self._watch)
+            self._at(self.now + self._window_s / WATCHES, self._watch)
 
     def _plan(self) -> None:
         rate = self._forecast.next() if self._known_rate is None else self._known_rate(self.now)

@@ -67,7 +67,8 @@ def report(name: str, simulation: Simulation, rates: Numbers) -> Report:
     )
 
 
-def figures(requests: Requests, chosen: Flags, minutes: int) -> Figures:
+def figures(requests: Requests, chosen: Flags, minutes: float) -> Figures:
+    """Of the `chosen` requests (n,), which came within so many minutes."""
     outcome = requests.outcome[chosen]
     offered = len(outcome)
     on_time = outcome == ON_TIME
@@ -76,8 +77,8 @@ def figures(requests: Requests, chosen: Flags, minutes: int) -> Figures:
     p50, p99 = np.percentile(taken, [50, 99]) if len(taken) else (np.nan, np.nan)
     counts = np.bincount(outcome, minlength=len(OUTCOMES))
     return Figures(
-        offered / max(1, minutes),
-        float(on_time.sum()) / max(1, minutes),
+        offered / max(minutes, 1e-9),
+        float(on_time.sum()) / max(minutes, 1e-9),
         1 - float(on_time.sum()) / max(1, offered),
         float(quality.mean()) if len(quality) else 0.0,
         float(quality.sum()) / max(1, offered),

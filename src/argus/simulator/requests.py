@@ -52,3 +52,7 @@ class Job:
     usable: bool = True
     first: int | None = None
     reserved: bool = False
+
+    @property
+    def expires_s(self) -> float:
+        return self.deadline_s

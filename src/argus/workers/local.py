@@ -26,6 +26,7 @@ from argus.workers.messages import (
     Cancel,
     Failed,
     Finished,
+    Load,
     Model,
     Preview,
     Progress,
@@ -71,12 +72,12 @@ class LocalWorker:
 
     A process that dies is started again and gets the jobs it had not answered. Those that were in
     flight then run one at a time, so that a job that kills dies alone; it is given up at its third
-    death. A model that never loads
-    (an error, or three deaths on the way) makes the worker unusable, for good.
+    death. A model that never loads (an error, or three deaths on the way) makes the worker
+    unusable, for good. `on_change` is called whenever `state` may have changed.
     """
 
-    def __init__(self, model: Model) -> None:
-        self.model = model
+    def __init__(self, model: Model, on_change: Callable[[], None] = lambda: None) -> None:
+        self.model, self._on_change = model, on_change
         self.state = State.STARTING
         self.restarts = 0
         self.problem: Exception | None = None
@@ -87,6 +88,7 @@ class LocalWorker:
         self._supervisor: asyncio.Task[None] | None = None
         self._settled = asyncio.Event()
         self._loaded_once = False
+        self._loading = False  # another model, in the process that there is
 
     @property
     def pid(self) -> int | None:
@@ -106,6 +108,18 @@ class LocalWorker:
         await self._settled.wait()
         if self.problem is not None:
             raise self.problem
+
+    def load(self, model: Model) -> None:
+        """Hold another model, once what was asked for before is done; it is `STARTING` till then.
+
+        A model that cannot be loaded makes the worker unusable.
+        """
+        self.model = model
+        if self.state is State.READY:
+            self.state = State.STARTING
+            self._loading = True
+            self._settled.clear()
+        self._outbox.put(Load(model))
 
     async def run(
         self,
@@ -179,10 +193,12 @@ class LocalWorker:
             if self.state in (State.UNUSABLE, State.STOPPED):
                 return
             self._settled.clear()
-            if self.state is State.READY:
+            if self.state is State.READY or self._loading:
+                self._loading = False
                 pause, failed_loads = FIRST_PAUSE_S, 0
                 self.state = State.STARTING
                 self._blame()
+                self._on_change()
             else:
                 failed_loads += 1
                 if failed_loads >= MAX_DEATHS and not self._loaded_once:
@@ -221,10 +237,13 @@ class LocalWorker:
 
     def _take(self, answer: Answer) -> None:
         if isinstance(answer, Ready):
+            if answer.model != self.model:
+                return  # another is asked for by now
             if self.state is State.STARTING:
                 self.state = State.READY
-            self._loaded_once = True
+            self._loaded_once, self._loading = True, False
             self._settled.set()
+            self._on_change()
         elif isinstance(answer, Begun):
             for number in answer.numbers:
                 if number in self._pending:
@@ -272,6 +291,7 @@ class LocalWorker:
         self.state, self.problem = State.UNUSABLE, problem
         self._settled.set()
         self._fail_pending(WorkerError(f"The worker cannot work: {problem}"))
+        self._on_change()
 
     def _fail_pending(self, error: WorkerError) -> None:
         for pending in self._pending.values():

@@ -21,7 +21,8 @@ class WorkerError(ArgusError):
 @dataclass(frozen=True)
 class Model:
     """Which model a worker loads, with which sampler, where, in what precision, how many pictures
-    at most it makes at once, and whether torch compiles the UNet first."""
+    at most it makes at once, whether torch compiles the UNet first, and how many CPU threads it may
+    use (None: torch's default)."""
 
     source: str
     sampler: str = "default"
@@ -29,6 +30,7 @@ class Model:
     dtype: str = "float32"
     max_batch: int = MAX_BATCH
     compiled: bool = False
+    threads: int | None = None
 
 
 @dataclass(frozen=True)
@@ -58,13 +60,22 @@ class Cancel:
 
 
 @dataclass(frozen=True)
+class Load:
+    """Hold another model instead, once the tasks sent so far are answered."""
+
+    model: Model
+
+
+@dataclass(frozen=True)
 class Stop:
     """Leave once the tasks sent so far are answered."""
 
 
 @dataclass(frozen=True)
 class Ready:
-    """The model is loaded."""
+    """A model is loaded, the first or another."""
+
+    model: Model
 
 
 @dataclass(frozen=True)
@@ -117,7 +128,7 @@ class Failed:
     error: Exception
 
 
-Request = Task | Cancel | Stop
+Request = Task | Cancel | Load | Stop
 Answer = Ready | Unusable | Begun | Progress | Preview | Finished | Failed
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 import signal
 from collections import deque
 from collections.abc import Callable
@@ -15,6 +16,7 @@ from argus.workers.messages import (
     Cancel,
     Failed,
     Finished,
+    Load,
     Model,
     Preview,
     Progress,
@@ -34,26 +36,42 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
+NICENESS = 5  # on a CPU, so that the server answers while workers compute
+
 
 def run_worker(pipe: Connection, model: Model) -> None:
     """Serve `pipe` until it says Stop or its other end is gone."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the server decides when workers stop
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
-    from argus.engine.engine import Engine  # here, since the server imports this file too
-
     try:
-        engine = Engine.load(
-            model.source, model.device, model.dtype, model.sampler, model.max_batch, model.compiled
-        )
-        engine.warm_up()
-    except ArgusError as error:
-        pipe.send(Unusable(error))
-        return
-    try:
-        pipe.send(Ready())
-        _Worker(pipe, engine).serve()
+        wanted: Model | None = model
+        while wanted is not None:
+            try:
+                engine = _load(wanted)
+            except ArgusError as error:
+                pipe.send(Unusable(error))
+                return
+            pipe.send(Ready(wanted))
+            wanted = _Worker(pipe, engine).serve()
+            del engine  # its memory is the next one's
     except (EOFError, BrokenPipeError):
         return  # the server is gone, and nobody waits for a picture
+
+
+def _load(model: Model) -> Engine:
+    import torch  # here, since the server imports this file too
+
+    from argus.engine.engine import Engine
+
+    if model.threads is not None:
+        torch.set_num_threads(model.threads)
+    if model.device == "cpu" and hasattr(os, "nice"):
+        os.nice(NICENESS - os.nice(0))
+    engine = Engine.load(
+        model.source, model.device, model.dtype, model.sampler, model.max_batch, model.compiled
+    )
+    engine.warm_up()
+    return engine
 
 
 class _Worker:
@@ -66,8 +84,10 @@ class _Worker:
         self._tasks: dict[int, Task] = {}  # by the engine's ticket
         self._begun: set[int] = set()
         self._stopping = False
+        self._wanted: Model | None = None
 
-    def serve(self) -> None:
+    def serve(self) -> Model | None:
+        """Work until told to stop, or to hold another model: then that."""
         while True:
             while self._pipe.poll():
                 self._take(self._pipe.recv())
@@ -75,7 +95,7 @@ class _Worker:
             if self._engine.busy:
                 self._step()
             elif self._stopping:
-                return
+                return self._wanted
             else:
                 self._take(self._pipe.recv())
 
@@ -86,6 +106,7 @@ class _Worker:
             self._cancel(request.number)
         else:
             self._stopping = True
+            self._wanted = request.model if isinstance(request, Load) else None
 
     def _cancel(self, number: int) -> None:
         self._waiting = deque(task for task in self._waiting if task.number != number)

@@ -1,0 +1,527 @@
+"""Does a real server hold its promise through a burst, and did the simulator foretell it?
+
+    python benchmarks/serving.py [--policies price,clipper-ha] [--out DIR] [--json]
+
+For each policy a real server (`argus serve`, two workers) gets the same requests at the same
+moments: prompts of the workload generator, a trace whose height is `--peak` times what the server
+can carry of exact pictures (the most that `clipper-ha` answers in time at any of a few loads),
+compressed in time. The client is open-loop: it waits for nobody, tries
+nothing twice, and accounts for every request. All begin with the same cache, warmed with prompts
+from before. The profile is measured first, with as many processes side by side as there are
+workers. Afterwards every picture is scored beside the exact one of the same prompt and seed;
+quality is 1 + (s - s_exact) / mean(s_exact - s0). `simulated` is the same arrivals on the virtual
+cluster, with the measured profile and with what the predictor says of the same prompts for truth.
+Server and client compute on the same cores as the workers, which a profile does not know: the
+simulation's steps take as much longer as the server saw them take in the burst (`slowness`).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import hashlib
+import io
+import json
+import os
+import shutil
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from itertools import islice
+from pathlib import Path
+from typing import Annotated, Any
+
+import httpx
+import numpy as np
+import openai
+import psutil
+import typer
+from matplotlib.figure import Figure
+from PIL import Image
+from rich.console import Console
+from rich.progress import track
+from rich.table import Table
+
+from argus.control.menu import EXACT, Menu, Numbers, menu_of
+from argus.control.policies import new_policy
+from argus.control.policy import Promise
+from argus.core.family import Family
+from argus.core.profile import Profile
+from argus.engine.engine import Engine
+from argus.engine.sources import family_fingerprint, model_folder
+from argus.families.catalog import default_family
+from argus.lab.painting import Commission, paint
+from argus.lab.prompts import ideas_of
+from argus.lab.workload import workload
+from argus.quality.encoder import PromptEncoder
+from argus.quality.predictor import Predictor
+from argus.quality.scorers import load_scorer
+from argus.simulator.cluster import Simulation
+from argus.simulator.report import HIGH, Figures, figures
+from argus.simulator.requests import DROPPED, FAILED, LATE, ON_TIME, SHED, Requests
+from argus.simulator.traces import arrivals, rates_of
+from argus.simulator.world import Drawing, Store, World
+
+POLICIES = "price,price-blind,argus,pac,proteus,nirvana,clipper-ht,clipper-ha"
+COMMAND = [sys.executable, "-c", "from argus.cli.main import main; main()"]
+EXCERPT = slice(130, 290)  # of the bursty trace, minutes: a burst with its flanks
+SAME = 0.95  # similarity above which two prompts are of one topic, for the simulator
+OUTCOMES = {429: SHED, 504: DROPPED}
+GIVE_UP_S = 60.0
+WATCH_S = 2.0
+LOADS, LOAD_S = (0.4, 0.5, 0.6, 0.7), 15.0  # tried for what exact can carry
+
+
+def main(
+    policies: Annotated[str, typer.Option(help="Parted by commas.")] = POLICIES,
+    out: Annotated[Path, typer.Option(help="Folder for servers' data and results.")] = Path(
+        "serving"
+    ),
+    workers: Annotated[int, typer.Option(help="Workers of the server.")] = 2,
+    peak: Annotated[float, typer.Option(help="Height of the burst, in exact capacities.")] = 2.5,
+    slo: Annotated[float, typer.Option(help="Deadline, times the exact latency alone.")] = 3.0,
+    seconds: Annotated[float, typer.Option(help="Seconds for the trace.")] = 120.0,
+    window: Annotated[float, typer.Option(help="Seconds between plans.")] = 5.0,
+    warm: Annotated[int, typer.Option(help="Prompts in the cache at the beginning.")] = 400,
+    seed: Annotated[int, typer.Option(help="Of arrivals, prompts and pictures.")] = 0,
+    figure: Annotated[Path | None, typer.Option(help="Where to draw what happened.")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="A JSON object as last line.")] = False,
+) -> None:
+    out.mkdir(parents=True, exist_ok=True)
+    family = default_family()
+    profile = measured_profile(family, out / f"profile-{workers}.json", workers)
+    menu = menu_of(family, profile)
+    ideal = workers / float(menu.cost_s(slo * menu.slo_s)[EXACT].min())
+    earlier = [one.prompt for one in islice(workload(ideas_of(family), seed), warm)]
+    warmed = warmed_cache(family, out, earlier)
+
+    def settings_of(name: str) -> Path:
+        file = out / f"{name}.yaml"
+        file.write_text(json.dumps(configured(out, profile, name, workers, slo, window)))
+        return file
+
+    capacity = carried(settings_of("clipper-ha"), warmed, out / "data-capacity", ideal, family)
+    shape = rates_of("bursty")[EXCERPT]
+    rates = 60 * peak * capacity * shape / shape.max()  # a minute, by trace minute
+    second = seconds / len(shape)  # what a minute of the trace becomes
+    arrived_s = arrivals(rates * second / 60, np.random.default_rng(seed)) * second / 60
+    prompts = [
+        one.prompt for one in islice(workload(ideas_of(family), seed), warm + len(arrived_s))
+    ]
+    asked = prompts[warm:]
+    high = (
+        shape[np.minimum(len(shape) - 1, (arrived_s // second).astype(int))] >= HIGH * shape.max()
+    )
+    high_s = float((shape >= HIGH * shape.max()).sum() * second)
+    print(
+        f"{len(asked):,} requests in {seconds:g} s; exact pictures are carried at {capacity:.1f} a "
+        f"second, by profile at {ideal:.1f}; at the height come {peak * capacity:.1f}"
+    )
+    served = {}
+    for name in policies.split(","):
+        data = out / f"data-{name}"
+        served[name] = asyncio.run(replay(settings_of(name), warmed, data, arrived_s, asked))
+        print(f"{name:12}", served[name].summary, flush=True)
+    scores = Scores(family, asked)
+    made = {name: one.requests(menu, scores) for name, one in served.items()}
+    world = world_of(family, menu, earlier, asked, slo)
+    result, runs = {}, {}
+    for name, requests in made.items():
+        simulated = simulation_of(world, name, workers, served[name], window)
+        everyone = np.ones(len(asked), dtype=bool)
+        parts = {"": (everyone, seconds), "high_load": (high, high_s)}
+        mine: dict[str, Any] = {"simulated": {}}
+        for part, (chosen, spent_s) in parts.items():
+            live = shown(figures(requests, chosen, spent_s / 60))
+            foretold = shown(figures(simulated, chosen, spent_s / 60))
+            if part:
+                mine[part], mine["simulated"][part] = live, foretold
+            else:
+                mine |= live
+                mine["simulated"] |= foretold
+        mine["lost"] = int(served[name].lost)
+        mine["loads"] = served[name].loads
+        result[name], runs[name] = mine, requests
+    print_table(result)
+    if figure is not None:
+        draw(runs, menu, shape * peak / shape.max() * capacity, second, figure)
+        print(f"wrote {figure}")
+    if as_json:
+        print(json.dumps(result))
+
+
+def measured_profile(family: Family, file: Path, workers: int) -> Profile:
+    """What `argus profile` measures with so many workers side by side, unless it did before."""
+    if not file.exists():
+        subprocess.run(
+            [*COMMAND, "profile", family.name, "--workers", str(workers), "--out", str(file)],
+            check=True,
+        )
+    return Profile.read(file)
+
+
+def configured(
+    out: Path, profile: Profile, policy: str, workers: int, slo: float, window: float
+) -> dict[str, Any]:
+    return {
+        "policy": policy,
+        "workers": workers,
+        "port": 0,
+        "data": str((out / f"data-{policy}").absolute()),
+        "profile": str((out / f"profile-{workers}.json").absolute()),
+        "slo": {"default": {"latency": f"{slo:g}x"}},
+        "window_s": window,
+        "queue_limit": 1000,
+        "truth_share": 0,
+    }
+
+
+def warmed_cache(family: Family, out: Path, prompts: list[str]) -> Path:
+    """A data folder whose cache holds the latents of earlier prompts."""
+    name = hashlib.sha256("\n".join(prompts).encode()).hexdigest()[:12]
+    folder = out / f"warm-{name}"
+    if not folder.exists():
+        written = out / "earlier.txt"
+        written.write_text("\n".join(dict.fromkeys(prompts)) + "\n")
+        data = ["--data", str(folder)]
+        subprocess.run([*COMMAND, "cache", "warm", str(written), *data], check=True)
+    return folder
+
+
+def carried(settings: Path, warmed: Path, data: Path, ideal: float, family: Family) -> float:
+    """The most exact pictures a second that the server answers in time, at a few constant loads."""
+    best = 0.0
+    for share in LOADS:
+        count = int(share * ideal * LOAD_S)
+        prompts = [one.prompt for one in islice(workload(ideas_of(family), 99), count)]
+        arrived_s = np.sort(np.random.default_rng(99).random(count) * LOAD_S)
+        done = asyncio.run(replay(settings, warmed, data, arrived_s, prompts))
+        best = max(best, done.outcome.count(ON_TIME) / LOAD_S)
+    return best
+
+
+class Replayed:
+    """What a server did with the requests: by request when it ended, how, and its picture."""
+
+    def __init__(self, count: int, arrived_s: Numbers) -> None:
+        self.arrived_s = arrived_s
+        self.outcome = [FAILED] * count
+        self.ended_s = np.full(count, np.nan)
+        self.variant = [""] * count
+        self.told: list[dict[str, Any]] = [{} for _ in range(count)]
+        self.pictures: list[bytes | None] = [None] * count
+        self.lost = count
+        self.loads = 0
+        self.slowness = self.deadline_s = float("nan")
+        self.summary = self.metrics = ""
+
+    def requests(self, menu: Menu, scores: Scores) -> Requests:
+        count = len(self.outcome)
+        requests = Requests.new(self.arrived_s, np.arange(count), np.zeros(count, dtype=np.int64))
+        requests.outcome[:] = self.outcome
+        requests.ended_s[:] = self.ended_s
+        for i, variant in enumerate(self.variant):
+            requests.variant[i] = menu.variants.index(variant) if variant else -1
+        requests.quality[:] = scores.quality(self.pictures)
+        return requests
+
+
+async def replay(
+    settings: Path, warmed: Path, data: Path, arrived_s: Numbers, prompts: list[str]
+) -> Replayed:
+    """Send every request at its moment to a server with these settings."""
+    shutil.rmtree(data, ignore_errors=True)
+    shutil.copytree(warmed, data)
+    done = Replayed(len(prompts), arrived_s)
+    with running(settings) as (url, process):
+        await asyncio.to_thread(until_ready, url)
+        client = openai.AsyncOpenAI(
+            base_url=f"{url}/v1", api_key="none", max_retries=0, timeout=GIVE_UP_S
+        )
+        await client.images.generate(prompt="a first one, to warm up", extra_body=OPTED_OUT)
+        slowness: list[tuple[int, float]] = []  # with how many were on their way
+        on_their_way = 0
+        begun = time.perf_counter()
+
+        async def watch() -> None:
+            while True:
+                await asyncio.sleep(WATCH_S)
+                seen = await asyncio.to_thread(metric, url, "argus_slowness")
+                slowness.append((on_their_way, seen))
+
+        async def one(number: int) -> None:
+            nonlocal on_their_way
+            await asyncio.sleep(max(0.0, begun + arrived_s[number] - time.perf_counter()))
+            sent = time.perf_counter()
+            on_their_way += 1
+            try:
+                answer = await client.images.generate(
+                    prompt=prompts[number], extra_body={"seed": number}
+                )
+            except openai.APIStatusError as error:
+                done.outcome[number] = OUTCOMES.get(error.status_code, FAILED)
+                done.lost -= 1
+            except openai.APIError:
+                done.outcome[number] = FAILED
+            else:
+                told = (answer.model_extra or {})["argus"][0]
+                done.deadline_s = told["deadline_ms"] / 1000
+                took_s = time.perf_counter() - sent
+                done.outcome[number] = ON_TIME if took_s <= done.deadline_s else LATE
+                done.variant[number] = told["variant"]
+                done.told[number] = told
+                done.pictures[number] = base64.b64decode((answer.data or [])[0].b64_json or "")
+                done.lost -= 1
+            done.ended_s[number] = arrived_s[number] + time.perf_counter() - sent
+            on_their_way -= 1
+
+        cpu = cpu_s(process.pid), time.process_time()
+        watching = asyncio.create_task(watch())
+        await asyncio.gather(*(one(number) for number in range(len(prompts))))
+        watching.cancel()
+        server_s, client_s = cpu_s(process.pid) - cpu[0], time.process_time() - cpu[1]
+        done.loads = int(metric(url, "argus_model_loads"))
+        busiest = sorted(slowness)[len(slowness) // 2 :]
+        done.slowness = float(np.mean([seen for _, seen in busiest]))
+        done.metrics = httpx.get(f"{url}/metrics").text
+        counts = {name: done.outcome.count(code) for name, code in NAMES.items()}
+        done.summary = (
+            f"{counts}, {done.loads} loads, deadline {done.deadline_s:.2f} s, slowness "
+            f"{done.slowness:.2f}; CPU a request: server {1000 * server_s / len(prompts):.1f} ms, "
+            f"client {1000 * client_s / len(prompts):.1f} ms"
+        )
+    return done
+
+
+NAMES = {"on time": ON_TIME, "late": LATE, "shed": SHED, "dropped": DROPPED, "failed": FAILED}
+OPTED_OUT = {"argus": {"cache": False}}
+
+
+@contextmanager
+def running(settings: Path) -> Iterator[tuple[str, subprocess.Popen[str]]]:
+    log = settings.with_suffix(".log")
+    with log.open("w") as file:
+        process = subprocess.Popen(
+            [*COMMAND, "serve", "--config", str(settings)], stderr=file, text=True
+        )
+    try:
+        while "Serving on" not in log.read_text():
+            if process.poll() is not None:
+                raise SystemExit(f"The server ended: {log.read_text()[-2000:]}")
+            time.sleep(0.1)
+        line = next(line for line in log.read_text().splitlines() if "Serving on" in line)
+        yield line.split()[-1], process
+    finally:
+        process.terminate()
+        process.wait()
+
+
+def until_ready(url: str) -> None:
+    while httpx.get(f"{url}/ready").status_code != 200:
+        time.sleep(0.2)
+
+
+def metric(url: str, name: str) -> float:
+    for line in httpx.get(f"{url}/metrics").text.splitlines():
+        if line.split(" ")[0] == name:
+            return float(line.split(" ")[1])
+    return float("nan")
+
+
+def cpu_s(pid: int) -> float:
+    """CPU seconds of the server's own process, without its workers'."""
+    times = psutil.Process(pid).cpu_times()
+    return times.user + times.system
+
+
+class Scores:
+    """Judges pictures beside the exact ones of the same prompts and seeds, made on demand."""
+
+    def __init__(self, family: Family, prompts: list[str]) -> None:
+        self._family, self._prompts = family, prompts
+        assert family.scorer is not None and family.scorer.unrelated is not None
+        self._scorer, self._unrelated = load_scorer(family.scorer), family.scorer.unrelated
+        self._exact: Numbers | None = None
+
+    def quality(self, pictures: list[bytes | None]) -> Numbers:
+        """Quality (n,) of the pictures, 0 where there is none."""
+        exact = self._exact_scores()
+        result = np.zeros(len(pictures))
+        chosen = [i for i, one in enumerate(pictures) if one is not None]
+        images = [Image.open(io.BytesIO(pictures[i] or b"")).convert("RGB") for i in chosen]
+        scores = self._scorer.score([self._prompts[i] for i in chosen], images)
+        gained = float((exact - self._unrelated).mean())
+        result[chosen] = 1 + (scores - exact[chosen]) / gained
+        return result
+
+    def _exact_scores(self) -> Numbers:
+        if self._exact is None:
+            exact = self._family.exact
+            engine = Engine.load(
+                str(model_folder(self._family.models[exact.model])), sampler=exact.sampler
+            )
+            jobs = (Commission(i, exact.job(p, i)) for i, p in enumerate(self._prompts))
+            images: dict[int, Image.Image] = {}
+            for one, made in track(
+                paint(engine, jobs), "Exact pictures", len(self._prompts), transient=True
+            ):
+                images[one.of] = made.image
+            ordered = [images[i] for i in range(len(self._prompts))]
+            self._exact = np.asarray(self._scorer.score(self._prompts, ordered), float)
+        return self._exact
+
+
+def world_of(family: Family, menu: Menu, earlier: list[str], asked: list[str], slo: float) -> World:
+    """The requests as a world: what the predictor says of each is the truth, its neighbour the
+    nearest of those before it."""
+    predictor = Predictor.load(Path(family.folder) / "predictor", family_fingerprint(family))
+    encoder = PromptEncoder.load(model_folder(family.models[family.exact.model]))
+    vectors = np.stack([encoder.embed(text).vector for text in [*earlier, *asked]])
+    similarity = np.full(len(vectors), np.nan, np.float32)
+    nearest = np.zeros(len(vectors), np.int64)
+    for i in range(1, len(vectors)):
+        cosine = vectors[:i] @ vectors[i]
+        nearest[i] = cosine.argmax()
+        similarity[i] = cosine[nearest[i]]
+    new = len(earlier)
+    topic = np.arange(len(vectors)) - new  # those before have negative numbers
+    for i in range(1, len(vectors)):
+        if similarity[i] >= SAME:
+            topic[i] = topic[nearest[i]]
+    order = [predictor.variants.index(name) for name in menu.variants]
+    mean, _ = predictor.predict_all(vectors[new:], similarity[new:])
+    return World(
+        name="live",
+        menu=replace(menu, mean_quality=predictor.usual[order].astype(float)),
+        truth=np.nan_to_num(mean[:, order]).astype(float),
+        predicted=np.nan_to_num(mean[:, order]).astype(float),
+        similarity=similarity[new:].astype(float),
+        drawing=Drawing(0.0, 1, 100_000),
+        store=Store(0.004, 3.0),
+        doubt=0.1,
+        slo=slo,
+        sources={"topics": json.dumps(topic[new:].tolist())},
+    )
+
+
+def simulation_of(
+    world: World, policy: str, workers: int, live: Replayed, window: float
+) -> Requests:
+    """The same requests on the virtual cluster, slowed by as much as the real workers were."""
+    topics = np.array(json.loads(world.sources["topics"]))
+    requests = Requests.new(live.arrived_s, np.arange(len(live.arrived_s)), topics)
+    menu = replace(world.menu, step_s=live.slowness * world.menu.step_s, _curves={})
+    promise = Promise(live.deadline_s)
+    simulation = Simulation(
+        replace(world, menu=menu), new_policy(policy, menu, [promise]), promise, (0,) * workers,
+        requests, 0, window_s=window,
+    )  # fmt: skip
+    return simulation.run()
+
+
+def shown(one: Figures) -> dict[str, Any]:
+    return {
+        "throughput_qpm": one.throughput_qpm,
+        "violation_ratio": one.violation_ratio,
+        "quality": one.quality,
+        "effective_quality": one.effective_quality,
+        "p50_s": one.p50_s,
+        "p99_s": one.p99_s,
+        "requests": sum(one.outcomes.values()),
+        "outcomes": one.outcomes,
+    }
+
+
+def print_table(result: dict[str, dict[str, Any]]) -> None:
+    titles = ("on time /min", "violations", "quality", "effective", "p50", "p99")
+    table = Table("policy, in the burst", *titles, "lost", "loads")
+    for name, whole in result.items():
+        for label, one in (
+            (name, whole["high_load"]),
+            ("  simulated", whole["simulated"]["high_load"]),
+        ):
+            live = label == name
+            table.add_row(
+                label,
+                f"{one['throughput_qpm']:.0f}",
+                f"{100 * one['violation_ratio']:.1f} %",
+                f"{one['quality']:.3f}",
+                f"{one['effective_quality']:.3f}",
+                f"{one['p50_s']:.2f} s",
+                f"{one['p99_s']:.2f} s",
+                str(whole["lost"]) if live else "",
+                str(whole["loads"]) if live else "",
+            )
+    Console(width=120).print(table)
+
+
+def draw(runs: dict[str, Requests], menu: Menu, rates: Numbers, second: float, file: Path) -> None:
+    """By policy: who was served by which variant, second by second, and who was not in time."""
+    drawn = Figure(figsize=(9, 1.9 * len(runs)))
+    panels = np.atleast_1d(drawn.subplots(len(runs), 1, sharex=True))
+    colours = _colours(menu)
+    width = 2.0
+    for panel, (name, requests) in zip(panels, runs.items(), strict=True):
+        bins = np.arange(0, len(rates) * second + width, width)
+        bottom = np.zeros(len(bins) - 1)
+        on_time = requests.outcome == ON_TIME
+        for v, variant in enumerate(menu.variants):
+            of = on_time & (requests.variant == v)
+            count = np.histogram(requests.arrived_s[of], bins)[0] / width
+            if count.any():
+                panel.bar(
+                    bins[:-1], count, width, bottom, align="edge", color=colours[v], label=variant
+                )
+                bottom += count
+        late = np.histogram(requests.arrived_s[~on_time], bins)[0] / width
+        panel.bar(
+            bins[:-1],
+            late,
+            width,
+            bottom,
+            align="edge",
+            color="black",
+            label="late, shed or dropped",
+        )
+        panel.plot(np.arange(len(rates)) * second, rates, color="0.3", lw=0.8, ls="--")
+        quality = float(requests.quality[on_time].mean()) if on_time.any() else 0.0
+        share = 1 - on_time.mean()
+        panel.set_title(
+            f"{name}: quality {quality:.2f}, {100 * share:.1f} % not in time",
+            fontsize=9,
+            loc="left",
+        )
+        panel.set_ylabel("pictures /s", fontsize=8)
+    handles: dict[str, Any] = {}
+    for panel in panels:
+        for handle, label in zip(*panel.get_legend_handles_labels(), strict=True):
+            handles.setdefault(label, handle)
+    order = [*[v for v in menu.variants if v in handles], "late, shed or dropped"]
+    drawn.legend(
+        [handles[label] for label in order if label in handles],
+        [label for label in order if label in handles],
+        loc="center left", bbox_to_anchor=(0.91, 0.5), fontsize=7,
+    )  # fmt: skip
+    panels[-1].set_xlabel("seconds")
+    drawn.savefig(file, dpi=110, bbox_inches="tight")
+
+
+def _colours(menu: Menu) -> list[Any]:
+    """One hue a strategy, lighter as it gets cheaper."""
+    from matplotlib import colormaps
+
+    maps = {"exact": "Greys", "cache": "Blues", "steps": "Greens", "model": "Oranges"}
+    result: list[Any] = []
+    for v, strategy in enumerate(menu.strategies):
+        same = [u for u, s in enumerate(menu.strategies) if s == strategy]
+        at = 0.85 - 0.55 * same.index(v) / max(1, len(same) - 1)
+        result.append(colormaps[maps.get(strategy, "Purples")](0.55 if strategy == "exact" else at))
+    return result
+
+
+if __name__ == "__main__":
+    os.environ.setdefault("GOMP_SPINCOUNT", "1000")
+    typer.run(main)

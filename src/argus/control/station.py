@@ -1,0 +1,270 @@
+"""A worker as control sees it: who waits, who is made, how long that takes.
+
+The simulator's virtual workers and the server's real ones keep their books in the same way. Times
+are seconds of whoever's clock it is.
+"""
+
+from __future__ import annotations
+
+import heapq
+import itertools
+import math
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Generic, Protocol, TypeVar
+
+from argus.control.batching import Batching, Queue
+from argus.control.policy import NOTHING
+
+RATE_MEMORY_S = 30.0
+TRUST = 0.05  # in one measured picture, beside all before
+SLOWEST = 50.0
+
+
+class Work(Protocol):
+    """A request at a station. `units` are the steps it takes, `deadline_s` is when it should be
+    done and `expires_s` when there is no more sense in it, `reserved` says whether the station
+    counts on it before it is there."""
+
+    deadline_s: float
+    units: float
+    reserved: bool
+
+    @property
+    def expires_s(self) -> float: ...
+
+
+W = TypeVar("W", bound=Work)
+
+
+@dataclass
+class Station(Generic[W]):
+    """The books of one worker of a type of device, which makes pictures of the model it holds.
+
+    With stepwise batching all that are made advance together, a step in the time that a batch of
+    their number takes: `progress` counts steps, and a request is done when it has advanced by its
+    units. With request batching nobody joins a batch or leaves it.
+
+    `step_s` gives the seconds of a step by type, model and batch, `full` the best batch by type and
+    model, `slowness` how many times as long a step really takes. Those with no more than `ahead`
+    steps to go leave room for the next, where handing over takes a moment.
+    """
+
+    number: int
+    kind: int
+    model: int
+    step_s: Callable[[int, int, int], float]
+    batching: Batching
+    full: Callable[[int, int], int]
+    most: int
+    ahead: float = 0.0
+    alive: bool = True
+    ready: bool = True
+    slowness: float = 1.0
+    waiting: list[tuple[float, int, W]] = field(default_factory=list)
+    making: list[tuple[float, int, W]] = field(default_factory=list)
+    progress: float = 0.0
+    at_s: float = 0.0
+    begun_s: float = 0.0
+    ends_s: float = math.inf
+    queued_s: float = 0.0
+    busy_s: float = 0.0
+    limit: float = 1.0
+    version: int = 0
+    arrivals: float = 0.0
+    arrivals_at_s: float = 0.0
+    free_at_s: float = 0.0
+    _order: itertools.count[int] = field(default_factory=itertools.count)
+
+    @property
+    def serves(self) -> int:
+        """The model it can serve now."""
+        return self.model if self.alive and self.ready else NOTHING
+
+    def cost_s(self, work: W) -> float:
+        """Worker-seconds of a request in full batches."""
+        size = self._size_limit()
+        return work.units * self._step(size) / size
+
+    def reserve(self, work: W, now: float) -> None:
+        """Count on a request whose latents are still on their way."""
+        work.reserved = True
+        self.queued_s += self.cost_s(work)
+        self.free_at_s = max(self.free_at_s, now) + self.cost_s(work)
+
+    def release(self, work: W) -> None:
+        """Count no longer on a request that goes elsewhere."""
+        if work.reserved:
+            self._count_off(work)
+        work.reserved = False
+
+    def enqueue(self, work: W, now: float) -> None:
+        heapq.heappush(self.waiting, (work.deadline_s, next(self._order), work))
+        if not work.reserved:
+            self.queued_s += self.cost_s(work)
+        work.reserved = False
+        self.arrivals *= math.exp((self.arrivals_at_s - now) / RATE_MEMORY_S)
+        self.arrivals, self.arrivals_at_s = self.arrivals + 1 / RATE_MEMORY_S, now
+
+    def elapse(self, now: float) -> None:
+        """Let time pass until `now`."""
+        if self.making:
+            self.busy_s += now - self.at_s
+            if self.batching.stepwise:
+                self.progress += (now - self.at_s) / self._step(len(self.making))
+        self.at_s = now
+
+    def due(self) -> list[W]:
+        """Remove and give those who are done by now, as far as one can foretell."""
+        done: list[W] = []
+        if self.batching.stepwise:
+            while self.making and self.making[0][0] <= self.progress + 1e-9:
+                done.append(heapq.heappop(self.making)[2])
+        elif self.making and self.ends_s <= self.at_s + 1e-9:
+            done = [work for _, _, work in self.making]
+            self.making = []
+            self._learn(all(work.deadline_s >= self.at_s for work in done))
+        return done
+
+    def remove(self, work: W, now: float, done: bool = True) -> None:
+        """A request that was made here is `done`, or is no longer wanted."""
+        self.elapse(now)
+        for entry in self.making:
+            if entry[2] is work:
+                self.making.remove(entry)
+                heapq.heapify(self.making)
+                if self.batching.stepwise:
+                    if done:  # steps that should have been done in its time, and that were
+                        self._measure(self.progress - entry[0] + work.units, work.units)
+                elif not self.making and done:
+                    self._learn(now <= work.deadline_s)
+                    self._measure(now - self.begun_s, self.ends_s - self.begun_s)
+                return
+        for entry in self.waiting:
+            if entry[2] is work:
+                self.waiting.remove(entry)
+                heapq.heapify(self.waiting)
+                self._count_off(work)
+                return
+
+    def begin(self, now: float) -> tuple[list[W], list[W]]:
+        """Begin what can be begun: who is begun, and who was dropped, having no time left."""
+        begun: list[W] = []
+        dropped: list[W] = []
+        if not (self.alive and self.ready):
+            return begun, dropped
+        if self.batching.stepwise:
+            limit = self._size_limit()
+            while self.waiting and self._occupied() < limit:
+                step = self._step(len(self.making) + 1)
+                work = self.waiting[0][2]
+                if now + work.units * self._step(1) > work.expires_s:
+                    dropped.append(self._next())
+                    continue
+                if not self._bearable(work, step, now):
+                    break
+                begun.append(self._next())
+                heapq.heappush(self.making, (self.progress + work.units, next(self._order), work))
+        elif self.waiting and not self.making:
+            late, size = self.batching.choose(self._queue(now))
+            dropped = [self._next() for _ in range(late)]
+            begun = [self._next() for _ in range(size)]
+            self.making = [(0.0, next(self._order), work) for work in begun]
+            self.begun_s, self.ends_s = now, now + self._together_s(begun)
+        return begun, dropped
+
+    def next_s(self, now: float) -> float:
+        """When something happens here next: someone is done, or a batch may begin."""
+        self.version += 1
+        if self.making:
+            if self.batching.stepwise:
+                left = self.making[0][0] - self.progress
+                at = now + max(0.0, left) * self._step(len(self.making))
+            else:
+                at = self.ends_s
+        elif self.waiting and self.alive and self.ready:
+            at = now + max(0.05, 0.1 * (self.waiting[0][0] - now))
+        else:
+            at = math.inf
+        full = self._occupied() >= self._size_limit() or not self.batching.stepwise
+        blocked = self.making and (full or self.waiting or not self._has_room(now))
+        self.free_at_s = self.queued_s + (at if blocked else now)
+        return at
+
+    def hand_back(self, all_of_them: bool) -> list[W]:
+        """Who waits here, and with `all_of_them` also who is made: they go elsewhere."""
+        works = [work for _, _, work in self.waiting]
+        self.queued_s = max(0.0, self.queued_s - sum(self.cost_s(work) for work in works))
+        self.waiting = []
+        if all_of_them:
+            works += [work for _, _, work in self.making]
+            self.making, self.ends_s = [], math.inf
+        return works
+
+    def _learn(self, in_time: bool) -> None:
+        self.limit = self.batching.learn(self.limit, in_time)
+
+    def _measure(self, took: float, foretold: float) -> None:
+        """Correct the slowness by how long something took beside what was foretold."""
+        if took > 0 and foretold > 0:
+            corrected = self.slowness * (took / foretold) ** TRUST
+            self.slowness = min(SLOWEST, max(1 / SLOWEST, corrected))
+
+    def _occupied(self) -> int:
+        """How many take room in the batch."""
+        if not self.ahead:
+            return len(self.making)
+        gone = self.progress + self.ahead
+        return sum(end > gone for end, _, _ in self.making)
+
+    def _bearable(self, work: W, step: float, now: float) -> bool:
+        """Whether a batch that steps so slowly makes nobody late who would be in time."""
+        if self.making and now + work.units * step > work.deadline_s:
+            return False
+        before = self._step(max(1, len(self.making)))
+        for end, _, other in self.making:
+            left = end - self.progress
+            if now + left * step > other.deadline_s >= now + left * before:
+                return False
+        return True
+
+    def _has_room(self, now: float) -> bool:
+        """Whether one more like the last to begin could begin at once."""
+        last = max(self.making)[2]
+        return self._bearable(last, self._step(len(self.making) + 1), now)
+
+    def _next(self) -> W:
+        work = heapq.heappop(self.waiting)[2]
+        self._count_off(work)
+        return work
+
+    def _count_off(self, work: W) -> None:
+        self.queued_s = max(0.0, self.queued_s - self.cost_s(work))
+
+    def _step(self, size: int) -> float:
+        return self.slowness * self.step_s(self.kind, self.model, size)
+
+    def _size_limit(self) -> int:
+        return self.full(self.kind, self.model)
+
+    def _together_s(self, batch: list[W]) -> float:
+        """Seconds of a batch that ends together: who skips more, joins it later."""
+        units = sorted(work.units for work in batch)
+        steps = [self._step(size) for size in range(len(units), 0, -1)]
+        before, total = 0.0, 0.0
+        for own, step in zip(units, steps, strict=True):
+            total += (own - before) * step
+            before = own
+        return total
+
+    def _queue(self, now: float) -> Queue:
+        first = sorted(self.waiting)[: 4 * self.most]
+        units = sum(work.units for _, _, work in first) / len(first)
+        memory = math.exp((self.arrivals_at_s - now) / RATE_MEMORY_S)
+        return Queue(
+            left_s=[deadline - now for deadline, _, _ in first],
+            most=self.most,
+            batch_s=lambda size: units * self._step(size),
+            rate=self.arrivals * memory,
+            limit=self.limit,
+        )

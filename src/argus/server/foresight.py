@@ -1,0 +1,34 @@
+"""The predictor in force, in the order of the menu; another may take its place at any time."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from argus.cache.index import Vector
+from argus.control.menu import Menu
+from argus.quality.predictor import Prediction, Predictor
+
+
+class Foresight:
+    """Without a predictor it foretells nothing."""
+
+    def __init__(self, predictor: Predictor | None, menu: Menu) -> None:
+        self._variants = menu.variants
+        self.predictor = predictor
+
+    @property
+    def predictor(self) -> Predictor | None:
+        return self._predictor
+
+    @predictor.setter
+    def predictor(self, predictor: Predictor | None) -> None:
+        if predictor is not None:
+            self._order = np.array([predictor.variants.index(name) for name in self._variants])
+        self._predictor = predictor
+
+    def predict(self, vector: Vector, similarity: float | None) -> Prediction | None:
+        """Of every variant of the menu (v,)."""
+        if self._predictor is None:
+            return None
+        found = self._predictor.predict(vector, similarity)
+        return Prediction(found.mean[self._order], found.low[self._order])

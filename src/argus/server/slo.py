@@ -1,0 +1,64 @@
+"""Classes of promises: how soon an answer is there, and what its picture is worth at least."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from argus.config import SloClass
+from argus.control.policy import Promise
+from argus.server.errors import invalid
+
+DEFAULT = "default"
+
+
+@dataclass(frozen=True)
+class Class:
+    """A class in force: its name, its place among the policy's promises, and what it promises."""
+
+    name: str
+    index: int
+    promise: Promise
+
+
+class Classes:
+    """The classes of the settings, where the exact variant's picture takes `exact_s` alone.
+
+    There is always one named `default`; where nobody said what it promises and nothing was
+    `measured`, it promises nothing.
+    """
+
+    def __init__(self, given: Mapping[str, SloClass], exact_s: float, measured: bool) -> None:
+        named = {DEFAULT: SloClass(), **given}
+        self._all = {
+            name: Class(name, index, Promise(one.latency_s(exact_s), one.quality))
+            for index, (name, one) in enumerate(named.items())
+        }
+        if not measured and DEFAULT not in given:
+            self._all[DEFAULT] = Class(DEFAULT, 0, Promise(math.inf))
+        self.exact_s = exact_s
+
+    def __getitem__(self, name: str) -> Class:
+        return self._all[name]
+
+    @property
+    def promises(self) -> list[Promise]:
+        return [one.promise for one in self._all.values()]
+
+    def __str__(self) -> str:
+        return ", ".join(
+            f"{one.name} {one.promise.deadline_s:.2f} s"
+            + (f" and quality {one.promise.floor:g}" if one.promise.floor else "")
+            for one in self._all.values()
+        )
+
+
+def class_of(given: Mapping[str, SloClass], asked: str | None, tenant: str) -> str:
+    """The class a request asks for, else its key's, else the default. Raises ApiError."""
+    if asked is not None:
+        if asked not in (*given, DEFAULT):
+            names = ", ".join(dict.fromkeys((DEFAULT, *given)))
+            raise invalid(f"There is no SLO class {asked!r}; there is {names}.", "argus.slo")
+        return asked
+    return next((name for name, one in given.items() if tenant in one.keys), DEFAULT)

@@ -1,0 +1,242 @@
+"""Puts the policy in charge of real workers: asks it about each request, and for plans."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import math
+import time
+from collections import deque
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from argus.control.forecast import Forecast
+from argus.control.menu import EXACT, Menu
+from argus.control.policies import new_policy
+from argus.control.policy import Candidate, Decision, Outlook, Policy, Promise
+from argus.core.errors import BadRequest
+from argus.core.family import Family, skip_name
+from argus.server.metrics import Metrics
+from argus.server.slo import Class, Classes
+from argus.workers.fleet import Fleet
+
+if TYPE_CHECKING:
+    from argus.quality.predictor import Prediction
+
+log = logging.getLogger(__name__)
+
+WATCHES = 6  # a burst is looked for so often a window
+RECENT = 1000
+FUTURE = ("oracle",)  # they know what is to come
+
+
+@dataclass(frozen=True)
+class Asked:
+    """A picture that is to be made.
+
+    `similarity` and `stored` are of the neighbour: none, or the K whose latents are there. `left_s`
+    is what is left of its deadline, `effort` how many times the work of the family's own size and
+    guidance it is. `least` is the quality it must have, by the lower bound. With `own_guidance`
+    only variants of the exact model make sense.
+    """
+
+    prediction: Prediction | None
+    similarity: float | None
+    stored: Sequence[int]
+    slo: Class
+    left_s: float
+    effort: float = 1.0
+    least: float = 0.0
+    own_guidance: bool = False
+
+
+@dataclass(frozen=True)
+class Choice:
+    """How a picture is to be made, by whom, and why, for who reads the answer. Nobody is to make it
+    when `worker` is None: it is shed. `quality` and `low` are predicted, `price` is of a second."""
+
+    variant: str
+    worker: int | None
+    reason: str
+    quality: float | None = None
+    low: float | None = None
+    price: float | None = None
+
+    def because(self, reason: str) -> Choice:
+        return replace(self, reason=reason)
+
+
+class Steering:
+    """One policy in charge of a fleet. Raises BadRequest for a policy that cannot be served.
+
+    Policies reckon in seconds of the menu; `Fleet.scale` makes them seconds of this machine.
+    `rollout` is the share of requests that the policy decides; plans move models only if it is
+    above nothing.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        family: Family,
+        menu: Menu,
+        classes: Classes,
+        fleet: Fleet,
+        metrics: Metrics,
+        window_s: float,
+        rollout: float = 1.0,
+    ) -> None:
+        scale = fleet.scale
+        promises = [Promise(p.deadline_s / scale, p.floor) for p in classes.promises]
+        self.policy: Policy = policy_of(name, menu, promises)
+        self._family, self._menu, self._fleet, self._metrics = family, menu, fleet, metrics
+        self._window_s, self._rollout = window_s, rollout
+        self._names = {name: v for v, name in enumerate(menu.variants)}
+        self._skips = menu.skip.tolist()
+        self._mean = menu.mean_quality.tolist()
+        self._forecast = Forecast(window_s)
+        self._recent: deque[tuple[list[float], list[bool], int]] = deque(maxlen=RECENT)
+        self._count, self._begun = 0, time.monotonic()
+        self.usable = 1.0
+        self.changed = asyncio.Event()
+
+    def arrived(self, asked: Asked, governed: bool = True) -> None:
+        """Count a picture that was asked for into the outlook; one that is not `governed` is made
+        exactly whatever the policy says."""
+        candidate = self._candidate(asked)
+        allowed = list(candidate.allowed)
+        if not governed:
+            allowed = [v == EXACT for v in range(len(allowed))]
+        self._count += 1
+        self._recent.append((list(candidate.quality), allowed, asked.slo.index))
+
+    def choose(self, asked: Asked) -> Choice:
+        """What the policy says."""
+        candidate, cluster = self._candidate(asked), self._fleet.cluster()
+        decision = self.policy.route(candidate, cluster)
+        return self._choice(decision, asked)
+
+    def forced(self, variant: str, worker: int, reason: str, asked: Asked) -> Choice:
+        """A variant made by a worker, whatever the policy says."""
+        return self._choice(Decision(self._names[variant], worker, reason), asked)
+
+    def again(self, asked: Asked, variant: str, judged: float) -> str | None:
+        """The variant that is to replace a picture that was made, None if it will do."""
+        found = self.policy.review(self._candidate(asked), self._names[variant], judged)
+        return None if found is None else self._menu.variants[found]
+
+    def retry_after_s(self, asked: Asked) -> int:
+        """Seconds until the backlog should be short enough for a request like this one."""
+        cluster = self._fleet.cluster()
+        waits = [
+            wait for wait, held in zip(cluster.wait_s, cluster.models, strict=True) if held >= 0
+        ]
+        cheapest = asked.effort * float(self._menu.alone_s.min())
+        late_s = min(waits, default=0.0) + cheapest - asked.left_s / self._fleet.scale
+        return max(1, math.ceil(late_s * self._fleet.scale))
+
+    def saved_s(self, variant: str) -> float:
+        """Worker-seconds that a variant saves beside the exact one, alone."""
+        alone = self._menu.alone_s
+        return float(alone[EXACT].min() - alone[self._names[variant]].min()) * self._fleet.scale
+
+    async def run(self) -> None:
+        """Plan every window, and at once when the rate jumps or a worker comes or goes."""
+        pause = self._window_s / WATCHES
+        for watch in range(1, 10**12):
+            try:
+                await asyncio.wait_for(self.changed.wait(), pause)
+            except TimeoutError:
+                if watch % WATCHES == 0:
+                    self._end_window()
+                elif not self._is_burst():
+                    continue
+            self.changed.clear()
+            try:
+                self.plan()
+            except Exception:
+                log.exception("A plan failed; the last one stays")
+
+    def plan(self) -> None:
+        """Ask the policy what the workers are to hold, and have them hold it."""
+        outlook = self._outlook()
+        plan = self.policy.plan(outlook)
+        for name, value in plan.figures.items():
+            self._metrics.figures.labels(name.replace(" ", "_")).set(value)
+        self._metrics.rate.set(outlook.rate / self._fleet.scale)
+        if self._rollout > 0:
+            self._fleet.move([int(model) for model in plan.models])
+
+    def _end_window(self) -> None:
+        self._forecast.add(self._count)
+        self._count, self._begun = 0, time.monotonic()
+
+    def _is_burst(self) -> bool:
+        elapsed = time.monotonic() - self._begun
+        if elapsed <= 0 or not self._count:
+            return False
+        if self._forecast.level is None or self._forecast.is_burst(self._count, elapsed):
+            self._forecast.jump(self._count / elapsed)
+            return True
+        return False
+
+    def _outlook(self) -> Outlook:
+        cluster, fleet = self._fleet.cluster(), self._fleet
+        count = len(self._menu.variants)
+        recent = list(self._recent)
+        return Outlook(
+            now_s=cluster.now_s,
+            rate=self._forecast.next() * fleet.scale,
+            quality=np.array([row for row, _, _ in recent], float).reshape(-1, count),
+            allowed=np.array([row for _, row, _ in recent], bool).reshape(-1, count),
+            promise=np.array([index for _, _, index in recent], np.int64),
+            kinds=np.array(cluster.kinds),
+            models=np.array(fleet.targets),
+            alive=np.array([station.alive for station in fleet.stations]),
+            wait_s=np.array(cluster.wait_s),
+            usable=self.usable,
+        )
+
+    def _candidate(self, asked: Asked) -> Candidate:
+        told = asked.prediction
+        stored = set(asked.stored)
+        allowed = [not k or k in stored for k in self._skips]
+        least = max(asked.least, asked.slo.promise.floor)
+        if told is not None and least > 0:
+            low = told.low.tolist()
+            allowed = [a and bound >= least for a, bound in zip(allowed, low, strict=True)]
+        elif least > 0:
+            allowed = [v == EXACT for v in range(len(allowed))]
+        if asked.own_guidance:
+            own = self._menu.model == self._menu.model[EXACT]
+            allowed = [a and same for a, same in zip(allowed, own.tolist(), strict=True)]
+        if told is None or not self.policy.informed:
+            quality = self._mean
+        else:
+            quality = np.nan_to_num(told.mean, nan=0.0).tolist()
+        left_s = asked.left_s / self._fleet.scale / asked.effort
+        return Candidate(quality, allowed, left_s, asked.similarity, asked.slo.index)
+
+    def _choice(self, decision: Decision, asked: Asked) -> Choice:
+        v, told = decision.variant, asked.prediction
+        return Choice(
+            self._menu.variants[v],
+            decision.worker,
+            decision.reason,
+            None if told is None else float(told.mean[v]),
+            None if told is None else float(told.low[v]),
+            decision.price,
+        )
+
+    def usable_skip(self, asked: str, stored: Sequence[int]) -> str:
+        """The pinned variant that skips, or the largest skip below it that is stored."""
+        return skip_name(self._family.usable_skip(self._family.variants[asked].skip, tuple(stored)))
+
+
+def policy_of(name: str, menu: Menu, promises: Sequence[Promise]) -> Policy:
+    """Raises BadRequest for a policy that there is not, or that knows the future."""
+    if name in FUTURE:
+        raise BadRequest(f"The policy {name!r} knows the future: simulate it (`argus simulate`).")
+    return new_policy(name, menu, promises)

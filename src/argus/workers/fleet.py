@@ -1,0 +1,379 @@
+"""All workers of a server: who holds which model, who is handed what, and when."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import math
+import statistics
+import time
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, field, replace
+
+from argus.control.batching import Batching
+from argus.control.menu import Menu
+from argus.control.policy import Cluster, soonest
+from argus.control.station import Station
+from argus.core.errors import Expired
+from argus.core.job import Job
+from argus.workers.local import LocalWorker, OnPreview, State
+from argus.workers.messages import Finished, Model, WorkerError
+
+log = logging.getLogger(__name__)
+
+AHEAD = 2.0  # steps: decoding, and what a message takes
+MOST_TRIALS, TRIALS_S = 7, 3.0
+HELD_S = 60.0  # for which a model that somebody pinned stays
+DEADLY = 2  # deaths of a worker at the same job, after which it is tried alone
+
+
+class HandedBack(Exception):
+    """The worker cannot make a picture after all: it died or is to hold another model."""
+
+
+class TooLate(Expired):
+    """There is no time left for a job as it is; perhaps there is for another variant."""
+
+
+@dataclass(eq=False)
+class Work:
+    """A job for a worker. `deadline_s`, when it should be done, and `expires_s`, when it is given
+    up, are of `time.monotonic`; the rest as `LocalWorker.run`."""
+
+    job: Job
+    units: float
+    deadline_s: float
+    expires_s: float
+    start: bytes | None = None
+    keep: tuple[int, ...] = ()
+    previews: int = 0
+    on_preview: OnPreview | None = None
+    reserved: bool = False
+    deaths: int = 0
+    answer: asyncio.Future[Finished] = field(
+        default_factory=lambda: asyncio.get_running_loop().create_future()
+    )
+
+
+class Fleet:
+    """Some workers, a station each. For use from one asyncio loop.
+
+    `models` are those of the menu, in its order; every worker begins with the first. `scale` is how
+    many times as long this machine takes as the menu says (`calibrate` finds out).
+    """
+
+    def __init__(
+        self,
+        menu: Menu,
+        models: Sequence[Model],
+        workers: Sequence[LocalWorker],
+        batching: Batching,
+        on_change: Callable[[], None] = lambda: None,
+    ) -> None:
+        self._menu, self._models, self.workers = menu, list(models), list(workers)
+        self._on_change = on_change
+        sizes = menu.best_batch.tolist()
+        self.stations = [
+            Station[Work](
+                number=number,
+                kind=0,
+                model=0,
+                step_s=menu.batch_step_s,
+                batching=batching,
+                full=lambda kind, model: min(
+                    int(sizes[kind][model]), self._models[model].max_batch
+                ),
+                most=int(menu.batches[-1]),
+                ahead=AHEAD if batching.stepwise else 0.0,
+                ready=False,
+            )
+            for number in range(len(workers))
+        ]
+        self._targets = [0] * len(workers)
+        self._running: dict[Work, asyncio.Task[None]] = {}
+        self._pinned: dict[int, float] = {}
+        self._timers: dict[int, asyncio.TimerHandle] = {}
+        self._changed = asyncio.Event()
+        self.loads = 0
+
+    @property
+    def scale(self) -> float:
+        """The mean of the stations' slowness."""
+        return math.exp(sum(math.log(one.slowness) for one in self.stations) / len(self.stations))
+
+    @property
+    def targets(self) -> list[int]:
+        """The model that every worker holds or loads."""
+        return list(self._targets)
+
+    @property
+    def ready(self) -> bool:
+        """Whether any worker can make pictures."""
+        return any(one.serves >= 0 for one in self.stations)
+
+    @property
+    def problem(self) -> Exception | None:
+        """What keeps all of them from ever working."""
+        if all(worker.state is State.UNUSABLE for worker in self.workers):
+            return self.workers[0].problem
+        return None
+
+    @property
+    def idle(self) -> bool:
+        """Whether nobody waits and nobody is made."""
+        return not any(one.waiting or one.making or one.queued_s > 0 for one in self.stations)
+
+    @property
+    def backlog(self) -> int:
+        return sum(len(one.waiting) + len(one.making) for one in self.stations)
+
+    def cluster(self) -> Cluster:
+        """The workers as policies see them, in seconds of the menu."""
+        now, scale = time.monotonic(), self.scale
+        waits = []
+        for one in self.stations:
+            one.elapse(now)
+            one.next_s(now)
+            waits.append(max(0.0, one.free_at_s - now) / scale)
+        return Cluster(
+            now,
+            [one.kind for one in self.stations],
+            [one.serves for one in self.stations],
+            waits,
+            [len(one.making) for one in self.stations],
+        )
+
+    def start(self) -> None:
+        for worker in self.workers:
+            worker.start()
+
+    async def calibrate(self, job: Job, units: float) -> float:
+        """Time a picture of the first model, alone, on every worker that can work at once; gives
+        its seconds. Who is ready later is corrected by what it is seen to do."""
+
+        async def timed(worker: LocalWorker, station: Station[Work]) -> float:
+            seconds: list[float] = []
+            while len(seconds) < MOST_TRIALS and sum(seconds) < TRIALS_S:
+                begun = time.monotonic()
+                await worker.run(job)
+                seconds.append(time.monotonic() - begun)
+            took = statistics.median(seconds)
+            station.slowness = took / (units * self._menu.batch_step_s(station.kind, 0, 1))
+            return took
+
+        able = [
+            timed(worker, station)
+            for worker, station in zip(self.workers, self.stations, strict=True)
+            if worker.state is State.READY
+        ]
+        return min(await asyncio.gather(*able))
+
+    # --- work
+
+    def reserve(self, work: Work, number: int) -> None:
+        """Count on a job whose latents are still on their way."""
+        self.stations[number].reserve(work, time.monotonic())
+
+    def release(self, work: Work, number: int) -> None:
+        """Count no longer on a job that does not come."""
+        self.stations[number].release(work)
+
+    async def run(self, work: Work, number: int, model: int) -> Finished:
+        """Make a job's picture with `model` on a worker.
+
+        Raises HandedBack when the worker cannot, so that the job is to be routed again; TooLate
+        when it has waited until there is no time left to make it; and what the worker raises.
+        Cancelling the caller frees the work.
+        """
+        station = self.stations[number]
+        if station.serves != model:
+            station.release(work)
+            raise HandedBack
+        work.answer = asyncio.get_running_loop().create_future()
+        station.elapse(time.monotonic())
+        station.enqueue(work, time.monotonic())
+        self._go_on(station)
+        try:
+            return await work.answer
+        except asyncio.CancelledError:
+            self._forget(work, station)
+            raise
+
+    def _forget(self, work: Work, station: Station[Work]) -> None:
+        task = self._running.pop(work, None)
+        if task is not None:
+            task.cancel()
+        station.remove(work, time.monotonic(), done=False)
+        self._go_on(station)
+
+    def _go_on(self, station: Station[Work]) -> None:
+        """Hand over what may begin, drop what is too late, and look again when that changes."""
+        now = time.monotonic()
+        station.elapse(now)
+        begun, dropped = station.begin(now)
+        for work in dropped:
+            _fail(work, TooLate("The deadline left no time to make the picture."))
+        for work in begun:
+            self._running[work] = asyncio.create_task(self._work(work, station))
+        at = station.next_s(now)
+        timer = self._timers.pop(station.number, None)
+        if timer is not None:
+            timer.cancel()
+        if station.waiting and at < math.inf:
+            loop = asyncio.get_running_loop()
+            delay = max(0.01, at - now)
+            self._timers[station.number] = loop.call_later(delay, self._go_on, station)
+        self._settle(station)
+
+    async def _work(self, work: Work, station: Station[Work]) -> None:
+        worker, done = self.workers[station.number], False
+        try:
+            run = await worker.run(
+                work.job, work.start, work.keep, None, work.previews, work.on_preview
+            )
+            done = True
+            if not work.answer.done():
+                work.answer.set_result(run)
+        except asyncio.CancelledError:
+            raise
+        except Exception as error:
+            _fail(work, error)
+        finally:
+            if self._running.pop(work, None) is not None:
+                station.remove(work, time.monotonic(), done)
+                self._go_on(station)
+
+    # --- models
+
+    def move(self, targets: Sequence[int]) -> None:
+        """Have the workers hold these models: who is to hold another finishes what it makes, hands
+        back who waits, and loads. Models that somebody pinned of late stay with one worker."""
+        self._targets = self._with_pinned(list(targets))
+        for station in self.stations:
+            self._drain(station)
+
+    def require(self, model: int) -> None:
+        """Have one worker hold a model for a while, because a request pins it."""
+        known = self._pinned.get(model, 0.0) > time.monotonic()
+        self._pinned[model] = time.monotonic() + HELD_S
+        if not known or model not in self._targets:
+            self.move(self._targets)
+
+    async def holding(self, model: int | None, limit_s: float) -> int:
+        """The worker that holds a model (None: any) and begins soonest, once there is one.
+
+        Raises WorkerError if there is none in time.
+        """
+        deadline = time.monotonic() + limit_s
+        while True:
+            cluster = self.cluster()
+            able = [
+                w for w, held in enumerate(cluster.models)
+                if (held >= 0 if model is None else held == model)
+            ]  # fmt: skip
+            worker = soonest(able, cluster)
+            if worker is not None:
+                return worker
+            if self.problem is not None:
+                raise WorkerError(f"No worker can work: {self.problem}")
+            left = deadline - time.monotonic()
+            if left <= 0:
+                what = "is ready" if model is None else f"holds {self._menu.models[model]}"
+                raise WorkerError(f"No worker {what} yet.")
+            changed = self._changed
+            with suppress(TimeoutError):
+                await asyncio.wait_for(changed.wait(), left)
+
+    def _with_pinned(self, targets: list[int]) -> list[int]:
+        now = time.monotonic()
+        self._pinned = {model: until for model, until in self._pinned.items() if until > now}
+        for model in self._pinned:
+            if model not in targets:
+                spare = [m for m in targets if m not in self._pinned or targets.count(m) > 1]
+                if spare:
+                    most = max(spare, key=targets.count)
+                    targets[targets.index(most)] = model
+        return targets
+
+    def _drain(self, station: Station[Work]) -> None:
+        target = self._targets[station.number]
+        if station.model == target or not (station.alive and station.ready):
+            return
+        others = [one for one in self.stations if one is not station and one.serves >= 0]
+        if not others and any(
+            not one.ready and one.alive for one in self.stations if one is not station
+        ):
+            return  # its turn comes when another is back
+        log.info(
+            "Worker %d goes from %s to %s", station.number,
+            self._menu.models[station.model], self._menu.models[target],
+        )  # fmt: skip
+        station.elapse(time.monotonic())
+        station.ready = False
+        for work in station.hand_back(all_of_them=False):
+            _fail(work, HandedBack())
+        self._settle(station)
+
+    def _settle(self, station: Station[Work]) -> None:
+        """Load what a drained worker is to hold."""
+        worker, target = self.workers[station.number], self._targets[station.number]
+        if station.ready or not station.alive or station.making:
+            return
+        if worker.state is State.READY and station.model != target:
+            station.model = target
+            self.loads += 1
+            worker.load(replace(self._models[target], device=worker.model.device))
+        self._tell()
+
+    def changed(self, number: int) -> None:
+        """A worker is ready, or is not any more."""
+        worker, station = self.workers[number], self.stations[number]
+        now = time.monotonic()
+        if worker.state is State.READY:
+            station.alive, station.ready, station.at_s = True, True, now
+            self._drain(station)  # the plan may have changed since
+            for other in self.stations:
+                self._drain(other)
+            self._go_on(station)
+        elif (station.alive and station.ready) or worker.state is State.UNUSABLE:
+            station.alive = False
+            elsewhere = any(one.serves >= 0 for one in self.stations)
+            station.elapse(now)
+            if elsewhere or worker.state is State.UNUSABLE:
+                self._leave(station)
+            self._on_change()
+        self._tell()
+
+    def _leave(self, station: Station[Work]) -> None:
+        """Hand back what a dead worker had, but what it died of more than once."""
+        making = {work for _, _, work in station.making}
+        for work in station.hand_back(all_of_them=False):
+            _fail(work, HandedBack())
+        for work in making:
+            work.deaths += 1
+            if work.deaths < DEADLY:
+                task = self._running.pop(work, None)
+                if task is not None:
+                    task.cancel()
+                station.remove(work, time.monotonic(), done=False)
+                _fail(work, HandedBack())
+
+    def _tell(self) -> None:
+        self._changed.set()
+        self._changed = asyncio.Event()
+
+    async def stop(self, grace_s: float) -> None:
+        for timer in self._timers.values():
+            timer.cancel()
+        await asyncio.gather(*(worker.stop(grace_s) for worker in self.workers))
+
+    def kill(self) -> None:
+        """End all processes at once. For the end of the program."""
+        for worker in self.workers:
+            worker.kill()
+
+
+def _fail(work: Work, error: Exception) -> None:
+    if not work.answer.done():
+        work.answer.set_exception(error)
