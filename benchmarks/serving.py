@@ -37,6 +37,7 @@ from typing import Annotated, Any
 import httpx
 import numpy as np
 import openai
+import pandas as pd
 import psutil
 import typer
 from matplotlib.figure import Figure
@@ -62,6 +63,7 @@ from argus.quality.scorers import load_scorer
 from argus.simulator.cluster import Simulation
 from argus.simulator.report import HIGH, Figures, figures
 from argus.simulator.requests import DROPPED, FAILED, LATE, ON_TIME, SHED, Requests
+from argus.simulator.requests import OUTCOMES as OUTCOME_NAMES
 from argus.simulator.traces import arrivals, rates_of
 from argus.simulator.world import Drawing, Store, World
 
@@ -82,6 +84,9 @@ def main(
     ),
     workers: Annotated[int, typer.Option(help="Workers of the server.")] = 2,
     peak: Annotated[float, typer.Option(help="Height of the burst, in exact capacities.")] = 2.5,
+    capacity: Annotated[
+        float | None, typer.Option(help="Exact pictures a second it carries; else measured.")
+    ] = None,
     slo: Annotated[float, typer.Option(help="Deadline, times the exact latency alone.")] = 3.0,
     seconds: Annotated[float, typer.Option(help="Seconds for the trace.")] = 120.0,
     window: Annotated[float, typer.Option(help="Seconds between plans.")] = 5.0,
@@ -103,7 +108,8 @@ def main(
         file.write_text(json.dumps(configured(out, profile, name, workers, slo, window)))
         return file
 
-    capacity = carried(settings_of("clipper-ha"), warmed, out / "data-capacity", ideal, family)
+    if capacity is None:
+        capacity = carried(settings_of("clipper-ha"), warmed, out / "data-capacity", ideal, family)
     shape = rates_of("bursty")[EXCERPT]
     rates = 60 * peak * capacity * shape / shape.max()  # a minute, by trace minute
     second = seconds / len(shape)  # what a minute of the trace becomes
@@ -142,6 +148,7 @@ def main(
             else:
                 mine |= live
                 mine["simulated"] |= foretold
+        served[name].table(requests, simulated).to_parquet(out / f"requests-{name}.parquet")
         mine["lost"] = int(served[name].lost)
         mine["loads"] = served[name].loads
         result[name], runs[name] = mine, requests
@@ -228,6 +235,26 @@ class Replayed:
         requests.quality[:] = scores.quality(self.pictures)
         return requests
 
+    def table(self, requests: Requests, simulated: Requests) -> pd.DataFrame:
+        """What became of every request, here and in the simulation."""
+        return pd.DataFrame(
+            {
+                "arrived_s": self.arrived_s,
+                "ended_s": self.ended_s,
+                "outcome": [OUTCOME_NAMES[code] for code in self.outcome],
+                "variant": self.variant,
+                "quality": requests.quality,
+                "predicted": [told.get("predicted_quality") for told in self.told],
+                "similarity": [told.get("similarity") for told in self.told],
+                "worker": [told.get("worker") for told in self.told],
+                **{
+                    f"{stage}_ms": [told.get("timings_ms", {}).get(stage) for told in self.told]
+                    for stage in ("queue", "encode", "retrieve", "denoise", "decode")
+                },
+                "simulated": [OUTCOME_NAMES[code] for code in simulated.outcome],
+            }
+        )
+
 
 async def replay(
     settings: Path, warmed: Path, data: Path, arrived_s: Numbers, prompts: list[str]
@@ -287,7 +314,7 @@ async def replay(
         busiest = sorted(slowness)[len(slowness) // 2 :]
         done.slowness = float(np.mean([seen for _, seen in busiest]))
         done.metrics = httpx.get(f"{url}/metrics").text
-        counts = {name: done.outcome.count(code) for name, code in NAMES.items()}
+        counts = {name: done.outcome.count(code) for code, name in enumerate(OUTCOME_NAMES)}
         done.summary = (
             f"{counts}, {done.loads} loads, deadline {done.deadline_s:.2f} s, slowness "
             f"{done.slowness:.2f}; CPU a request: server {1000 * server_s / len(prompts):.1f} ms, "
@@ -296,7 +323,6 @@ async def replay(
     return done
 
 
-NAMES = {"on time": ON_TIME, "late": LATE, "shed": SHED, "dropped": DROPPED, "failed": FAILED}
 OPTED_OUT = {"argus": {"cache": False}}
 
 

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import json
+from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from diffusers import (
@@ -25,6 +28,11 @@ from transformers import (
     CLIPTextModelWithProjection,
     CLIPTokenizer,
 )
+
+from argus.core.profile import ModelProfile, Profile
+from argus.engine.sources import family_fingerprint
+from argus.families.catalog import read_family
+from argus.quality.predictor import Predictor
 
 WIDTH = 32
 
@@ -85,6 +93,46 @@ def tiny_family(tiny_sd: Path, tiny_clip: Path, tmp_path_factory: pytest.TempPat
         """
     )
     return file
+
+
+@pytest.fixture(scope="session")
+def measured_family(
+    tiny_family: Path, tiny_sd: Path, tmp_path_factory: pytest.TempPathFactory
+) -> Path:
+    """`tiny` with a profile, and a predictor that knows one thing: what it was told of `other`."""
+    file = tmp_path_factory.mktemp("measured") / "tiny.yaml"
+    file.write_text(tiny_family.read_text())
+    model = ModelProfile(
+        step_s={1: 0.01, 2: 0.012, 4: 0.016, 8: 0.026}, decode_s={1: 0.004, 8: 0.02},
+        encode_s=0.002, picture_s=0.001, load_s={"disk": 0.2, "page_cache": 0.1}, peak_bytes=1,
+    )  # fmt: skip
+    faster = replace(model, step_s={b: s / 3 for b, s in model.step_s.items()})
+    profile = Profile(
+        "tiny", {"device": "cpu"}, 32, 32, {}, {"tiny": model, "other": faster}
+    )  # fmt: skip
+    (file.parent / "profile.json").write_text(json.dumps(profile.to_json()))
+    family = read_family(file)
+    constant_predictor(
+        family_fingerprint(family), {"exact": 1, "skip-2": 0.97, "skip-3": 0.9, "quick": 0.8,
+                                     "other": 0.7},
+    ).save(file.parent / "predictor")  # fmt: skip
+    return file
+
+
+def constant_predictor(made_for: str, quality: dict[str, float]) -> Predictor:
+    """Foretells the same of every prompt, and bounds that are 0.1 lower."""
+    count, width, hidden = len(quality), WIDTH, 4
+    weights = {
+        "w1": np.zeros((1, width, hidden)), "b1": np.zeros((1, hidden)),
+        "w2": np.zeros((1, hidden, hidden)), "b2": np.zeros((1, hidden)),
+        "w3": np.zeros((1, hidden, 2 * count)),
+        "b3": np.concatenate([list(quality.values()), np.full(count, -20.0)])[None],
+        "knots": np.zeros(1), "usual": np.array(list(quality.values())),
+        "trust": np.ones(count), "widening": np.full(count, 0.1),
+        "centre": np.zeros(width), "scatter": np.ones(1), "scores": np.array([0.1, 0.2]),
+    }  # fmt: skip
+    skips = [name.startswith("skip") for name in quality]
+    return Predictor(list(quality), skips, made_for, weights)
 
 
 @pytest.fixture(scope="session")

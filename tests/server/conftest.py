@@ -13,5 +13,6 @@ from tests.server.running import Running, running
 def server(tiny_family: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Running]:
     """A server without keys; tests take prompts of their own, since they share its cache."""
     data = tmp_path_factory.mktemp("data")
-    with running(Settings(family=str(tiny_family), data=data, queue_limit=8)) as server:
+    settings = Settings(family=str(tiny_family), data=data, queue_limit=8, workers=1)
+    with running(settings) as server:
         yield server

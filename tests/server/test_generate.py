@@ -45,7 +45,7 @@ def test_the_openai_client_gets_a_picture_and_how_it_was_made(server: Running) -
     assert report["steps_run"] == 6
     assert set(report["timings_ms"]) == {"queue", "encode", "retrieve", "denoise", "decode"}
     assert [model.id for model in client.models.list()] == [
-        "tiny", "tiny/exact", "tiny/skip-2", "tiny/skip-3", "tiny/quick",
+        "tiny", "tiny/exact", "tiny/skip-2", "tiny/skip-3", "tiny/quick", "tiny/other",
     ]  # fmt: skip
     assert client.models.retrieve("tiny/skip-2").id == "tiny/skip-2"
     with pytest.raises(openai.NotFoundError, match="There is no model 'dall-e-3'"):
@@ -192,6 +192,11 @@ def test_text_past_the_encoder_s_limit_is_said_to_be_cut(server: Running) -> Non
         ({"stepps": 4}, "stepps", "there is prompt, model"),
         ({"argus": {"cash": False}}, "argus.cash", "there is cache"),
         ({"argus": {"cache": "no"}}, "argus.cache", "valid boolean"),
+        ({"argus": {"slo": "gold"}}, "argus.slo", "there is default"),
+        ({"argus": {"min_quality": 2}}, "argus.min_quality", "less than or equal to 1"),
+        ({"argus": {"variant": "nosuch"}}, "argus.variant", "there is exact, skip-2"),
+        ({"argus": {"variant": "quick"}, "model": "tiny/exact"}, "argus.variant", "one of"),
+        ({"argus": {"variant": "quick", "min_quality": 0.5}}, "argus.min_quality", "pin"),
     ],
 )  # fmt: skip
 def test_bad_fields_are_named_with_what_would_be_right(

@@ -10,7 +10,7 @@ import pytest
 from argus.config import Settings
 from argus.core.errors import ModelError
 from argus.core.profile import MAX_BATCH, ModelProfile, Profile
-from argus.server.model import ServedModel
+from argus.server.model import ServedFamily
 
 
 def profile_of(family: str, device: str, file: Path) -> Path:
@@ -19,7 +19,8 @@ def profile_of(family: str, device: str, file: Path) -> Path:
         step_s={1: 0.01, 2: 0.015, 4: 0.02, 8: 0.04}, decode_s={1: 0.01}, encode_s=0.01,
         picture_s=0.001, load_s={"disk": 1.0, "page_cache": 0.5}, peak_bytes=1,
     )  # fmt: skip
-    profile = Profile(family, {"device": device}, 32, 32, {}, {"tiny": model})
+    models = {"tiny": model, "other": model}
+    profile = Profile(family, {"device": device}, 32, 32, {}, models)
     file.write_text(json.dumps(profile.to_json()))
     return file
 
@@ -29,7 +30,7 @@ def test_the_worker_s_batch_is_the_best_one_of_the_profile(
 ) -> None:
     def served(**more: object) -> int:
         settings = Settings(family=str(tiny_family), device="cpu", **more)  # type: ignore[arg-type]
-        return ServedModel.of(settings).max_batch
+        return ServedFamily.of(settings).models[0].max_batch
 
     here = profile_of("tiny", "cpu", tmp_path / "here.json")
     elsewhere = profile_of("tiny", "cuda:0", tmp_path / "elsewhere.json")

@@ -26,26 +26,26 @@ def test_health_ready_and_metrics(server: Running) -> None:
     text = server.http.get("/metrics").text
     names = [line.split()[2] for line in text.splitlines() if line.startswith("# TYPE")]
     assert all(name.startswith("argus_") for name in names)
-    assert "argus_worker_ready 1.0" in text
+    assert 'argus_worker_ready{worker="0"} 1.0' in text
     assert 'argus_requests_total{status="200"}' in text
     assert 'argus_stage_seconds_count{stage="denoise"}' in text
 
 
 def test_a_killed_worker_is_replaced_while_its_requests_wait(server: Running) -> None:
-    restarts = server.service.worker.restarts
+    restarts = server.service.workers[0].restarts
     answers: list[httpx.Response] = []
     asking = threading.Thread(
         target=lambda: answers.append(server.generate("a sun", num_inference_steps=200))
     )
     asking.start()
-    wait_until(lambda: server.service.worker.backlog == 1)
-    pid = server.service.worker.pid
+    wait_until(lambda: server.service.workers[0].backlog == 1)
+    pid = server.service.workers[0].pid
     assert pid is not None
     os.kill(pid, signal.SIGKILL)
     asking.join()
     assert answers[0].status_code == 200
     wait_until(lambda: server.http.get("/ready").status_code == 200)
-    assert server.service.worker.restarts == restarts + 1
+    assert server.service.workers[0].restarts == restarts + 1
 
 
 def test_a_request_whose_time_is_over_before_it_begins_is_dropped(
@@ -106,7 +106,8 @@ def ask(url: str, steps: int) -> tuple[threading.Thread, list[httpx.Response]]:
     ("changed", "message"),
     [
         ({"family": "nosuch"}, "There is no family 'nosuch'"),
-        ({"policy": "best"}, "nirvana, clipper-ha"),
+        ({"policy": "best"}, "use price, price-blind"),
+        ({"policy": "oracle"}, "knows the future"),
         ({"device": "tpu"}, "use cpu, cuda"),
         ({"dtype": "int4"}, "use one of float32"),
         ({"api_key_file": Path("nowhere")}, "argus key NAME"),

@@ -91,9 +91,7 @@ class Catalogue:
     """
 
     def __init__(self, url: str) -> None:
-        self._engine = sa.create_engine(url)
-        if self._engine.dialect.name == "sqlite":
-            sa.event.listen(self._engine, "connect", _set_up_sqlite)
+        self._engine = new_engine(url)
         _meta.create_all(self._engine)
         self.id = self._own_id()
 
@@ -271,6 +269,14 @@ class Catalogue:
                     row.created_at, skips, size,
                 )  # fmt: skip
         return list(found.values())
+
+
+def new_engine(url: str) -> sa.Engine:
+    """A database, set up for several threads and processes if it is SQLite."""
+    engine = sa.create_engine(url)
+    if engine.dialect.name == "sqlite":
+        sa.event.listen(engine, "connect", _set_up_sqlite)
+    return engine
 
 
 def _rows(entry: int, latents: Iterable[StoredLatents], now: float) -> list[dict[str, object]]:

@@ -20,9 +20,10 @@ from rich.table import Table
 
 from argus.cli.consoles import err, out
 from argus.core.errors import BadRequest
-from argus.core.family import EXACT
+from argus.core.family import EXACT, Family
 from argus.families.catalog import find_family
 
+NO_BETTER = 3  # the exit status of a training that was for nothing
 FamilyName = Annotated[str, typer.Argument(help="A family's name, or the path of its YAML file.")]
 Device = Annotated[str | None, typer.Option(help="cpu, cuda or cuda:N.")]
 Precision = Annotated[str | None, typer.Option(help="float32, float16 or bfloat16.")]
@@ -139,10 +140,26 @@ def train(
         Path, typer.Option("--out", "-o", help="The folder to write the predictor in.")
     ] = Path("predictor"),
     seed: Annotated[int, typer.Option(help="Seed of weights and folds.")] = 0,
+    from_catalogue: Annotated[
+        str | None,
+        typer.Option(
+            help="A server's data folder, or its catalogue's URL: train anew with what it measured."
+        ),
+    ] = None,
+    predictor: Annotated[
+        Path | None, typer.Option(help="With that: the predictor in force. Default: the family's.")
+    ] = None,
 ) -> None:
     """Train what foretells the quality of every variant, and report how well it does on prompts it
-    never saw."""
+    never saw.
+
+    With --from-catalogue it is written only if it is better on samples that it was not trained on;
+    the exit status is 3 if it is not.
+    """
     chosen = find_family(family)
+    if from_catalogue is not None:
+        _train_anew(chosen, from_catalogue, table, predictor, output, seed)
+        return
     import numpy as np
 
     from argus.core.profile import Profile
@@ -179,6 +196,7 @@ def train(
         )  # fmt: skip
     decided.caption = "mean quality of the best mix, judged on pictures it was not chosen by"
     out.print(decided, highlight=False)
+    trained.predictor.weights["scores"] = training.scores_of(rows)
     output.mkdir(parents=True, exist_ok=True)
     held_out.write(data, trained, output / "held_out.parquet")
     trained.predictor.save(
@@ -190,6 +208,41 @@ def train(
             "regret": [asdict(at) for at in regrets],
         },
     )
+    err.print(f"Wrote {output}", highlight=False)
+
+
+def _train_anew(
+    chosen: Family, source: str, table: Path | None, folder: Path | None, output: Path, seed: int
+) -> None:
+    from argus.engine.sources import family_fingerprint, model_folder
+    from argus.lab import retraining, training
+    from argus.quality.encoder import PromptEncoder
+    from argus.quality.predictor import Predictor
+    from argus.quality.table import read
+    from argus.server.samples import Samples
+
+    made_for = family_fingerprint(chosen)
+    old = Predictor.load(folder or Path(chosen.folder) / "predictor", made_for)
+    url = source if "://" in source else f"sqlite:///{Path(source).absolute() / 'catalogue.db'}"
+    samples = Samples(url).read(made_for)
+    encoder = PromptEncoder.load(model_folder(chosen.models[chosen.exact.model]))
+    known = table or Path(chosen.folder) / "quality.parquet"
+    with err.status("Embedding prompts …") as status:
+        rows = training.examples(read(known), chosen, encoder) if known.is_file() else None
+        found = retraining.retrain(
+            samples, chosen, encoder, old, rows, seed,
+            on_epoch=lambda done, of: status.update(f"Training: epoch {done} of {of} …"),
+        )  # fmt: skip
+    out.print(
+        f"{len(samples)} samples; mean error on {found.judged_on} that it was not trained on: "
+        f"{found.new_error:.3f}, before {found.old_error:.3f}",
+        highlight=False,
+    )
+    if not found.better:
+        err.print("It is no better: nothing written.")
+        raise typer.Exit(NO_BETTER)
+    facts = {"family": chosen.name, "samples": len(samples), "error": found.new_error}
+    found.predictor.save(output, facts)
     err.print(f"Wrote {output}", highlight=False)
 
 

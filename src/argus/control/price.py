@@ -27,7 +27,8 @@ WAIT_LOSS = 0.1  # of quality, for waiting all that is left: between models, the
 STRATEGIES = ("exact", "cache", "model", "steps")  # refining is MoDM's
 MOVED, STALE_S = 0.05, 300.0  # a plan is kept while rates stay within a share, so long
 MOVES = 0.25  # the most workers that may load at once, as a share
-SPARE, BUSIEST = 0.23, 0.95  # of n workers 1 - SPARE/√n may be busy, but no more than BUSIEST
+STICKY = 0.02  # of quality, that a load must bring to what a worker serves
+SPARE, BUSIEST = 0.3, 0.95  # of n workers 1 - SPARE/√n may be busy, but no more than BUSIEST
 
 
 class Price(Base):
@@ -82,7 +83,8 @@ class Price(Base):
             load_s=menu.load_s,
             placed=counts,
         )
-        plan = planner.plan(demand, cluster, self._tuned(int(counts.sum())), self._last)
+        tuning = self._tuned(outlook.rate, max(1, int(counts.sum())))
+        plan = planner.plan(demand, cluster, tuning, self._last)
         self._last = plan
         self._prices = np.nan_to_num(plan.prices).tolist()
         self._highest = self._dearest(quality, allowed)
@@ -93,12 +95,15 @@ class Price(Base):
         models = self._staged(wanted, outlook)
         return Plan(models, {"price": float(np.nanmax(plan.prices, initial=0.0))})
 
-    def _tuned(self, workers: int) -> planner.Tuning:
+    def _tuned(self, rate: float, workers: int) -> planner.Tuning:
         """Square-root staffing (Halfin and Whitt 1981): the fewer share a burst of chance, the more
-        of each must be spare."""
+        of each must be spare. A load costs more than its time: who waits there goes elsewhere."""
         if self._tuning is not None:
             return self._tuning
-        return planner.Tuning(utilisation=min(BUSIEST, 1 - SPARE / max(1, workers) ** 0.5))
+        return planner.Tuning(
+            utilisation=min(BUSIEST, 1 - SPARE / workers**0.5),
+            load_loss=STICKY * rate / workers,
+        )
 
     def _outdated(self, outlook: Outlook) -> bool:
         """Whether a new plan would differ from the last by more than chance."""

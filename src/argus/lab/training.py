@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from argus.core.errors import BadRequest
-from argus.core.family import Family
+from argus.core.family import EXACT, Family
 from argus.quality import table
 from argus.quality.encoder import PromptEncoder
 from argus.quality.predictor import Predictor, places
@@ -38,7 +38,7 @@ OnEpoch = Callable[[int, int], None]
 class Examples:
     """What was measured of p prompts: `vectors` (p, d), the `similarity` (p,) of the neighbour that
     their pictures were resumed from, and `quality` (p, v, s) of every variant and seed, NaN where
-    there is none (`table.by_prompt`).
+    there is none (`table.by_prompt`). `weight` (p,) is how much each counts; alike without it.
     """
 
     prompts: tuple[str, ...]
@@ -47,6 +47,12 @@ class Examples:
     vectors: Single
     similarity: Single
     quality: Numbers
+    weight: Single | None = None
+
+    @property
+    def weights(self) -> Single:
+        """How much each prompt counts (p,)."""
+        return np.ones(len(self.prompts), np.float32) if self.weight is None else self.weight
 
 
 @dataclass(frozen=True)
@@ -80,6 +86,13 @@ def examples(rows: pd.DataFrame, family: Family, encoder: PromptEncoder) -> Exam
     )
 
 
+def scores_of(rows: pd.DataFrame) -> Single:
+    """s₀ and the mean of s_exact - s₀ (2,) of a table: by these scores become quality."""
+    unrelated = float(rows["s0"].iloc[0])
+    exact = rows[rows["variant"] == EXACT]["score"]
+    return np.array([unrelated, float(exact.mean()) - unrelated], np.float32)
+
+
 def train(
     data: Examples,
     made_for: str,
@@ -91,7 +104,7 @@ def train(
     fold = folds(len(data.prompts), seed)
     knots = _knots(data.similarity)
     weights = _fit(data, fold, knots, seed, epochs, on_epoch)
-    usual = np.nanmean(data.quality, axis=(0, 2)).astype(np.float32)
+    usual = _usual(data).astype(np.float32)
     none, full = np.zeros_like(usual), np.ones_like(usual)
     plain = {"knots": knots, "usual": usual, "trust": full, "widening": none}
 
@@ -105,12 +118,16 @@ def train(
         return mean, low
 
     mean, _ = held_out(plain)
-    plain["trust"] = _trust(data.quality, mean, usual)
+    plain["trust"] = _trust(data, mean, usual)
     mean, wide = held_out(plain)
-    plain["widening"] = _widening(data.quality, wide)
+    everyone = np.ones(len(fold), dtype=bool)
+    plain["widening"] = _widening(data, wide, everyone)
     low = wide.copy()
     for e in range(FOLDS):  # from the other prompts, so that bounds are put to a test as well
-        low[fold == e] -= _widening(data.quality[fold != e], wide[fold != e])
+        low[fold == e] -= _widening(data, wide, fold != e)
+    centre = np.average(data.vectors, axis=0, weights=data.weights)
+    scatter = np.average(np.square(data.vectors - centre).sum(1), weights=data.weights)
+    plain |= {"centre": centre, "scatter": np.array([scatter])}
     return Trained(Predictor(data.variants, data.skips, made_for, weights | plain), mean, low)
 
 
@@ -128,28 +145,51 @@ def _knots(similarity: Single) -> Single:
     return np.unique(np.quantile(known, KNOTS).astype(np.float32))
 
 
-def _trust(quality: Numbers, mean: Numbers, usual: Single) -> Single:
+def _usual(data: Examples) -> Numbers:
+    """The mean quality (v,) of what was measured."""
+    known = ~np.isnan(data.quality)
+    weights = known * data.weights[:, None, None]
+    total = (np.nan_to_num(data.quality) * weights).sum(axis=(0, 2))
+    mean: Numbers = total / np.maximum(weights.sum(axis=(0, 2)), 1e-9)
+    return mean
+
+
+def _trust(data: Examples, mean: Numbers, usual: Single) -> Single:
     """The slopes (v,) of what was measured on what was foretold of held-out prompts, beyond the
     usual: where scores are mostly chance, as much of a guess is."""
-    guess, truth = mean - usual, np.nanmean(quality, axis=2) - usual
-    known = ~np.isnan(guess) & ~np.isnan(truth)
-    both = np.where(known, guess * truth, 0.0).sum(0)
-    own = np.where(known, guess * guess, 0.0).sum(0)
+    some = (~np.isnan(data.quality)).any(axis=2)
+    measured = np.nansum(data.quality, axis=2) / np.maximum((~np.isnan(data.quality)).sum(2), 1)
+    guess, truth = mean - usual, measured - usual
+    weights = (some & ~np.isnan(guess)) * data.weights[:, None]
+    guess = np.nan_to_num(guess)
+    both, own = (guess * truth * weights).sum(0), (guess * guess * weights).sum(0)
     slopes = np.divide(both, own, out=np.zeros_like(both), where=own > 0)
     bounded: Single = np.clip(slopes, 0.0, 1.0).astype(np.float32)
     return bounded
 
 
-def _widening(quality: Numbers, low: Numbers) -> Single:
-    """How much lower each variant's bounds must be for nine tenths of the held-out pictures not to
-    be below them (conformalised quantile regression: Romano et al. 2019, arXiv 1905.03222)."""
+def _widening(data: Examples, low: Numbers, chosen: NDArray[np.bool_]) -> Single:
+    """How much lower each variant's bounds must be for nine tenths of the `chosen` prompts' (p,)
+    held-out pictures not to be below them (conformalised quantile regression: Romano et al. 2019,
+    arXiv 1905.03222)."""
+    quality, low = data.quality[chosen], low[chosen]
     result = np.zeros(quality.shape[1], np.float32)
+    weights = np.broadcast_to(data.weights[chosen, None], quality[:, 0].shape)
     for v in range(1, quality.shape[1]):
-        excess = (low[:, v, None] - quality[:, v]).ravel()
-        excess = excess[~np.isnan(excess)]
-        if len(excess):
-            result[v] = np.quantile(excess, 1 - MISSES)
+        excess = low[:, v, None] - quality[:, v]
+        known = ~np.isnan(excess)
+        if known.any():
+            result[v] = _quantile(excess[known], weights[known], 1 - MISSES)
     return result
+
+
+def _quantile(values: Numbers, weights: Single, share: float) -> float:
+    """The value that so large a share of the weight is not above."""
+    if np.ptp(weights) == 0:
+        return float(np.quantile(values, share))
+    order = values.argsort()
+    reached = np.cumsum(weights[order]) / weights.sum()
+    return float(values[order][min(len(values) - 1, int(np.searchsorted(reached, share)))])
 
 
 def _fit(
@@ -163,7 +203,8 @@ def _fit(
     known = torch.from_numpy(~np.isnan(data.quality))
     target = torch.from_numpy(np.nan_to_num(data.quality)).float()
     counts = known * (torch.arange(FOLDS)[:, None] != torch.from_numpy(fold))[:, :, None, None]
-    w = _start(d, variants, len(knots), np.nanmean(data.quality, axis=(0, 2)))
+    counts = counts * torch.from_numpy(data.weights)[:, None, None]
+    w = _start(d, variants, len(knots), _usual(data))
     optimiser = torch.optim.AdamW(w.values(), lr=RATE, weight_decay=DECAY)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimiser, RATE, total_steps=epochs)
     place = torch.from_numpy(np.nan_to_num(places(knots, data.skips, data.similarity)))

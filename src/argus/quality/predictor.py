@@ -42,6 +42,9 @@ class Predictor:
     - `knots` (k,); `usual` (v,), the mean over prompts, and `trust` (v,), from 0 to 1, in what the
       networks say beyond it
     - `widening` (v,): what to take from the bounds, so that they hold for new prompts
+    - `centre` (d,) and `scatter` (1,): the mean of the training prompts' embeddings, and the mean
+      square of their distance from it; `scores` (2,): s₀ and the mean of s_exact - s₀, by which a
+      score becomes quality
     """
 
     def __init__(
@@ -58,6 +61,15 @@ class Predictor:
     def usual(self) -> Numbers:
         """The mean quality (v,) over the prompts it was trained on."""
         return self.weights["usual"]
+
+    def quality_of(self, score: float, exact: float | None = None) -> float:
+        """What a picture of this score is worth: 1 + (s - s_exact) / mean(s_exact - s₀), beside the
+        mean exact picture if that of its prompt is not known. Raises ModelError without scores."""
+        if "scores" not in self.weights:
+            raise ModelError("This predictor does not say what scores mean: train it again.")
+        unrelated, gained = (float(value) for value in self.weights["scores"])
+        beside = unrelated + gained if exact is None else exact
+        return 1 + (score - beside) / gained
 
     def predict(self, vector: Numbers, similarity: float | None) -> Prediction:
         """For a prompt's embedding (d,), and how similar its neighbour is, None without one."""

@@ -19,6 +19,7 @@ from argus.core.errors import Expired
 from argus.core.family import EXACT, Variant
 from argus.core.job import Job
 from argus.server.foresight import Foresight
+from argus.server.learning import Judge
 from argus.server.metrics import Metrics
 from argus.server.model import ServedFamily
 from argus.server.order import Full, Order, Served, Shed
@@ -93,7 +94,7 @@ class Dispatcher:
         queue_limit: int,
         timeout_s: float | None = None,
         rollout: float = 1.0,
-        judge: Callable[[str, Image.Image], float] | None = None,
+        judge: Judge | None = None,
         on_served: Callable[[Order, Embedding, Served], None] = lambda order, embedding, made: None,
     ) -> None:
         self._model, self._family = model, model.family
@@ -378,10 +379,11 @@ class Dispatcher:
         self, steering: Steering, asked: Asked, order: Order, choice: Choice, run: Finished
     ) -> str | None:
         """The variant that is to replace a picture, None if it will do."""
-        if self._judge is None:
-            raise WorkerError("This policy judges pictures, and the family has no scorer.")
-        judged = await asyncio.to_thread(self._judge, order.prompt, run.image)
-        return steering.again(asked, choice.variant, judged)
+        predictor = self._foresight.predictor
+        if self._judge is None or predictor is None:
+            raise WorkerError("This policy judges pictures: it needs a scorer and a predictor.")
+        (score,) = await self._judge.scores(order.prompt, [run.image])
+        return steering.again(asked, choice.variant, predictor.quality_of(score))
 
     def _would_be(self, choice: Choice) -> str:
         """What Argus would have done, where it does not decide."""

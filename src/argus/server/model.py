@@ -34,7 +34,8 @@ class ServedFamily:
 
     `menu` has the variants that are served, `models` what a worker loads for each of the menu's,
     `devices` where each worker is. Without a `predictor` nobody knows what a prompt can bear;
-    without a profile the menu's costs are guesses (`profiled`).
+    without a profile the menu's costs are guesses (`profiled`). `made_for` is the fingerprint of
+    what predictors are trained for.
     """
 
     family: Family
@@ -44,6 +45,8 @@ class ServedFamily:
     models: tuple[Model, ...]
     devices: tuple[str, ...]
     predictor: Predictor | None
+    predictor_folder: Path | None
+    made_for: str
     profiled: bool
 
     @classmethod
@@ -60,7 +63,8 @@ class ServedFamily:
         family = replace(whole, cheaper=cheaper)
         folders = {name: model_folder(family.models[name]) for name in samplers}
         profile = profile_of(settings, family, device)
-        predictor = _predictor(settings, whole)
+        made_for = family_fingerprint(whole)
+        predictor, predictor_folder = _predictor(settings, whole, made_for)
         menu = menu_of(family, profile)
         if predictor is not None:
             usual = dict(zip(predictor.variants, predictor.usual.tolist(), strict=True))
@@ -84,7 +88,10 @@ class ServedFamily:
         )
         name = family.exact.model
         own = f"{name}@{fingerprint(folders[name])}"
-        return cls(family, own, folders, menu, models, devices, predictor, profile is not None)
+        return cls(
+            family, own, folders, menu, models, devices, predictor, predictor_folder, made_for,
+            profile is not None,
+        )  # fmt: skip
 
     @property
     def folder(self) -> Path:
@@ -144,19 +151,23 @@ def _best_batch(profile: Profile | None, model: str) -> int:
     return MAX_BATCH if profile is None else profile.models[model].best_batch
 
 
-def _predictor(settings: Settings, family: Family) -> Predictor | None:
-    """Raises ModelError for a predictor that was asked for and cannot be used."""
-    retrained, shipped = settings.data / PREDICTOR, Path(family.folder) / PREDICTOR
+def _predictor(
+    settings: Settings, family: Family, made_for: str
+) -> tuple[Predictor | None, Path | None]:
+    """The predictor and its folder: what a server trained itself before what ships.
+
+    Raises ModelError for one that was asked for and cannot be used.
+    """
     if settings.predictor is not None:
-        return Predictor.load(settings.predictor, family_fingerprint(family))
-    for folder in (retrained, shipped):
+        return Predictor.load(settings.predictor, made_for), settings.predictor
+    for folder in (settings.data / PREDICTOR, Path(family.folder) / PREDICTOR):
         if not folder.is_dir():
             continue
         try:
-            return Predictor.load(folder, family_fingerprint(family))
+            return Predictor.load(folder, made_for), folder
         except ModelError as error:
             log.warning("%s", error)
-    return None
+    return None, None
 
 
 def _devices(settings: Settings, device: str, models: int) -> tuple[str, ...]:

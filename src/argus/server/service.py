@@ -6,6 +6,7 @@ import asyncio
 import logging
 import math
 import re
+import statistics
 import time
 from concurrent.futures import Future
 from functools import partial
@@ -13,17 +14,22 @@ from http import HTTPStatus
 from threading import Thread
 from typing import TYPE_CHECKING
 
+from PIL import Image
+
 from argus.config import Settings
+from argus.control.batching import StepBatching
 from argus.control.menu import EXACT
 from argus.control.policy import Promise
 from argus.core.errors import ModelError
+from argus.core.family import Variant
 from argus.server.dispatcher import Dispatcher, Started
 from argus.server.errors import ApiError, invalid
 from argus.server.foresight import Foresight
 from argus.server.keys import KeyRing
+from argus.server.learning import Judge, Learning
 from argus.server.metrics import Metrics
 from argus.server.model import ServedFamily
-from argus.server.pictures import PictureStore
+from argus.server.pictures import PictureStore, encode_picture
 from argus.server.retrieval import Retrieval
 from argus.server.slo import Classes
 from argus.server.steering import Steering, policy_of
@@ -38,6 +44,7 @@ log = logging.getLogger(__name__)
 
 DEFAULT_POLICY, UNMEASURED_POLICY = "price", "nirvana"
 MEASURELESS = ("nirvana", "clipper-ha")  # policies that weigh no costs
+TRIALS = 7
 SIDE_STEP = 8  # what the sides of a picture must be multiples of in every Stable Diffusion model
 SETTLE_S = 5.0  # for latents behind the last answers; without them the cache is only emptier
 _SIZE = re.compile(r"(\d{1,5})x(\d{1,5})")
@@ -54,6 +61,8 @@ class Service:
         self.family = model.family
         self.policy = _policy_name(settings, model)
         batching = policy_of(self.policy, model.menu, [Promise(math.inf)]).batching
+        if settings.policy is None:  # nobody asked for a paper's own
+            batching = StepBatching()
         self._encoder: Future[PromptEncoder] = Future()
         self._started: Future[Started] = Future()
         self.workers = [
@@ -66,11 +75,16 @@ class Service:
         self.retrieval = Retrieval(self.cache)
         self.foresight = Foresight(model.predictor, model.menu)
         self.pictures = PictureStore(settings.data / "pictures", settings.url_ttl_s)
+        self.judge = Judge(model)
+        self.learning = Learning(
+            settings, model, self.fleet, self.foresight, self.judge, self.metrics
+        )
         share = 1.0 if settings.rollout is None else settings.rollout
         self.rollout = 0.0 if settings.shadow and settings.rollout is None else share
         self.dispatcher = Dispatcher(
             model, self._encoder, self._started, self.retrieval, self.fleet, self.foresight,
-            self.metrics, settings.queue_limit, settings.timeout_s, self.rollout,
+            self.metrics, settings.queue_limit, settings.timeout_s, self.rollout, self.judge,
+            self.learning.served,
         )  # fmt: skip
         self._tasks: list[asyncio.Task[None]] = []
         self.draining = False
@@ -166,9 +180,11 @@ class Service:
             problems = await asyncio.gather(*ready, return_exceptions=True)
             if all(isinstance(problem, Exception) for problem in problems):
                 return
+            encoder = await asyncio.wrap_future(self._encoder)
             exact, menu = self.family.exact, self.model.menu
             job = exact.job("a picture to see how long one takes", 0)
             exact_s = await self.fleet.calibrate(job, float(menu.steps[EXACT]))
+            exact_s += await asyncio.to_thread(_way_s, encoder, exact, job.prompt)
             classes = Classes(self.settings.slo, exact_s, self.model.profiled)
             steering = Steering(
                 self.policy, self.family, menu, classes, self.fleet, self.metrics,
@@ -179,7 +195,7 @@ class Service:
         except Exception as error:
             self._started.set_exception(error)
             return
-        await steering.run()
+        await asyncio.gather(steering.run(), self.learning.run())
 
     def _changed(self, number: int) -> None:
         self.fleet.changed(number)
@@ -217,8 +233,22 @@ class Service:
         self.draining = True
         for task in self._tasks:
             task.cancel()
+        self.learning.close()
         await self.fleet.stop(grace_s=0.0)
         await self.retrieval.close(SETTLE_S)
+
+
+def _way_s(encoder: PromptEncoder, exact: Variant, prompt: str) -> float:
+    """Seconds that a request spends in the server itself: its prompt embedded, its picture
+    encoded."""
+    image = Image.new("RGB", (exact.width, exact.height))
+    times = []
+    for _ in range(TRIALS):
+        begun = time.perf_counter()
+        encoder.embed(prompt)
+        encode_picture(image, "png")
+        times.append(time.perf_counter() - begun)
+    return statistics.median(times)
 
 
 def _policy_name(settings: Settings, model: ServedFamily) -> str:
@@ -233,7 +263,12 @@ def _policy_name(settings: Settings, model: ServedFamily) -> str:
         )  # fmt: skip
         return UNMEASURED_POLICY
     policy = policy_of(settings.policy, model.menu, [Promise(math.inf)])
-    if policy.informed and model.predictor is None:
+    if policy.reviews and model.family.scorer is None:
+        raise ModelError(
+            f"The policy {settings.policy} judges pictures, and {model.family.name} names no "
+            "scorer."
+        )
+    if (policy.informed or policy.reviews) and model.predictor is None:
         raise ModelError(
             f"The policy {settings.policy} needs predictions, and {model.family.name} has no "
             "predictor: `argus calibrate` and `argus train` make one."

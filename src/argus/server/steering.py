@@ -30,6 +30,7 @@ log = logging.getLogger(__name__)
 
 WATCHES = 6  # a burst is looked for so often a window
 RECENT = 1000
+SLOWER = 0.1  # logarithm of the change that makes a plan outdated
 FUTURE = ("oracle",)  # they know what is to come
 
 
@@ -98,7 +99,9 @@ class Steering:
         self._mean = menu.mean_quality.tolist()
         self._forecast = Forecast(window_s)
         self._recent: deque[tuple[list[float], list[bool], int]] = deque(maxlen=RECENT)
-        self._count, self._begun = 0, time.monotonic()
+        self._count = self._counted = self._seen = 0  # in all, till the last window, the last look
+        self._looked = time.monotonic()
+        self._planned_scale = scale
         self.usable = 1.0
         self.changed = asyncio.Event()
 
@@ -143,15 +146,18 @@ class Steering:
         return float(alone[EXACT].min() - alone[self._names[variant]].min()) * self._fleet.scale
 
     async def run(self) -> None:
-        """Plan every window, and at once when the rate jumps or a worker comes or goes."""
+        """Plan every window, and at once when the rate jumps, when workers turn out to be slower
+        or faster, or when one comes or goes."""
         pause = self._window_s / WATCHES
         for watch in range(1, 10**12):
             try:
                 await asyncio.wait_for(self.changed.wait(), pause)
             except TimeoutError:
+                jumped = self._is_burst()
                 if watch % WATCHES == 0:
-                    self._end_window()
-                elif not self._is_burst():
+                    self._forecast.add(self._count - self._counted)
+                    self._counted = self._count
+                elif not jumped and not self._is_slower():
                     continue
             self.changed.clear()
             try:
@@ -162,6 +168,7 @@ class Steering:
     def plan(self) -> None:
         """Ask the policy what the workers are to hold, and have them hold it."""
         outlook = self._outlook()
+        self._planned_scale = self._fleet.scale
         plan = self.policy.plan(outlook)
         for name, value in plan.figures.items():
             self._metrics.figures.labels(name.replace(" ", "_")).set(value)
@@ -169,18 +176,21 @@ class Steering:
         if self._rollout > 0:
             self._fleet.move([int(model) for model in plan.models])
 
-    def _end_window(self) -> None:
-        self._forecast.add(self._count)
-        self._count, self._begun = 0, time.monotonic()
-
     def _is_burst(self) -> bool:
-        elapsed = time.monotonic() - self._begun
-        if elapsed <= 0 or not self._count:
+        """Whether far more or fewer came since the last look than were expected."""
+        now = time.monotonic()
+        count, elapsed = self._count - self._seen, now - self._looked
+        self._seen, self._looked = self._count, now
+        if self._forecast.level is None and not count:
             return False
-        if self._forecast.level is None or self._forecast.is_burst(self._count, elapsed):
-            self._forecast.jump(self._count / elapsed)
+        if self._forecast.level is None or self._forecast.is_burst(count, elapsed):
+            self._forecast.jump(count / elapsed)
             return True
         return False
+
+    def _is_slower(self) -> bool:
+        """Whether workers are no more as fast as the last plan took them for."""
+        return abs(math.log(self._fleet.scale / self._planned_scale)) > SLOWER
 
     def _outlook(self) -> Outlook:
         cluster, fleet = self._fleet.cluster(), self._fleet

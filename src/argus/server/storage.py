@@ -11,17 +11,22 @@ from argus.config import Settings
 from argus.core.errors import BadRequest
 
 
+def catalogue_url(settings: Settings) -> str:
+    """Where the catalogue is, and with it what was measured of served pictures."""
+    data = settings.data.absolute()
+    return settings.cache_catalogue or f"sqlite:///{data / 'catalogue.db'}"
+
+
 def open_cache(settings: Settings) -> ApproximateCache:
     """The cache in the settings' data folder, or wherever they say.
 
     Raises BadRequest when catalogue or latents cannot be opened there.
     """
     data = settings.data.absolute()
-    catalogue_url = settings.cache_catalogue or f"sqlite:///{data / 'catalogue.db'}"
     latents_url = settings.cache_latents or str(data / "latents")
     try:
         data.mkdir(parents=True, exist_ok=True)
-        catalogue = Catalogue(catalogue_url)
+        catalogue = Catalogue(catalogue_url(settings))
     except (OSError, SQLAlchemyError, ImportError) as error:
         raise BadRequest(f"The cache's catalogue in {data} cannot be opened: {error}") from error
     try:

@@ -99,7 +99,9 @@ class Simulation:
         self.usable = 1.0
         self._recent: deque[tuple[int, bool]] = deque(maxlen=RECENT)
         self._forecast = Forecast(window_s)
-        self._count, self._window_begun = 0, 0.0
+        self._count = self._counted = self._seen = (
+            0  # in all, till the last window, till the last look
+        )
         self._heap: list[tuple[float, int, Callable[..., None], tuple[Any, ...]]] = []
         self._order = itertools.count()
         self._targets = [worker.model for worker in self.workers]
@@ -274,18 +276,19 @@ class Simulation:
         return cluster
 
     def _window(self) -> None:
-        self._forecast.add(self._count)
-        self._count, self._window_begun = 0, self.now
+        self._forecast.add(self._count - self._counted)
+        self._counted = self._count
         self.usable += HOPE * (1 - self.usable)
         self._plan()
         if self.now < self.requests.arrived_s[-1]:
             self._at(self.now + self._window_s, self._window)
 
     def _watch(self) -> None:
-        elapsed = self.now - self._window_begun
+        count, elapsed = self._count - self._seen, self._window_s / WATCHES
+        self._seen = self._count
         unknown = self._forecast.level is None
-        if elapsed > 0 and (unknown or self._forecast.is_burst(self._count, elapsed)):
-            self._forecast.jump(self._count / elapsed)
+        if unknown or self._forecast.is_burst(count, elapsed):
+            self._forecast.jump(count / elapsed)
             self._plan()
         if self.now < self.requests.arrived_s[-1]:
             self._at(self.now + self._window_s / WATCHES, self._watch)

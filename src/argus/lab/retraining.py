@@ -1,0 +1,105 @@
+"""Trains a predictor anew from what a server measured, and says whether it is better."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+import numpy as np
+import pandas as pd
+
+from argus.core.errors import BadRequest
+from argus.core.family import EXACT, Family
+from argus.lab.training import EPOCHS, Examples, OnEpoch, Single, train
+from argus.quality.encoder import PromptEncoder
+from argus.quality.predictor import Predictor
+
+FEWEST_SAMPLES = 40
+SEEN_SHARE = 0.5  # of all weight, for what the server measured beside the table
+HELD_OUT = 3  # every third sample judges
+
+
+@dataclass(frozen=True)
+class Retrained:
+    """A predictor and what the old and the new one are off on samples that neither was trained on:
+    mean absolute errors."""
+
+    predictor: Predictor
+    old_error: float
+    new_error: float
+    judged_on: int
+
+    @property
+    def better(self) -> bool:
+        return self.new_error < self.old_error
+
+
+def retrain(
+    samples: pd.DataFrame,
+    family: Family,
+    encoder: PromptEncoder,
+    old: Predictor,
+    table: Examples | None,
+    seed: int = 0,
+    epochs: int = EPOCHS,
+    on_epoch: OnEpoch = lambda done, of: None,
+) -> Retrained:
+    """From `samples` (columns of the server's `Sample`) and the examples of the family's table, if
+    there is one; every third sample is kept to judge by.
+
+    Raises BadRequest for too few samples.
+    """
+    samples = samples[samples["variant"].isin(list(family.variants))]
+    if len(samples) < FEWEST_SAMPLES:
+        raise BadRequest(
+            f"There are {len(samples)} samples; training needs {FEWEST_SAMPLES}. A server takes "
+            "them while its workers idle (`truth_share`)."
+        )
+    judging = np.arange(len(samples)) % HELD_OUT == HELD_OUT - 1
+    vectors = np.stack([encoder.embed(prompt).vector for prompt in samples["prompt"]])
+    seen = _examples(samples[~judging], vectors[~judging], family)
+    data = seen if table is None else _joined(table, seen)
+    new = train(data, old.made_for, seed, epochs, on_epoch).predictor
+    if "scores" in old.weights:  # what scores mean does not change by training
+        new.weights["scores"] = old.weights["scores"]
+    held, at = samples[judging], vectors[judging]
+    return Retrained(new, _error(old, held, at), _error(new, held, at), int(judging.sum()))
+
+
+def _examples(samples: pd.DataFrame, vectors: Single, family: Family) -> Examples:
+    """One example a sample: the exact variant's 1, what was measured, and nothing else."""
+    variants = tuple(family.variants)
+    quality = np.full((len(samples), len(variants), 1), np.nan)
+    quality[:, variants.index(EXACT)] = 1.0
+    column = [variants.index(name) for name in samples["variant"]]
+    quality[np.arange(len(samples)), column, 0] = samples["quality"]
+    return Examples(
+        tuple(samples["prompt"]),
+        variants,
+        tuple(bool(one.skip) for one in family.variants.values()),
+        vectors,
+        samples["similarity"].to_numpy(np.float32),
+        quality,
+    )
+
+
+def _joined(table: Examples, seen: Examples) -> Examples:
+    """Both, the seen ones with `SEEN_SHARE` of the weight of all that was measured."""
+    seeds = table.quality.shape[2]
+    padding = np.full((*seen.quality.shape[:2], seeds - 1), np.nan)
+    known, others = (int((~np.isnan(one.quality[:, 1:])).sum()) for one in (seen, table))
+    weight = SEEN_SHARE / (1 - SEEN_SHARE) * others / max(1, known)
+    return replace(
+        table,
+        prompts=table.prompts + seen.prompts,
+        vectors=np.concatenate([table.vectors, seen.vectors]),
+        similarity=np.concatenate([table.similarity, seen.similarity]),
+        quality=np.concatenate([table.quality, np.concatenate([seen.quality, padding], axis=2)]),
+        weight=np.concatenate([table.weights, np.full(len(seen.prompts), weight, np.float32)]),
+    )
+
+
+def _error(predictor: Predictor, samples: pd.DataFrame, vectors: Single) -> float:
+    mean, _ = predictor.predict_all(vectors, samples["similarity"].to_numpy(np.float32))
+    column = [predictor.variants.index(name) for name in samples["variant"]]
+    foretold = mean[np.arange(len(samples)), column]
+    return float(np.nanmean(np.abs(samples["quality"].to_numpy() - foretold)))

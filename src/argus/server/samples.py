@@ -1,0 +1,83 @@
+"""Measured truth: what served pictures were really worth, kept beside the cache's catalogue."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+
+import pandas as pd
+import sqlalchemy as sa
+
+from argus.cache.catalogue import new_engine
+
+_meta = sa.MetaData()
+_samples = sa.Table(
+    "samples",
+    _meta,
+    sa.Column("id", sa.Integer, primary_key=True, autoincrement=True),
+    sa.Column("prompt", sa.Text, nullable=False),
+    sa.Column("variant", sa.Text, nullable=False),
+    sa.Column("seed", sa.BigInteger, nullable=False),
+    sa.Column("similarity", sa.Float),
+    sa.Column("score", sa.Float, nullable=False),
+    sa.Column("s_exact", sa.Float, nullable=False),
+    sa.Column("quality", sa.Float, nullable=False),
+    sa.Column("predicted", sa.Float),
+    sa.Column("low", sa.Float),
+    sa.Column("made_for", sa.String(32), nullable=False),
+    sa.Column("at", sa.Float, nullable=False, index=True),
+)
+
+
+@dataclass(frozen=True)
+class Sample:
+    """A served picture beside the exact one of its prompt and seed.
+
+    `score` and `s_exact` are the scorer's, `quality` is 1 + (score - s_exact) / mean gain;
+    `predicted` and `low` were foretold. `made_for` is the fingerprint of the family, `at` seconds
+    since the epoch.
+    """
+
+    prompt: str
+    variant: str
+    seed: int
+    similarity: float | None
+    score: float
+    s_exact: float
+    quality: float
+    predicted: float | None
+    low: float | None
+    made_for: str
+    at: float
+
+
+class Samples:
+    """In the database that `url` names. Safe to call from any thread."""
+
+    def __init__(self, url: str) -> None:
+        self._engine = new_engine(url)
+        _meta.create_all(self._engine)
+
+    def add(self, sample: Sample) -> None:
+        with self._engine.begin() as connection:
+            connection.execute(_samples.insert().values(**asdict(sample)))
+
+    def read(self, made_for: str, limit: int | None = None) -> pd.DataFrame:
+        """A family's samples, oldest first, as a table with `Sample`'s columns; of more than
+        `limit` the newest."""
+        query = (
+            sa.select(_samples)
+            .where(_samples.c.made_for == made_for)
+            .order_by(_samples.c.id.desc())
+            .limit(limit)
+        )
+        with self._engine.connect() as connection:
+            rows = pd.read_sql(query, connection)
+        return rows.drop(columns="id").iloc[::-1].reset_index(drop=True)
+
+    def count(self, made_for: str) -> int:
+        query = sa.select(sa.func.count()).where(_samples.c.made_for == made_for)
+        with self._engine.connect() as connection:
+            return int(connection.execute(query).scalar_one())
+
+    def close(self) -> None:
+        self._engine.dispose()

@@ -1,0 +1,85 @@
+"""The books of a worker, live and simulated."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import pytest
+
+from argus.control.batching import AdditiveIncrease, StepBatching
+from argus.control.station import Station
+
+
+@dataclass(eq=False)
+class Request:
+    deadline_s: float
+    units: float = 10.0
+    reserved: bool = False
+
+    @property
+    def expires_s(self) -> float:
+        return self.deadline_s
+
+
+def station(batching: StepBatching | AdditiveIncrease | None = None) -> Station[Request]:
+    """A step takes a tenth of a second, and as much more as there are more than four."""
+    return Station(
+        number=0, kind=0, model=0, step_s=lambda kind, model, size: 0.1 * max(1.0, size / 4),
+        batching=batching or StepBatching(), full=lambda kind, model: 4, most=4,
+    )  # fmt: skip
+
+
+def test_a_full_batch_makes_others_wait_as_long_as_the_first_of_it_takes() -> None:
+    one = station()
+    for _ in range(4):
+        one.enqueue(Request(10.0), 0.0)
+    begun, dropped = one.begin(0.0)
+    assert (len(begun), dropped) == (4, [])
+    one.next_s(0.0)
+    assert one.free_at_s == pytest.approx(1.0)
+    one.enqueue(Request(10.0), 0.0)
+    assert one.begin(0.0) == ([], [])
+
+
+def test_who_has_no_time_left_is_dropped_and_the_next_begun() -> None:
+    one = station()
+    late, early = Request(0.5), Request(5.0)
+    for request in (late, early):
+        one.enqueue(request, 0.0)
+    assert one.begin(0.0) == ([early], [late])
+
+
+def test_nobody_joins_who_would_make_another_late() -> None:
+    one = station()
+    one.full = lambda kind, model: 8
+    urgent = [Request(1.05) for _ in range(4)]
+    for request in urgent:
+        one.enqueue(request, 0.0)
+    assert len(one.begin(0.0)[0]) == 4
+    one.enqueue(Request(20.0), 0.0)
+    assert one.begin(0.0) == ([], [])  # a fifth would make every step a quarter longer
+
+
+def test_a_worker_that_is_slower_than_foretold_is_believed_to_be_slow() -> None:
+    one = station()
+    for _ in range(60):
+        begin = one.at_s
+        request = Request(begin + 100)
+        one.enqueue(request, begin)
+        one.begin(begin)
+        one.remove(request, begin + 2.0)  # foretold: one second
+    assert one.slowness == pytest.approx(2.0, rel=0.1)
+
+
+def test_request_batches_end_together_and_teach_their_size() -> None:
+    one = station(AdditiveIncrease())
+    first = Request(10.0)
+    one.enqueue(first, 0.0)
+    assert one.begin(0.0) == ([first], [])
+    others = [Request(10.0) for _ in range(3)]
+    for request in others:
+        one.enqueue(request, 0.0)
+    assert one.begin(0.1) == ([], [])  # nobody joins
+    one.remove(first, 1.0)
+    assert one.limit == 2
+    assert len(one.begin(1.0)[0]) == 2

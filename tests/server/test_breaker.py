@@ -1,0 +1,40 @@
+from __future__ import annotations
+
+import pytest
+
+from argus.server.breaker import FIRST_PAUSE_S, SHUT_AT, Breaker
+
+
+def test_nobody_asks_a_dead_store_but_for_one_try_at_a_time_until_it_answers() -> None:
+    now = 0.0
+    breaker = Breaker(clock=lambda: now)
+    for _ in range(SHUT_AT):
+        assert not breaker.open
+        breaker.begin()
+        breaker.failure()
+    assert breaker.open
+    assert breaker.usable == 0
+    now = FIRST_PAUSE_S
+    assert not breaker.open
+    breaker.begin()
+    assert breaker.open  # somebody is trying
+    breaker.failure()
+    assert breaker.open
+    now += 1.5 * FIRST_PAUSE_S
+    assert breaker.open  # the pause has doubled
+    now += FIRST_PAUSE_S
+    breaker.begin()
+    breaker.success()
+    assert not breaker.open
+    for _ in range(100):
+        breaker.success()
+    assert breaker.usable == pytest.approx(1.0, abs=0.01)
+
+
+def test_rare_failures_only_lower_the_share_of_usable_latents() -> None:
+    breaker = Breaker()
+    for _ in range(200):
+        breaker.failure()
+        breaker.success()
+    assert not breaker.open
+    assert breaker.usable == pytest.approx(0.5, abs=0.05)

@@ -1,0 +1,118 @@
+"""Several real workers: jobs are spread, models move, and a worker's death loses nothing."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+import time
+from collections.abc import Awaitable, Callable
+from functools import partial
+from pathlib import Path
+
+import pytest
+
+from argus.control.batching import StepBatching
+from argus.control.menu import menu_of
+from argus.core.job import Job
+from argus.core.profile import Profile
+from argus.families.catalog import read_family
+from argus.workers.fleet import Fleet, HandedBack, TooLate, Work
+from argus.workers.local import LocalWorker
+from argus.workers.messages import Finished, Model
+
+JOB = Job("a red fish", seed=1, steps=6, guidance=3.0, width=32, height=32)
+LONG = Job("a red fish", seed=1, steps=400, guidance=3.0, width=32, height=32)
+
+
+def with_fleet(family_file: Path, use: Callable[[Fleet], Awaitable[None]]) -> None:
+    """Two workers and two models, both with the first."""
+    family = read_family(family_file)
+    profile = Profile.read(family_file.parent / "profile.json")
+    models = [Model(source, "ddim", threads=1) for source in family.models.values()]
+    changed: list[Callable[[], None]] = []
+    workers = [LocalWorker(models[0], lambda n=n: changed[n]()) for n in range(2)]  # type: ignore[misc]
+
+    async def run() -> None:
+        fleet = Fleet(menu_of(family, profile), models, workers, StepBatching())
+        changed.extend(partial(fleet.changed, n) for n in range(2))
+        fleet.start()
+        try:
+            await asyncio.gather(*(worker.ready() for worker in workers))
+            await use(fleet)
+        finally:
+            await fleet.stop(grace_s=0.0)
+
+    asyncio.run(asyncio.wait_for(run(), 120))
+
+
+def work(job: Job = JOB, patience_s: float = 60.0) -> Work:
+    at = time.monotonic() + patience_s
+    return Work(job, float(job.steps), at, at)
+
+
+async def until(true: Callable[[], bool]) -> None:
+    while not true():
+        await asyncio.sleep(0.01)
+
+
+def test_a_model_moves_while_the_others_serve(measured_family: Path) -> None:
+    async def use(fleet: Fleet) -> None:
+        held = asyncio.create_task(fleet.run(work(LONG), 0, 0))
+        await until(lambda: fleet.cluster().running[0] == 1)
+        fleet.move([1, 1])  # both, but never at once
+        assert fleet.cluster().models == [-1, 0]
+        with pytest.raises(HandedBack):
+            await fleet.run(work(), 0, 0)
+        assert isinstance(await fleet.run(work(), 1, 0), Finished)
+        assert isinstance(await held, Finished)  # what was in flight was finished
+        await until(lambda: fleet.cluster().models == [1, 1])
+        assert fleet.loads == 2
+        made = await asyncio.gather(*(fleet.run(work(), n % 2, 1) for n in range(6)))
+        assert all(isinstance(one, Finished) for one in made)
+
+    with_fleet(measured_family, use)
+
+
+def test_a_pinned_model_is_fetched_and_kept_against_the_plan(measured_family: Path) -> None:
+    async def use(fleet: Fleet) -> None:
+        assert 1 not in fleet.targets
+        fleet.require(1)
+        number = await fleet.holding(1, 60.0)
+        assert isinstance(await fleet.run(work(), number, 1), Finished)
+        fleet.move([0, 0])
+        assert sorted(fleet.targets) == [0, 1]
+
+    with_fleet(measured_family, use)
+
+
+def test_a_dead_worker_s_jobs_are_handed_back_and_it_returns(measured_family: Path) -> None:
+    async def use(fleet: Fleet) -> None:
+        lost = asyncio.create_task(fleet.run(work(LONG), 0, 0))
+        await until(lambda: fleet.cluster().running[0] == 1)
+        pid = fleet.workers[0].pid
+        assert pid is not None
+        os.kill(pid, signal.SIGKILL)
+        with pytest.raises(HandedBack):
+            await lost
+        assert fleet.cluster().models == [-1, 0]
+        assert isinstance(await fleet.run(work(), 1, 0), Finished)
+        await until(lambda: fleet.cluster().models == [0, 0])
+        assert isinstance(await fleet.run(work(), 0, 0), Finished)
+
+    with_fleet(measured_family, use)
+
+
+def test_a_job_without_time_is_refused_and_a_cancelled_one_leaves_no_trace(
+    measured_family: Path,
+) -> None:
+    async def use(fleet: Fleet) -> None:
+        with pytest.raises(TooLate):
+            await fleet.run(work(patience_s=0.0), 0, 0)
+        task = asyncio.create_task(fleet.run(work(LONG), 0, 0))
+        await until(lambda: fleet.cluster().running[0] == 1)
+        task.cancel()
+        await until(lambda: fleet.idle)
+        assert isinstance(await fleet.run(work(), 0, 0), Finished)
+
+    with_fleet(measured_family, use)
