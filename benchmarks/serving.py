@@ -60,6 +60,7 @@ from argus.lab.workload import workload
 from argus.quality.encoder import PromptEncoder
 from argus.quality.predictor import Predictor
 from argus.quality.scorers import load_scorer
+from argus.server.dispatcher import MARGIN
 from argus.simulator.cluster import Simulation
 from argus.simulator.report import HIGH, Figures, figures
 from argus.simulator.requests import DROPPED, FAILED, LATE, ON_TIME, SHED, Requests
@@ -70,7 +71,6 @@ from argus.simulator.world import Drawing, Store, World
 POLICIES = "price,price-blind,argus,pac,proteus,nirvana,clipper-ht,clipper-ha"
 COMMAND = [sys.executable, "-c", "from argus.cli.main import main; main()"]
 EXCERPT = slice(130, 290)  # of the bursty trace, minutes: a burst with its flanks
-SAME = 0.95  # similarity above which two prompts are of one topic, for the simulator
 OUTCOMES = {429: SHED, 504: DROPPED}
 GIVE_UP_S = 60.0
 WATCH_S = 2.0
@@ -309,6 +309,7 @@ async def replay(
         watching = asyncio.create_task(watch())
         await asyncio.gather(*(one(number) for number in range(len(prompts))))
         watching.cancel()
+        await client.close()
         server_s, client_s = cpu_s(process.pid) - cpu[0], time.process_time() - cpu[1]
         done.loads = int(metric(url, "argus_model_loads"))
         busiest = sorted(slowness)[len(slowness) // 2 :]
@@ -402,34 +403,27 @@ class Scores:
 
 def world_of(family: Family, menu: Menu, earlier: list[str], asked: list[str], slo: float) -> World:
     """The requests as a world: what the predictor says of each is the truth, its neighbour the
-    nearest of those before it."""
+    nearest of those before it, as if all had been cached."""
     predictor = Predictor.load(Path(family.folder) / "predictor", family_fingerprint(family))
     encoder = PromptEncoder.load(model_folder(family.models[family.exact.model]))
     vectors = np.stack([encoder.embed(text).vector for text in [*earlier, *asked]])
-    similarity = np.full(len(vectors), np.nan, np.float32)
-    nearest = np.zeros(len(vectors), np.int64)
-    for i in range(1, len(vectors)):
-        cosine = vectors[:i] @ vectors[i]
-        nearest[i] = cosine.argmax()
-        similarity[i] = cosine[nearest[i]]
     new = len(earlier)
-    topic = np.arange(len(vectors)) - new  # those before have negative numbers
-    for i in range(1, len(vectors)):
-        if similarity[i] >= SAME:
-            topic[i] = topic[nearest[i]]
+    similarity = np.array(
+        [(vectors[:i] @ vectors[i]).max() for i in range(new, len(vectors))], np.float32
+    )
     order = [predictor.variants.index(name) for name in menu.variants]
-    mean, _ = predictor.predict_all(vectors[new:], similarity[new:])
+    mean, _ = predictor.predict_all(vectors[new:], similarity)
     return World(
         name="live",
         menu=replace(menu, mean_quality=predictor.usual[order].astype(float)),
         truth=np.nan_to_num(mean[:, order]).astype(float),
         predicted=np.nan_to_num(mean[:, order]).astype(float),
-        similarity=similarity[new:].astype(float),
-        drawing=Drawing(0.0, 1, 100_000),
+        similarity=similarity.astype(float),
+        drawing=Drawing(0.0, 1, 1),  # one topic, which is cached: every neighbour is
         store=Store(0.004, 3.0),
         doubt=0.1,
         slo=slo,
-        sources={"topics": json.dumps(topic[new:].tolist())},
+        sources={},
     )
 
 
@@ -437,13 +431,13 @@ def simulation_of(
     world: World, policy: str, workers: int, live: Replayed, window: float
 ) -> Requests:
     """The same requests on the virtual cluster, slowed by as much as the real workers were."""
-    topics = np.array(json.loads(world.sources["topics"]))
-    requests = Requests.new(live.arrived_s, np.arange(len(live.arrived_s)), topics)
+    count = len(live.arrived_s)
+    requests = Requests.new(live.arrived_s, np.arange(count), np.full(count, -1))
     menu = replace(world.menu, step_s=live.slowness * world.menu.step_s, _curves={})
     promise = Promise(live.deadline_s)
     simulation = Simulation(
         replace(world, menu=menu), new_policy(policy, menu, [promise]), promise, (0,) * workers,
-        requests, 0, window_s=window,
+        requests, 0, window_s=window, margin=MARGIN,
     )  # fmt: skip
     return simulation.run()
 

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import os
+import shutil
 import signal
 import time
 from collections.abc import Awaitable, Callable
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -19,7 +21,7 @@ from argus.core.profile import Profile
 from argus.families.catalog import read_family
 from argus.workers.fleet import Fleet, HandedBack, TooLate, Work
 from argus.workers.local import LocalWorker
-from argus.workers.messages import Finished, Model
+from argus.workers.messages import Finished, Model, WorkerError
 
 JOB = Job("a red fish", seed=1, steps=6, guidance=3.0, width=32, height=32)
 LONG = Job("a red fish", seed=1, steps=400, guidance=3.0, width=32, height=32)
@@ -74,6 +76,20 @@ def test_a_model_moves_while_the_others_serve(measured_family: Path) -> None:
     with_fleet(measured_family, use)
 
 
+def test_the_exact_model_is_never_gone_while_two_workers_swap(measured_family: Path) -> None:
+    async def use(fleet: Fleet) -> None:
+        fleet.move([0, 1])
+        await until(lambda: fleet.cluster().models == [0, 1])
+        fleet.move([1, 0])
+        seen = set()
+        while fleet.cluster().models != [1, 0]:
+            seen.add(tuple(fleet.cluster().models))
+            await asyncio.sleep(0.001)
+        assert all(0 in models for models in seen)
+
+    with_fleet(measured_family, use)
+
+
 def test_a_pinned_model_is_fetched_and_kept_against_the_plan(measured_family: Path) -> None:
     async def use(fleet: Fleet) -> None:
         assert 1 not in fleet.targets
@@ -82,6 +98,25 @@ def test_a_pinned_model_is_fetched_and_kept_against_the_plan(measured_family: Pa
         assert isinstance(await fleet.run(work(), number, 1), Finished)
         fleet.move([0, 0])
         assert sorted(fleet.targets) == [0, 1]
+
+    with_fleet(measured_family, use)
+
+
+def test_a_model_that_cannot_be_loaded_costs_no_worker(
+    measured_family: Path, tiny_sd: Path, tmp_path: Path
+) -> None:
+    broken = tmp_path / "broken"
+    shutil.copytree(tiny_sd, broken)
+    shutil.rmtree(broken / "unet")
+
+    async def use(fleet: Fleet) -> None:
+        fleet._models[1] = replace(fleet._models[1], source=str(broken))
+        fleet.move([1, 0])
+        await until(lambda: fleet.cluster().models == [-1, 0])
+        await until(lambda: fleet.cluster().models == [0, 0])
+        assert isinstance(await fleet.run(work(), 0, 0), Finished)
+        with pytest.raises(WorkerError, match="other cannot work"):
+            fleet.require(1)
 
     with_fleet(measured_family, use)
 

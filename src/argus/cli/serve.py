@@ -26,7 +26,16 @@ def serve(
     port: Annotated[int | None, typer.Option(help="Port to listen on.")] = None,
     data: Data = None,
     family: FamilyName = None,
-    policy: Annotated[str | None, typer.Option(help="nirvana or clipper-ha.")] = None,
+    policy: Annotated[
+        str | None, typer.Option(help="Who decides: price, or any of `argus simulate`'s.")
+    ] = None,
+    workers: Annotated[int | None, typer.Option(help="Workers; one a GPU by default.")] = None,
+    shadow: Annotated[
+        bool | None, typer.Option("--shadow", help="Serve exactly; record what Argus would do.")
+    ] = None,
+    rollout: Annotated[
+        str | None, typer.Option(help="Share of requests that Argus decides, e.g. 10%.")
+    ] = None,
     device: Annotated[str | None, typer.Option(help="cpu, cuda or cuda:N.")] = None,
     dtype: Annotated[str | None, typer.Option(help="float32, float16 or bfloat16.")] = None,
     api_key_file: Annotated[
@@ -45,6 +54,9 @@ def serve(
         "data": data,
         "family": family,
         "policy": policy,
+        "workers": workers,
+        "shadow": shadow,
+        "rollout": rollout,
         "device": device,
         "dtype": dtype,
         "api_key_file": api_key_file,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 import numpy as np
@@ -43,7 +44,7 @@ class ClipperHT(ClipperHA):
 
     def __init__(self, menu: Menu, promises: Sequence[Promise]) -> None:
         super().__init__(menu, promises)
-        costs = menu.cost_s(self.deadline_s).min(axis=1)
+        costs = menu.cost_s(math.inf).min(axis=1)
         smaller = [v for v, s in enumerate(menu.strategies) if s == "model"]
         always = [v for v, s in enumerate(menu.strategies) if s in ("steps", "exact")]
         self.variant = min(smaller or always, key=lambda v: costs[v])

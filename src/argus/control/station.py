@@ -41,9 +41,9 @@ W = TypeVar("W", bound=Work)
 class Station(Generic[W]):
     """The books of one worker of a type of device, which makes pictures of the model it holds.
 
-    With stepwise batching all that are made advance together, a step in the time that a batch of
-    their number takes: `progress` counts steps, and a request is done when it has advanced by its
-    units. With request batching nobody joins a batch or leaves it.
+    All that are made advance together, a step in the time that a batch of their number takes:
+    `progress` counts steps, and a request is done when it has advanced by its units. With stepwise
+    batching others join at any step; with request batching nobody does until all are done.
 
     `step_s` gives the seconds of a step by type, model and batch, `full` the best batch by type and
     model, `slowness` how many times as long a step really takes. Those with no more than `ahead`
@@ -65,8 +65,6 @@ class Station(Generic[W]):
     making: list[tuple[float, int, W]] = field(default_factory=list)
     progress: float = 0.0
     at_s: float = 0.0
-    begun_s: float = 0.0
-    ends_s: float = math.inf
     queued_s: float = 0.0
     busy_s: float = 0.0
     limit: float = 1.0
@@ -75,6 +73,7 @@ class Station(Generic[W]):
     arrivals_at_s: float = 0.0
     free_at_s: float = 0.0
     _order: itertools.count[int] = field(default_factory=itertools.count)
+    _all_in_time: bool = True
 
     @property
     def serves(self) -> int:
@@ -110,20 +109,15 @@ class Station(Generic[W]):
         """Let time pass until `now`."""
         if self.making:
             self.busy_s += now - self.at_s
-            if self.batching.stepwise:
-                self.progress += (now - self.at_s) / self._step(len(self.making))
+            self.progress += (now - self.at_s) / self._step(len(self.making))
         self.at_s = now
 
     def due(self) -> list[W]:
         """Remove and give those who are done by now, as far as one can foretell."""
         done: list[W] = []
-        if self.batching.stepwise:
-            while self.making and self.making[0][0] <= self.progress + 1e-9:
-                done.append(heapq.heappop(self.making)[2])
-        elif self.making and self.ends_s <= self.at_s + 1e-9:
-            done = [work for _, _, work in self.making]
-            self.making = []
-            self._learn(all(work.deadline_s >= self.at_s for work in done))
+        while self.making and self.making[0][0] <= self.progress + 1e-9:
+            done.append(heapq.heappop(self.making)[2])
+            self._learn(done[-1].deadline_s >= self.at_s)
         return done
 
     def remove(self, work: W, now: float, done: bool = True) -> None:
@@ -133,12 +127,9 @@ class Station(Generic[W]):
             if entry[2] is work:
                 self.making.remove(entry)
                 heapq.heapify(self.making)
-                if self.batching.stepwise:
-                    if done:  # steps that should have been done in its time, and that were
-                        self._measure(self.progress - entry[0] + work.units, work.units)
-                elif not self.making and done:
+                if done:  # steps that should have been done in its time, and that were
+                    self._measure(self.progress - entry[0] + work.units, work.units)
                     self._learn(now <= work.deadline_s)
-                    self._measure(now - self.begun_s, self.ends_s - self.begun_s)
                 return
         for entry in self.waiting:
             if entry[2] is work:
@@ -169,26 +160,27 @@ class Station(Generic[W]):
             late, size = self.batching.choose(self._queue(now))
             dropped = [self._next() for _ in range(late)]
             begun = [self._next() for _ in range(size)]
-            self.making = [(0.0, next(self._order), work) for work in begun]
-            self.begun_s, self.ends_s = now, now + self._together_s(begun)
+            self.making = [(self.progress + work.units, next(self._order), work) for work in begun]
+            heapq.heapify(self.making)
+            self._all_in_time = True
         return begun, dropped
 
     def next_s(self, now: float) -> float:
         """When something happens here next: someone is done, or a batch may begin."""
         self.version += 1
         if self.making:
-            if self.batching.stepwise:
-                left = self.making[0][0] - self.progress
-                at = now + max(0.0, left) * self._step(len(self.making))
-            else:
-                at = self.ends_s
+            left = self.making[0][0] - self.progress
+            at = now + max(0.0, left) * self._step(len(self.making))
         elif self.waiting and self.alive and self.ready:
             at = now + max(0.05, 0.1 * (self.waiting[0][0] - now))
         else:
             at = math.inf
+        free = at
+        if self.making and not self.batching.stepwise:
+            free = now + self._together_s([end - self.progress for end, _, _ in self.making])
         full = self._occupied() >= self._size_limit() or not self.batching.stepwise
         blocked = self.making and (full or self.waiting or not self._has_room(now))
-        self.free_at_s = self.queued_s + (at if blocked else now)
+        self.free_at_s = self.queued_s + (free if blocked else now)
         return at
 
     def hand_back(self, all_of_them: bool) -> list[W]:
@@ -198,11 +190,14 @@ class Station(Generic[W]):
         self.waiting = []
         if all_of_them:
             works += [work for _, _, work in self.making]
-            self.making, self.ends_s = [], math.inf
+            self.making = []
         return works
 
     def _learn(self, in_time: bool) -> None:
-        self.limit = self.batching.learn(self.limit, in_time)
+        """Of a batch that is over, whether all of it was in time."""
+        self._all_in_time &= in_time
+        if not self.making and not self.batching.stepwise:
+            self.limit = self.batching.learn(self.limit, self._all_in_time)
 
     def _measure(self, took: float, foretold: float) -> None:
         """Correct the slowness by how long something took beside what was foretold."""
@@ -247,12 +242,12 @@ class Station(Generic[W]):
     def _size_limit(self) -> int:
         return self.full(self.kind, self.model)
 
-    def _together_s(self, batch: list[W]) -> float:
-        """Seconds of a batch that ends together: who skips more, joins it later."""
-        units = sorted(work.units for work in batch)
-        steps = [self._step(size) for size in range(len(units), 0, -1)]
+    def _together_s(self, units: list[float]) -> float:
+        """Seconds until all of a batch are done that nobody joins, with so many steps to go."""
+        left = sorted(max(0.0, one) for one in units)
+        steps = [self._step(size) for size in range(len(left), 0, -1)]
         before, total = 0.0, 0.0
-        for own, step in zip(units, steps, strict=True):
+        for own, step in zip(left, steps, strict=True):
             total += (own - before) * step
             before = own
         return total

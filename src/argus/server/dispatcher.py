@@ -36,6 +36,7 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 
 PATIENCE_S = 300.0  # for what a request pins, without `timeout_s`
+RETRY_S = 5  # while models are loaded
 FETCH_SHARE = 0.5  # of what is left of a deadline
 MARGIN = 0.2  # of a deadline, for what nobody foretells: the way back, a busy machine
 
@@ -224,9 +225,11 @@ class Dispatcher:
     async def _make(self, prepared: _Prepared, number: int, neighbour: Neighbour | None) -> Served:
         """One picture: routed until a worker makes it, and again if the policy doubts it."""
         order, steering = prepared.order, self._started.result().steering
+        begun = time.perf_counter()
         prediction = self._foresight.predict(
             prepared.embedding.vector, neighbour.similarity if neighbour else None
         )
+        predict_ms, route_ms = 1000 * (time.perf_counter() - begun), 0.0
         fetch_ms, broken, counted, shown = 0.0, False, False, -1
         replacing: str | None = None
         hopeless: str | None = None  # the variant that there is no time for any more
@@ -240,8 +243,7 @@ class Dispatcher:
         deaths = 0
         while True:
             if not self._fleet.ready:
-                left_s = prepared.deadline_s - time.monotonic()
-                await self._fleet.holding(None, min(PATIENCE_S, max(left_s, 0.0)))
+                await self._some_worker(prepared)
             stored = () if neighbour is None or broken else neighbour.skips
             asked = Asked(
                 prediction,
@@ -257,7 +259,9 @@ class Dispatcher:
             if not counted and not order.pinned:
                 steering.arrived(asked, prepared.governed)
                 counted = True
-            choice = await self._choose(prepared, asked, neighbour, broken, replacing)
+            routing = self._choose(prepared, asked, broken, replacing)
+            choice, took_ms = await _timed(routing)
+            route_ms += took_ms
             if choice.variant == hopeless:
                 choice = replace(choice, worker=None)
             if choice.worker is None and hopeless is not None:
@@ -267,6 +271,8 @@ class Dispatcher:
             variant = self._family.variants[choice.variant]
             work = self._work(prepared, variant, choice.variant, number)
             work.deaths, work.on_preview = deaths, show
+            if choice.patient:
+                work.expires_s = time.monotonic() + PATIENCE_S
             if variant.skip:
                 assert neighbour is not None
                 self._fleet.reserve(work, choice.worker)
@@ -301,7 +307,11 @@ class Dispatcher:
             break
         if run.kept:
             self._retrieval.keep(prepared.scope, order.prompt, prepared.embedding.vector, run.kept)
-        served = self._served(prepared, work.job, choice, run, neighbour, fetch_ms)
+        decision_ms = {
+            "embed": prepared.encode_ms, "search": prepared.retrieve_ms, "predict": predict_ms,
+            "route": route_ms, "fetch": fetch_ms,
+        }  # fmt: skip
+        served = self._served(prepared, work.job, choice, run, neighbour, decision_ms)
         if prepared.looked_up:
             result = "hit" if served.steps_skipped else "broken" if broken else "miss"
             self._metrics.lookups.labels(result).inc()
@@ -309,11 +319,20 @@ class Dispatcher:
         self._on_served(order, prepared.embedding, served)
         return served
 
+    async def _some_worker(self, prepared: _Prepared) -> None:
+        """Wait until any worker is ready. Raises Shed if none is in time."""
+        left_s = prepared.deadline_s - time.monotonic()
+        try:
+            await self._fleet.holding(None, min(PATIENCE_S, max(left_s, 0.0)))
+        except WorkerError:
+            if self._fleet.problem is not None:
+                raise
+            raise Shed("no worker is ready", RETRY_S) from None
+
     async def _choose(
         self,
         prepared: _Prepared,
         asked: Asked,
-        neighbour: Neighbour | None,
         broken: bool,
         replacing: str | None,
     ) -> Choice:
@@ -324,10 +343,11 @@ class Dispatcher:
         if replacing is not None:
             return await self._held(replacing, "the first picture was doubted", prepared, asked)
         choice = steering.choose(asked)
-        if choice.worker is None and self._fleet.idle and self._fleet.ready:
+        if prepared.governed and choice.worker is None and self._fleet.idle and self._fleet.ready:
             # Nobody waits for anything: better late than refused.
             reason = f"{choice.reason}, and nobody else waits"
-            return await self._held(EXACT, reason, prepared, asked)
+            late = await self._held(EXACT, reason, prepared, asked)
+            return replace(late, patient=True)
         if not prepared.governed:
             self._record(choice)
             return await self._held(EXACT, self._would_be(choice), prepared, asked)
@@ -407,12 +427,12 @@ class Dispatcher:
         choice: Choice,
         run: Finished,
         neighbour: Neighbour | None,
-        fetch_ms: float,
+        decision_ms: dict[str, float],
     ) -> Served:
         order, steering = prepared.order, self._started.result().steering
         assert choice.worker is not None
         encode_ms = prepared.encode_ms + run.timings_ms["encode"]
-        retrieve_ms = prepared.retrieve_ms + fetch_ms
+        retrieve_ms = prepared.retrieve_ms + decision_ms["fetch"]
         worked_ms = encode_ms + retrieve_ms + run.timings_ms["denoise"] + run.timings_ms["decode"]
         now = time.monotonic()
         total_ms = 1000 * (now - prepared.begun_s)
@@ -436,6 +456,7 @@ class Dispatcher:
                 "denoise": run.timings_ms["denoise"],
                 "decode": run.timings_ms["decode"],
             },
+            decision_ms=decision_ms,
             worker=choice.worker,
             slo=order.slo,
             deadline_s=prepared.promised_s - prepared.begun_s,

@@ -195,6 +195,7 @@ def report(service: Service, served: Served) -> PictureReport:
         prompt_truncated=served.prompt_truncated,
         negative_prompt_truncated=served.negative_truncated,
         timings_ms={stage: round(ms, 2) for stage, ms in served.timings_ms.items()},
+        decision_ms={part: round(ms, 2) for part, ms in served.decision_ms.items()},
         predicted_quality=_rounded(served.quality),
         quality_bound=_rounded(served.low),
         price=_rounded(served.price),

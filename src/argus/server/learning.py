@@ -41,6 +41,7 @@ log = logging.getLogger(__name__)
 MOST_WAITING = 64
 LOOK_S = 0.25
 PATIENCE_S = 60.0
+TEST_EVERY = 20  # prompts
 NEW_SAMPLES = FEWEST_SAMPLES  # since the last training, before there is another
 REFUSED = 3  # what `argus train` exits with when the new predictor is no better
 COMMAND = (sys.executable, "-c", "from argus.cli.main import main; main()")
@@ -99,7 +100,8 @@ class Learning:
         self._settings, self._model, self._fleet = settings, model, fleet
         self._foresight, self._judge, self._metrics = foresight, judge, metrics
         self._waiting: deque[_Waiting] = deque(maxlen=MOST_WAITING)
-        self._since_training = 0
+        self._since_training = self._served = 0
+        self._alarmed: set[str] = set()
         self._training: asyncio.Task[None] | None = None
         self._url = catalogue_url(settings)
         self._samples: Samples | None = None
@@ -111,7 +113,9 @@ class Learning:
         if predictor is None:
             return
         self.drift.saw_prompt(embedding.vector)
-        self._metrics.drift.labels("prompts").set(self.drift.prompts)
+        self._served += 1
+        if self._served % TEST_EVERY == 0:
+            self._alarm("prompts", self.drift.prompts)
         exact = self._model.family.exact
         usual = (order.width, order.height) == (exact.width, exact.height)
         if (
@@ -183,9 +187,15 @@ class Learning:
             self._metrics.quality_error.observe(sample.quality - sample.predicted)
             self.drift.saw_error(sample.quality - sample.predicted)
         drifted = self.drift.errors
-        self._metrics.drift.labels("errors").set(drifted)
+        self._alarm("errors", drifted)
         if drifted and self._settings.retrain and self._since_training >= NEW_SAMPLES:
             self.retrain("what it foretells is off")
+
+    def _alarm(self, test: str, drifted: bool) -> None:
+        self._metrics.drift.labels(test).set(drifted)
+        if drifted and test not in self._alarmed:
+            log.warning("Drift: %s are no longer what the predictor was trained for", test)
+        self._alarmed = (self._alarmed | {test}) if drifted else (self._alarmed - {test})
 
     def retrain(self, why: str) -> asyncio.Task[None]:
         """Train in a process of its own, unless that is under way."""
@@ -220,7 +230,7 @@ class Learning:
             made_for = self._model.made_for
             self._foresight.predictor = Predictor.load(folder, made_for)
             self.drift = _drift_of(self._foresight.predictor)
-            self._metrics.drift.labels("errors").set(0)
+            self._alarm("errors", False)
             self._metrics.retrained.labels("accepted").inc()
             log.warning("The new predictor is in force")
 

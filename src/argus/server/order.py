@@ -64,6 +64,7 @@ class Served:
     prompt_truncated: bool
     negative_truncated: bool
     timings_ms: dict[str, float]
+    decision_ms: dict[str, float]
     worker: int
     slo: str
     deadline_s: float

@@ -80,6 +80,7 @@ class PictureReport(BaseModel):
     `predicted_quality` is what the picture was expected to be worth beside the exact one's 1, and
     `quality_bound` what nine of ten such pictures are not below; `price` is what a second of the
     worker cost then, in quality; `saved_ms` is the worker's time that the variant saved.
+    `decision_ms` is what led to the decision: embed, search, predict, route and fetch.
     """
 
     variant: str
@@ -93,6 +94,7 @@ class PictureReport(BaseModel):
     prompt_truncated: bool
     negative_prompt_truncated: bool
     timings_ms: dict[str, float]
+    decision_ms: dict[str, float]
     predicted_quality: float | None = None
     quality_bound: float | None = None
     price: float | None = None

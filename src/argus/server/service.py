@@ -161,6 +161,7 @@ class Service:
 
     def start(self) -> None:
         """Load the model in the workers and the prompt encoder here, side by side."""
+        self.loop = asyncio.get_running_loop()
         self.fleet.start()
         Thread(target=self._load_encoder, daemon=True).start()
         self._tasks.append(asyncio.create_task(self._start()))

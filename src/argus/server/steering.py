@@ -57,7 +57,8 @@ class Asked:
 @dataclass(frozen=True)
 class Choice:
     """How a picture is to be made, by whom, and why, for who reads the answer. Nobody is to make it
-    when `worker` is None: it is shed. `quality` and `low` are predicted, `price` is of a second."""
+    when `worker` is None: it is shed. `quality` and `low` are predicted, `price` is of a second.
+    `patient` ones are made however late it gets."""
 
     variant: str
     worker: int | None
@@ -65,6 +66,7 @@ class Choice:
     quality: float | None = None
     low: float | None = None
     price: float | None = None
+    patient: bool = False
 
     def because(self, reason: str) -> Choice:
         return replace(self, reason=reason)
@@ -102,6 +104,7 @@ class Steering:
         self._count = self._counted = self._seen = 0  # in all, till the last window, the last look
         self._looked = time.monotonic()
         self._planned_scale = scale
+        self._planned: list[int] = []  # only where the policy moves nothing
         self.usable = 1.0
         self.changed = asyncio.Event()
 
@@ -116,8 +119,14 @@ class Steering:
         self._recent.append((list(candidate.quality), allowed, asked.slo.index))
 
     def choose(self, asked: Asked) -> Choice:
-        """What the policy says."""
+        """What the policy says.
+
+        Where it decides nothing it is asked as if workers held what it planned; their queues are
+        those of exact pictures, longer than its own would be.
+        """
         candidate, cluster = self._candidate(asked), self._fleet.cluster()
+        if self._planned:
+            cluster.models = self._planned
         decision = self.policy.route(candidate, cluster)
         return self._choice(decision, asked)
 
@@ -173,8 +182,11 @@ class Steering:
         for name, value in plan.figures.items():
             self._metrics.figures.labels(name.replace(" ", "_")).set(value)
         self._metrics.rate.set(outlook.rate / self._fleet.scale)
+        models = [int(model) for model in plan.models]
         if self._rollout > 0:
-            self._fleet.move([int(model) for model in plan.models])
+            self._fleet.move(models)
+        else:
+            self._planned = models
 
     def _is_burst(self) -> bool:
         """Whether far more or fewer came since the last look than were expected."""
@@ -203,7 +215,7 @@ class Steering:
             allowed=np.array([row for _, row, _ in recent], bool).reshape(-1, count),
             promise=np.array([index for _, _, index in recent], np.int64),
             kinds=np.array(cluster.kinds),
-            models=np.array(fleet.targets),
+            models=np.array(self._planned or fleet.targets),
             alive=np.array([station.alive for station in fleet.stations]),
             wait_s=np.array(cluster.wait_s),
             usable=self.usable,

@@ -45,7 +45,7 @@ class Simulation:
 
     `events` are (seconds, what happens to the simulation), for failures and slowdowns. `known_rate`
     tells the policy the rate to come instead of a forecast. A plan is made every `window_s`
-    seconds.
+    seconds. `margin` is the share of deadlines that is kept for what nobody foretells.
     """
 
     def __init__(
@@ -61,8 +61,9 @@ class Simulation:
         truthful: bool = False,
         on_progress: Callable[[int], None] | None = None,
         window_s: float = WINDOW_S,
+        margin: float = 0.0,
     ) -> None:
-        self._window_s = window_s
+        self._window_s, self._margin = window_s, margin
         self.world, self.policy, self.promise = world, policy, promise
         self.requests, self.ledger = requests, Ledger()
         self._random = np.random.default_rng(seed)
@@ -152,7 +153,9 @@ class Simulation:
         self.ledger.lookups += 1
         self.ledger.hits += near
         self._recent.append((int(self.requests.prompt[number]), near))
-        self._route(Job(number, self.now + self.promise.deadline_s), near)
+        promised_s = self.promise.deadline_s
+        due_s = self.now + (1 - self._margin) * promised_s
+        self._route(Job(number, due_s, self.now + promised_s), near)
 
     def _is_near(self, number: int) -> bool:
         """Whether the request's prompt has a neighbour in the cache now."""
@@ -204,7 +207,7 @@ class Simulation:
         self._go_on(worker)
 
     def _again(self, job: Job) -> None:
-        if self.now >= job.deadline_s:
+        if self.now >= job.expires_s:
             self._end(job, DROPPED)
         elif any(worker.serves >= 0 for worker in self.workers):
             self._route(job, self._is_near(job.number))
@@ -247,13 +250,13 @@ class Simulation:
                 self.cache.add(int(self.requests.topic[job.number]))
             judged = quality + self.world.doubt * self._random.normal()
             again = self.policy.review(self._candidate(job, True), variant, judged)
-            if again is not None and self.now < job.deadline_s:
+            if again is not None and self.now < job.expires_s:
                 replacement = first_free(self._state(), self._model[again])
                 if replacement is not None:
                     job.first = variant
                     self._send(job, again, replacement)
                     continue
-            late = self.now > job.deadline_s
+            late = self.now > job.expires_s
             self._end(job, LATE if late else ON_TIME, variant, quality)
 
     def _end(self, job: Job, outcome: int, variant: int = -1, quality: float = 0.0) -> None:

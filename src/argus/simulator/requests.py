@@ -42,17 +42,15 @@ class Requests:
 
 @dataclass
 class Job:
-    """A request on its way to a picture. `units` are the steps it takes, `first` the variant of a
-    picture that was made before and did not do, `reserved` whether a worker counts on it."""
+    """A request on its way to a picture. Policies know `deadline_s`, a margin before `expires_s`,
+    which was promised. `units` are the steps it takes, `first` the variant of a picture that was
+    made before and did not do, `reserved` whether a worker counts on it."""
 
     number: int
     deadline_s: float
+    expires_s: float
     variant: int = 0
     units: float = 0.0
     usable: bool = True
     first: int | None = None
     reserved: bool = False
-
-    @property
-    def expires_s(self) -> float:
-        return self.deadline_s

@@ -92,16 +92,25 @@ class Promised:
 
 
 def most_load(
-    scenario: Scenario, name: str, promised: Promised, steps: int = 7, top: float = 4.0
+    scenario: Scenario,
+    name: str,
+    promised: Promised,
+    steps: int = 7,
+    top: float = 4.0,
+    known: dict[float, Report] | None = None,
 ) -> float:
-    """The most load, in exact capacities, that a policy carries at a promise; 0 if it never does.
+    """The most load, times the trace's rates, that a policy carries at a promise; 0 if it never
+    does, and no more than `top`.
 
-    The trace keeps its shape; its height is found by bisection.
+    The trace keeps its shape; its height is found by bisection. `known` keeps reports by load for
+    another promise.
     """
+    reports = {} if known is None else known
 
     def holds(load: float) -> bool:
-        result, _ = simulate(replace(scenario, load=load), name)
-        whole = result.whole
+        if load not in reports:
+            reports[load], _ = simulate(replace(scenario, load=load), name)
+        whole = reports[load].whole
         return (
             whole.violation_ratio <= promised.violations
             and whole.effective_quality >= promised.quality

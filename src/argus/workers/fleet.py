@@ -93,6 +93,7 @@ class Fleet:
         self._targets = [0] * len(workers)
         self._running: dict[Work, asyncio.Task[None]] = {}
         self._pinned: dict[int, float] = {}
+        self._broken: dict[int, Exception] = {}
         self._timers: dict[int, asyncio.TimerHandle] = {}
         self._changed = asyncio.Event()
         self.loads = 0
@@ -249,12 +250,18 @@ class Fleet:
     def move(self, targets: Sequence[int]) -> None:
         """Have the workers hold these models: who is to hold another finishes what it makes, hands
         back who waits, and loads. Models that somebody pinned of late stay with one worker."""
-        self._targets = self._with_pinned(list(targets))
+        sound = [0 if model in self._broken else model for model in targets]
+        self._targets = self._with_pinned(sound)
         for station in self.stations:
             self._drain(station)
 
     def require(self, model: int) -> None:
-        """Have one worker hold a model for a while, because a request pins it."""
+        """Have one worker hold a model for a while, because a request pins it.
+
+        Raises WorkerError for a model that could not be loaded.
+        """
+        if model in self._broken:
+            raise WorkerError(f"{self._menu.models[model]} cannot work: {self._broken[model]}")
         known = self._pinned.get(model, 0.0) > time.monotonic()
         self._pinned[model] = time.monotonic() + HELD_S
         if not known or model not in self._targets:
@@ -300,10 +307,7 @@ class Fleet:
         target = self._targets[station.number]
         if station.model == target or not (station.alive and station.ready):
             return
-        others = [one for one in self.stations if one is not station and one.serves >= 0]
-        if not others and any(
-            not one.ready and one.alive for one in self.stations if one is not station
-        ):
+        if not self._spared(station):
             return  # its turn comes when another is back
         log.info(
             "Worker %d goes from %s to %s", station.number,
@@ -314,6 +318,16 @@ class Fleet:
         for work in station.hand_back(all_of_them=False):
             _fail(work, HandedBack())
         self._settle(station)
+
+    def _spared(self, station: Station[Work]) -> bool:
+        """Whether service goes on without a worker: someone else serves, or nobody could; and the
+        first model, the exact variant's, stays with someone while the plan wants it anywhere."""
+        others = [one for one in self.stations if one is not station]
+        serving = [one.serves for one in others if one.serves >= 0]
+        if not serving:
+            return not any(one.alive for one in others)
+        wanted = any(self._targets[one.number] == 0 for one in others if one.alive)
+        return station.model != 0 or 0 in serving or not wanted
 
     def _settle(self, station: Station[Work]) -> None:
         """Load what a drained worker is to hold."""
@@ -330,7 +344,15 @@ class Fleet:
         """A worker is ready, or is not any more."""
         worker, station = self.workers[number], self.stations[number]
         now = time.monotonic()
-        if worker.state is State.READY:
+        if worker.state is State.UNUSABLE and station.model != 0:
+            problem = worker.problem or WorkerError("It could not be loaded.")
+            log.error("%s stays out: %s", self._menu.models[station.model], problem)
+            self._broken[station.model] = problem
+            self._pinned.pop(station.model, None)
+            station.model = 0
+            self.move(self._targets)
+            worker.restart(replace(self._models[0], device=worker.model.device))
+        elif worker.state is State.READY:
             station.alive, station.ready, station.at_s = True, True, now
             self._drain(station)  # the plan may have changed since
             for other in self.stations:

@@ -103,6 +103,14 @@ class LocalWorker:
         """Start the process; `ready` waits until it can work."""
         self._supervisor = asyncio.create_task(self._supervise())
 
+    def restart(self, model: Model) -> None:
+        """Begin again with another model, after one that could not be loaded."""
+        self.model, self.problem = model, None
+        self.state, self._loading, self._loaded_once = State.STARTING, False, False
+        self._settled.clear()
+        if self._supervisor is None or self._supervisor.done():  # else it goes on by itself
+            self.start()
+
     async def ready(self) -> None:
         """Wait until the model is loaded. Raises what kept it from loading."""
         await self._settled.wait()
