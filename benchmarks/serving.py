@@ -12,7 +12,7 @@ workers. Afterwards every picture is scored beside the exact one of the same pro
 quality is 1 + (s - s_exact) / mean(s_exact - s0). `simulated` is the same arrivals on the virtual
 cluster, with the measured profile and with what the predictor says of the same prompts for truth.
 Server and client compute on the same cores as the workers, which a profile does not know: the
-simulation's steps take as much longer as the server saw them take in the burst (`slowness`).
+simulation's workers are at every moment as much slower as the server saw its own (`slowness`).
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ import shutil
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from itertools import islice
@@ -60,20 +60,20 @@ from argus.lab.workload import workload
 from argus.quality.encoder import PromptEncoder
 from argus.quality.predictor import Predictor
 from argus.quality.scorers import load_scorer
-from argus.server.dispatcher import MARGIN
+from argus.server.slo import MARGIN
 from argus.simulator.cluster import Simulation
 from argus.simulator.report import HIGH, Figures, figures
 from argus.simulator.requests import DROPPED, FAILED, LATE, ON_TIME, SHED, Requests
 from argus.simulator.requests import OUTCOMES as OUTCOME_NAMES
 from argus.simulator.traces import arrivals, rates_of
-from argus.simulator.world import Drawing, Store, World
+from argus.simulator.world import Drawing, Neighbourhood, Store, World
 
 POLICIES = "price,price-blind,argus,pac,proteus,nirvana,clipper-ht,clipper-ha"
 COMMAND = [sys.executable, "-c", "from argus.cli.main import main; main()"]
 EXCERPT = slice(130, 290)  # of the bursty trace, minutes: a burst with its flanks
 OUTCOMES = {429: SHED, 504: DROPPED}
 GIVE_UP_S = 60.0
-WATCH_S = 2.0
+WATCH_S = 1.0
 LOADS, LOAD_S = (0.4, 0.5, 0.6, 0.7), 15.0  # tried for what exact can carry
 
 
@@ -222,7 +222,8 @@ class Replayed:
         self.pictures: list[bytes | None] = [None] * count
         self.lost = count
         self.loads = 0
-        self.slowness = self.deadline_s = float("nan")
+        self.slowness: list[tuple[float, float]] = []  # from which second on, how slow
+        self.deadline_s = float("nan")
         self.summary = self.metrics = ""
 
     def requests(self, menu: Menu, scores: Scores) -> Requests:
@@ -246,6 +247,7 @@ class Replayed:
                 "quality": requests.quality,
                 "predicted": [told.get("predicted_quality") for told in self.told],
                 "similarity": [told.get("similarity") for told in self.told],
+                "slowness": np.interp(self.arrived_s, *np.transpose(self.slowness)),
                 "worker": [told.get("worker") for told in self.told],
                 **{
                     f"{stage}_ms": [told.get("timings_ms", {}).get(stage) for told in self.told]
@@ -269,21 +271,17 @@ async def replay(
             base_url=f"{url}/v1", api_key="none", max_retries=0, timeout=GIVE_UP_S
         )
         await client.images.generate(prompt="a first one, to warm up", extra_body=OPTED_OUT)
-        slowness: list[tuple[int, float]] = []  # with how many were on their way
-        on_their_way = 0
         begun = time.perf_counter()
 
         async def watch() -> None:
             while True:
-                await asyncio.sleep(WATCH_S)
                 seen = await asyncio.to_thread(metric, url, "argus_slowness")
-                slowness.append((on_their_way, seen))
+                done.slowness.append((time.perf_counter() - begun, seen))
+                await asyncio.sleep(WATCH_S)
 
         async def one(number: int) -> None:
-            nonlocal on_their_way
             await asyncio.sleep(max(0.0, begun + arrived_s[number] - time.perf_counter()))
             sent = time.perf_counter()
-            on_their_way += 1
             try:
                 answer = await client.images.generate(
                     prompt=prompts[number], extra_body={"seed": number}
@@ -303,7 +301,6 @@ async def replay(
                 done.pictures[number] = base64.b64decode((answer.data or [])[0].b64_json or "")
                 done.lost -= 1
             done.ended_s[number] = arrived_s[number] + time.perf_counter() - sent
-            on_their_way -= 1
 
         cpu = cpu_s(process.pid), time.process_time()
         watching = asyncio.create_task(watch())
@@ -312,14 +309,13 @@ async def replay(
         await client.close()
         server_s, client_s = cpu_s(process.pid) - cpu[0], time.process_time() - cpu[1]
         done.loads = int(metric(url, "argus_model_loads"))
-        busiest = sorted(slowness)[len(slowness) // 2 :]
-        done.slowness = float(np.mean([seen for _, seen in busiest]))
         done.metrics = httpx.get(f"{url}/metrics").text
         counts = {name: done.outcome.count(code) for code, name in enumerate(OUTCOME_NAMES)}
         done.summary = (
-            f"{counts}, {done.loads} loads, deadline {done.deadline_s:.2f} s, slowness "
-            f"{done.slowness:.2f}; CPU a request: server {1000 * server_s / len(prompts):.1f} ms, "
-            f"client {1000 * client_s / len(prompts):.1f} ms"
+            f"{counts}, {done.loads} loads, deadline {done.deadline_s:.2f} s, slowness up to "
+            f"{max(seen for _, seen in done.slowness):.2f}; CPU a request: server "
+            f"{1000 * server_s / len(prompts):.1f} ms, client "
+            f"{1000 * client_s / len(prompts):.1f} ms"
         )
     return done
 
@@ -402,42 +398,53 @@ class Scores:
 
 
 def world_of(family: Family, menu: Menu, earlier: list[str], asked: list[str], slo: float) -> World:
-    """The requests as a world: what the predictor says of each is the truth, its neighbour the
-    nearest of those before it, as if all had been cached."""
+    """The requests as a world: what the predictor says of each, beside the nearest of what is then
+    cached, is the truth."""
     predictor = Predictor.load(Path(family.folder) / "predictor", family_fingerprint(family))
     encoder = PromptEncoder.load(model_folder(family.models[family.exact.model]))
-    vectors = np.stack([encoder.embed(text).vector for text in [*earlier, *asked]])
-    new = len(earlier)
-    similarity = np.array(
-        [(vectors[:i] @ vectors[i]).max() for i in range(new, len(vectors))], np.float32
-    )
+    vectors = np.stack([encoder.embed(text).vector for text in [*earlier, *asked]]).astype(float)
     order = [predictor.variants.index(name) for name in menu.variants]
-    mean, _ = predictor.predict_all(vectors[new:], similarity)
+
+    def worth(vector: Numbers, similarity: float) -> Numbers:
+        mean = predictor.predict(vector.astype(np.float32), similarity).mean[order]
+        return np.nan_to_num(mean).astype(float)
+
+    unknown = np.zeros((len(asked), len(order)))
     return World(
         name="live",
         menu=replace(menu, mean_quality=predictor.usual[order].astype(float)),
-        truth=np.nan_to_num(mean[:, order]).astype(float),
-        predicted=np.nan_to_num(mean[:, order]).astype(float),
-        similarity=similarity.astype(float),
-        drawing=Drawing(0.0, 1, 1),  # one topic, which is cached: every neighbour is
+        truth=unknown,
+        predicted=unknown,
+        similarity=np.full(len(asked), np.nan),
+        drawing=Drawing(0.0, 1, 1),
         store=Store(0.004, 3.0),
         doubt=0.1,
         slo=slo,
         sources={},
+        neighbourhood=Neighbourhood(vectors[len(earlier) :], vectors[: len(earlier)], worth),
     )
 
 
 def simulation_of(
     world: World, policy: str, workers: int, live: Replayed, window: float
 ) -> Requests:
-    """The same requests on the virtual cluster, slowed by as much as the real workers were."""
+    """The same requests on the virtual cluster, whose workers are as slow as the real ones were."""
     count = len(live.arrived_s)
     requests = Requests.new(live.arrived_s, np.arange(count), np.full(count, -1))
-    menu = replace(world.menu, step_s=live.slowness * world.menu.step_s, _curves={})
+
+    def slow(factor: float) -> Callable[[Simulation], None]:
+        def happen(simulation: Simulation) -> None:
+            for number in range(workers):
+                simulation.slow(number, factor)
+
+        return happen
+
     promise = Promise(live.deadline_s)
+    told = Promise((1 - MARGIN) * live.deadline_s)
     simulation = Simulation(
-        replace(world, menu=menu), new_policy(policy, menu, [promise]), promise, (0,) * workers,
-        requests, 0, window_s=window, margin=MARGIN,
+        world, new_policy(policy, world.menu, [told]), promise, (0,) * workers, requests, 0,
+        events=[(at, slow(factor)) for at, factor in live.slowness],
+        window_s=window, margin=MARGIN,
     )  # fmt: skip
     return simulation.run()
 

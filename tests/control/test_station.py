@@ -81,5 +81,5 @@ def test_request_batches_end_together_and_teach_their_size() -> None:
         one.enqueue(request, 0.0)
     assert one.begin(0.1) == ([], [])  # nobody joins
     one.remove(first, 1.0)
-    assert one.limit == 2
     assert len(one.begin(1.0)[0]) == 2
+    assert one.limit == 2

@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
+import os
+import sys
+
 from rich.console import Console
 
-out = Console()
+PAGE = 140  # columns for tables in files and pipes
+
+out = Console(width=None if sys.stdout.isatty() or "COLUMNS" in os.environ else PAGE)
 err = Console(stderr=True)

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
+from rich.box import SIMPLE_HEAD
 from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
@@ -142,7 +143,7 @@ def _multiple(slo: str, exact_s: float) -> float:
 def _table(reports: dict[str, Any]) -> Table:
     table = Table(
         "policy", "on time /min", "violations", "quality", "effective", "p50", "p99", "late",
-        "shed", "dropped", "busy", "loads", "worker-h /1000",
+        "shed", "dropped", "busy", "loads", "worker-h /1000", box=SIMPLE_HEAD,
         caption="In the minutes of highest load; the last three over the whole trace.",
     )  # fmt: skip
     for name, report in reports.items():

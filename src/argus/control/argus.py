@@ -45,7 +45,6 @@ class Argus(Base):
     def __init__(self, menu: Menu, promises: Sequence[Promise], seed: int = 0) -> None:
         super().__init__(menu, promises)
         self._random = random.Random(f"argus {seed}")
-        self._costs = menu.cost_s(self.deadline_s)
         self._caching = self._by_speed("cache")
         self._smaller = self._by_speed("model")
         self._levels = self._caching
@@ -55,7 +54,7 @@ class Argus(Base):
     def _by_speed(self, strategy: str) -> list[int]:
         """The exact variant and those of a strategy, from slowest to fastest."""
         chosen = [v for v, s in enumerate(self.menu.strategies) if s == strategy or v == EXACT]
-        return sorted(chosen, key=lambda v: -self._costs[v, 0])
+        return sorted(chosen, key=lambda v: -self.costs_s[v, 0])
 
     def plan(self, outlook: Outlook) -> Plan:
         usable = outlook.usable >= SLOW_STORE
@@ -73,7 +72,7 @@ class Argus(Base):
             planner.Cluster(
                 workers=workers,
                 holds=np.eye(len(levels), dtype=bool),
-                cost_s=self._costs[levels],
+                cost_s=self.costs_s[levels],
                 meets=np.ones((1, len(levels), len(menu.types)), dtype=bool),
                 load_s=load_s,
                 placed=held,

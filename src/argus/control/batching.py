@@ -96,7 +96,8 @@ class Switch:
 
     The published figures give its throughput and latency at low and high load
     (`argus_reference.json`), not its rule; assumed: it switches when one at a time could not keep
-    up with what comes. Those who would be late in their batch are dropped.
+    up with what comes. Those who would be late in their batch are dropped; where that is everyone,
+    the batch is smaller.
     """
 
     stepwise = False
@@ -104,8 +105,11 @@ class Switch:
     def choose(self, queue: Queue) -> tuple[int, int]:
         waiting = len(queue.left_s)
         calm = queue.rate * queue.batch_s(1) < 0.9 and waiting * queue.batch_s(1) < queue.left_s[0]
-        size = 1 if calm else queue.most
-        late = _late(queue, min(size, waiting))
+        size = min(waiting, 1 if calm else queue.most)
+        late = _late(queue, size)
+        while late == waiting and size > 1:
+            size -= 1
+            late = _late(queue, size)
         return late, min(size, waiting - late)
 
     def learn(self, limit: float, in_time: bool) -> float:

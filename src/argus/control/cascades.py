@@ -38,10 +38,9 @@ class Cascade(Base):
 
     def __init__(self, menu: Menu, promises: Sequence[Promise]) -> None:
         super().__init__(menu, promises)
-        self._costs = menu.cost_s(self.deadline_s)
         smaller = [v for v, s in enumerate(menu.strategies) if s == "model"]
         others = smaller or [v for v, s in enumerate(menu.strategies) if s == "steps"] or [EXACT]
-        self.light = min(others, key=lambda v: self._costs[v].min())
+        self.light = min(others, key=lambda v: self.costs_s[v].min())
         self.share = 1.0
         self._judged: deque[float] = deque(maxlen=RECENT)
 
@@ -50,8 +49,8 @@ class Cascade(Base):
         light, heavy = int(menu.model[self.light]), int(menu.model[EXACT])
         workers = int(outlook.alive.sum())
         kinds = outlook.kinds[outlook.alive]
-        light_s = float(self._costs[self.light, kinds].mean())
-        heavy_s = float(self._costs[EXACT, kinds].mean())
+        light_s = float(self.costs_s[self.light, kinds].mean())
+        heavy_s = float(self.costs_s[EXACT, kinds].mean())
         needed = int(np.ceil(rate * light_s / UTILISATION))
         if light == heavy:
             left = UTILISATION * workers - rate * light_s

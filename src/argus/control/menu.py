@@ -56,9 +56,18 @@ class Menu:
         return self.picture_s[:, :, 0]
 
     @cached_property
+    def sizes(self) -> Whole:
+        """Every batch size up to the largest (s,)."""
+        return np.arange(1, int(self.batches[-1]) + 1)
+
+    @cached_property
     def picture_s(self) -> Numbers:
-        """Seconds of a batch of a variant's pictures (v, d, b)."""
-        times: Numbers = self.steps[:, None, None] * self.step_s[:, self.model].transpose(1, 0, 2)
+        """Seconds of a batch of a variant's pictures (v, d, s); between measured sizes on a
+        straight line."""
+        step_s = np.apply_along_axis(
+            lambda known: np.interp(self.sizes, self.batches, known), 2, self.step_s
+        )
+        times: Numbers = self.steps[:, None, None] * step_s[:, self.model].transpose(1, 0, 2)
         return times
 
     @cached_property
@@ -75,7 +84,7 @@ class Menu:
     def cost_s(self, deadline_s: float) -> Numbers:
         """Worker-seconds a picture (v, d): its share of the best batch that takes no more than
         `RESERVE` of a deadline; alone where all take longer."""
-        cost: Numbers = self._chosen_s(deadline_s) / self.batches[self._batch(deadline_s)]
+        cost: Numbers = self._chosen_s(deadline_s) / self.sizes[self._batch(deadline_s)]
         return cost
 
     def full_s(self, deadline_s: float) -> Numbers:
@@ -85,7 +94,7 @@ class Menu:
     def _batch(self, deadline_s: float) -> Whole:
         """Indices (v, d) of that batch."""
         in_time = self.picture_s <= RESERVE * deadline_s
-        best: Whole = np.where(in_time, self.batches / self.picture_s, 0.0).argmax(axis=2)
+        best: Whole = np.where(in_time, self.sizes / self.picture_s, 0.0).argmax(axis=2)
         return best
 
     def _chosen_s(self, deadline_s: float) -> Numbers:
@@ -97,8 +106,7 @@ class Menu:
         """Seconds of a step of `size` pictures; between measured sizes on a straight line."""
         curve = self._curves.get((kind, model))
         if curve is None:
-            sizes = np.arange(1, int(self.batches[-1]) + 1)
-            curve = [0.0, *np.interp(sizes, self.batches, self.step_s[kind, model]).tolist()]
+            curve = [0.0, *np.interp(self.sizes, self.batches, self.step_s[kind, model]).tolist()]
             self._curves[kind, model] = curve
         if size < len(curve):
             return curve[size]

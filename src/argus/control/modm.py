@@ -35,10 +35,9 @@ class MoDM(Base):
 
     def __init__(self, menu: Menu, promises: Sequence[Promise]) -> None:
         super().__init__(menu, promises)
-        self._costs = menu.cost_s(self.deadline_s)
         refining = [v for v, s in enumerate(menu.strategies) if s == "refine"]
         skipping = [v for v, s in enumerate(menu.strategies) if s == "cache"]
-        self.refine = min(refining or skipping or [EXACT], key=lambda v: self._costs[v].min())
+        self.refine = min(refining or skipping or [EXACT], key=lambda v: self.costs_s[v].min())
         self._hits = 0.5
 
     def plan(self, outlook: Outlook) -> Plan:
@@ -46,8 +45,8 @@ class MoDM(Base):
         workers = int(outlook.alive.sum())
         if small == large or not workers:
             return Plan(np.full(len(outlook.kinds), large))
-        hits = self._hits * float(self._costs[self.refine].mean())
-        misses = (1 - self._hits) * float(self._costs[EXACT].mean())
+        hits = self._hits * float(self.costs_s[self.refine].mean())
+        misses = (1 - self._hits) * float(self.costs_s[EXACT].mean())
         counts = [0] * len(self.menu.models)
         counts[small] = min(workers - 1, round(workers * hits / (hits + misses)))
         counts[large] = workers - counts[small]

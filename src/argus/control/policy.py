@@ -112,6 +112,10 @@ class Policy(Protocol):
     @property
     def batching(self) -> Batching: ...
 
+    def promise(self, promises: Sequence[Promise]) -> None:
+        """What is promised from now on, by class, in seconds of the menu: less of them when the
+        workers turn out to be slower."""
+
     def plan(self, outlook: Outlook) -> Plan:
         """What the workers are to hold. Called every window, and when something happens."""
 
@@ -126,15 +130,23 @@ class Policy(Protocol):
 
 
 class Base:
-    """What most policies share: all workers hold the exact model, pictures are final."""
+    """What most policies share: all workers hold the exact model, pictures are final.
+
+    `costs_s` (v, d) are worker-seconds of a picture, in batches that the first deadline allows.
+    """
 
     informed = False
     reviews = False
     batching: Batching = StepBatching()
 
     def __init__(self, menu: Menu, promises: Sequence[Promise]) -> None:
-        self.menu, self.promises = menu, tuple(promises)
+        self.menu = menu
+        self.promise(promises)
+
+    def promise(self, promises: Sequence[Promise]) -> None:
+        self.promises = tuple(promises)
         self.deadline_s = min(promise.deadline_s for promise in promises)
+        self.costs_s = self.menu.cost_s(self.deadline_s)
 
     def plan(self, outlook: Outlook) -> Plan:
         return Plan(np.full(len(outlook.kinds), self.menu.model[EXACT]))

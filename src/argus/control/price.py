@@ -49,9 +49,7 @@ class Price(Base):
         super().__init__(menu, promises)
         self._tuning = tuning
         self._feedback = feedback
-        self._costs = menu.cost_s(self.deadline_s)
-        self._full_s = menu.full_s(self.deadline_s)
-        self._cost_rows, self._steps = self._costs.tolist(), menu.steps.tolist()
+        self._steps = menu.steps.tolist()
         self._own = np.array([strategy in STRATEGIES for strategy in menu.strategies])
         self._mine = np.flatnonzero(self._own).tolist()
         self._best_batch = menu.best_batch.tolist()
@@ -61,8 +59,13 @@ class Price(Base):
         self._shares = [0.0] * len(menu.variants)
         self._served = [0] * len(menu.variants)
         self._last: planner.Plan | None = None
-        self._planned: tuple[float, float, float, list[bool]] | None = None
         self._wanted: list[int] = []
+
+    def promise(self, promises: Sequence[Promise]) -> None:
+        super().promise(promises)
+        self._full_s = self.menu.full_s(self.deadline_s)
+        self._cost_rows = self.costs_s.tolist()
+        self._planned: tuple[float, float, float, list[bool]] | None = None
 
     def plan(self, outlook: Outlook) -> Plan:
         menu = self.menu
@@ -119,7 +122,7 @@ class Price(Base):
     def _expected_costs(self, usable: float) -> planner.Numbers:
         """Costs (v, d) when latents come in time in a share `usable` of the cases, and everything
         else that skips is made in full."""
-        menu, costs = self.menu, self._costs.copy()
+        menu, costs = self.menu, self.costs_s.copy()
         skips = menu.skip > 0
         costs[skips] = usable * costs[skips] + (1 - usable) * costs[EXACT]
         return costs
@@ -137,10 +140,10 @@ class Price(Base):
         for d in range(len(menu.types)):
             for m in set(menu.model.tolist()):
                 of = np.flatnonzero(menu.model == m)
-                cheap = of[self._costs[of, d].argmin()]
+                cheap = of[self.costs_s[of, d].argmin()]
                 slopes = [0.0]
                 for v in of:
-                    saved = self._costs[v, d] - self._costs[cheap, d]
+                    saved = self.costs_s[v, d] - self.costs_s[cheap, d]
                     both = allowed[:, v] & allowed[:, cheap]
                     if saved > 0 and both.any():
                         gaps = quality[both, v] - quality[both, cheap]

@@ -30,9 +30,8 @@ class _Scaling(Base):
 
     def __init__(self, menu: Menu, promises: Sequence[Promise]) -> None:
         super().__init__(menu, promises)
-        self._costs = menu.cost_s(self.deadline_s)
         chosen = [v for v, s in enumerate(menu.strategies) if s == "model" or v == EXACT]
-        self._ladder = sorted(chosen, key=lambda v: -self._costs[v, 0])
+        self._ladder = sorted(chosen, key=lambda v: -self.costs_s[v, 0])
         self._of_model = {int(menu.model[v]): v for v in reversed(self._ladder)}
 
     def route(self, candidate: Candidate, cluster: Cluster) -> Decision:
@@ -64,7 +63,7 @@ class Proteus(_Scaling):
             planner.Cluster(
                 workers=counts.sum(axis=1),
                 holds=np.arange(len(menu.models))[:, None] == menu.model[ladder][None],
-                cost_s=self._costs[ladder],
+                cost_s=self.costs_s[ladder],
                 meets=np.ones((1, len(ladder), len(menu.types)), dtype=bool),
                 load_s=menu.load_s,
                 placed=counts,

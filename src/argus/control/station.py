@@ -74,6 +74,7 @@ class Station(Generic[W]):
     free_at_s: float = 0.0
     _order: itertools.count[int] = field(default_factory=itertools.count)
     _all_in_time: bool = True
+    _judged: bool = True
 
     @property
     def serves(self) -> int:
@@ -117,7 +118,7 @@ class Station(Generic[W]):
         done: list[W] = []
         while self.making and self.making[0][0] <= self.progress + 1e-9:
             done.append(heapq.heappop(self.making)[2])
-            self._learn(done[-1].deadline_s >= self.at_s)
+            self._all_in_time &= done[-1].deadline_s >= self.at_s
         return done
 
     def remove(self, work: W, now: float, done: bool = True) -> None:
@@ -129,7 +130,7 @@ class Station(Generic[W]):
                 heapq.heapify(self.making)
                 if done:  # steps that should have been done in its time, and that were
                     self._measure(self.progress - entry[0] + work.units, work.units)
-                    self._learn(now <= work.deadline_s)
+                    self._all_in_time &= now <= work.deadline_s
                 return
         for entry in self.waiting:
             if entry[2] is work:
@@ -156,13 +157,14 @@ class Station(Generic[W]):
                     break
                 begun.append(self._next())
                 heapq.heappush(self.making, (self.progress + work.units, next(self._order), work))
-        elif self.waiting and not self.making:
+        elif self.waiting and not self._occupied():
+            self._judge()
             late, size = self.batching.choose(self._queue(now))
             dropped = [self._next() for _ in range(late)]
             begun = [self._next() for _ in range(size)]
-            self.making = [(self.progress + work.units, next(self._order), work) for work in begun]
-            heapq.heapify(self.making)
-            self._all_in_time = True
+            for work in begun:
+                heapq.heappush(self.making, (self.progress + work.units, next(self._order), work))
+            self._judged = not begun
         return begun, dropped
 
     def next_s(self, now: float) -> float:
@@ -193,11 +195,11 @@ class Station(Generic[W]):
             self.making = []
         return works
 
-    def _learn(self, in_time: bool) -> None:
-        """Of a batch that is over, whether all of it was in time."""
-        self._all_in_time &= in_time
-        if not self.making and not self.batching.stepwise:
+    def _judge(self) -> None:
+        """Learn from the batch that is over, once."""
+        if not self._judged:
             self.limit = self.batching.learn(self.limit, self._all_in_time)
+            self._judged = self._all_in_time = True
 
     def _measure(self, took: float, foretold: float) -> None:
         """Correct the slowness by how long something took beside what was foretold."""

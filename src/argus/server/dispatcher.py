@@ -24,7 +24,7 @@ from argus.server.metrics import Metrics
 from argus.server.model import ServedFamily
 from argus.server.order import Full, Order, Served, Shed
 from argus.server.retrieval import Retrieval
-from argus.server.slo import Class, Classes
+from argus.server.slo import MARGIN, Class, Classes
 from argus.server.steering import Asked, Choice, Steering
 from argus.workers.fleet import Fleet, HandedBack, TooLate, Work
 from argus.workers.local import OnPreview
@@ -38,7 +38,6 @@ T = TypeVar("T")
 PATIENCE_S = 300.0  # for what a request pins, without `timeout_s`
 RETRY_S = 5  # while models are loaded
 FETCH_SHARE = 0.5  # of what is left of a deadline
-MARGIN = 0.2  # of a deadline, for what nobody foretells: the way back, a busy machine
 
 
 @dataclass(frozen=True)

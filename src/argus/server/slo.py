@@ -11,6 +11,7 @@ from argus.control.policy import Promise
 from argus.server.errors import invalid
 
 DEFAULT = "default"
+MARGIN = 0.2  # of a deadline, for what nobody foretells: the way back, a busy machine
 
 
 @dataclass(frozen=True)
@@ -42,9 +43,12 @@ class Classes:
     def __getitem__(self, name: str) -> Class:
         return self._all[name]
 
-    @property
-    def promises(self) -> list[Promise]:
-        return [one.promise for one in self._all.values()]
+    def promises(self, scale: float) -> list[Promise]:
+        """By class, what is left for waiting and making, in seconds that are `scale` of ours."""
+        return [
+            Promise((1 - MARGIN) * one.promise.deadline_s / scale, one.promise.floor)
+            for one in self._all.values()
+        ]
 
     def __str__(self) -> str:
         return ", ".join(

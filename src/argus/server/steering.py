@@ -92,8 +92,8 @@ class Steering:
         rollout: float = 1.0,
     ) -> None:
         scale = fleet.scale
-        promises = [Promise(p.deadline_s / scale, p.floor) for p in classes.promises]
-        self.policy: Policy = policy_of(name, menu, promises)
+        self._classes = classes
+        self.policy: Policy = policy_of(name, menu, classes.promises(scale))
         self._family, self._menu, self._fleet, self._metrics = family, menu, fleet, metrics
         self._window_s, self._rollout = window_s, rollout
         self._names = {name: v for v, name in enumerate(menu.variants)}
@@ -177,7 +177,9 @@ class Steering:
     def plan(self) -> None:
         """Ask the policy what the workers are to hold, and have them hold it."""
         outlook = self._outlook()
-        self._planned_scale = self._fleet.scale
+        if self._is_slower():
+            self._planned_scale = self._fleet.scale
+            self.policy.promise(self._classes.promises(self._planned_scale))
         plan = self.policy.plan(outlook)
         for name, value in plan.figures.items():
             self._metrics.figures.labels(name.replace(" ", "_")).set(value)

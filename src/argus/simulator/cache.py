@@ -1,8 +1,12 @@
-"""The virtual cache: of which topics a full run is kept."""
+"""Virtual caches: of which topics, or of which prompts, a full run is kept."""
 
 from __future__ import annotations
 
 from collections import OrderedDict
+
+import numpy as np
+
+from argus.control.menu import Numbers
 
 
 class VirtualCache:
@@ -31,3 +35,29 @@ class VirtualCache:
         self._topics.move_to_end(topic)
         if len(self._topics) > self._capacity:
             self._topics.popitem(last=False)
+
+
+class SimilarityCache:
+    """Prompts that were made in full, as a real cache finds them: the nearest by embedding.
+
+    `vectors` (p, d) are those of the prompts that will be asked for, `cached` (c, d) those that are
+    there at the beginning; all of length 1. Nothing is evicted.
+    """
+
+    def __init__(self, vectors: Numbers, cached: Numbers) -> None:
+        self._vectors, self._count = vectors, len(cached)
+        self._cached = np.empty((len(cached) + len(vectors), vectors.shape[1]), vectors.dtype)
+        self._cached[: len(cached)] = cached
+        self._has = np.zeros(len(vectors), bool)
+
+    def nearest(self, prompt: int) -> float:
+        """The similarity of the nearest, NaN if nothing is cached."""
+        if not self._count:
+            return float("nan")
+        return float((self._cached[: self._count] @ self._vectors[prompt]).max())
+
+    def add(self, prompt: int) -> None:
+        if not self._has[prompt]:
+            self._has[prompt] = True
+            self._cached[self._count] = self._vectors[prompt]
+            self._count += 1

@@ -7,7 +7,7 @@ import itertools
 import math
 from collections import deque
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -15,7 +15,7 @@ import numpy as np
 from argus.control.forecast import Forecast
 from argus.control.menu import EXACT
 from argus.control.policy import Candidate, Cluster, Outlook, Policy, Promise, first_free
-from argus.simulator.cache import VirtualCache
+from argus.simulator.cache import SimilarityCache, VirtualCache
 from argus.simulator.requests import DROPPED, LATE, ON_TIME, SHED, Job, Requests
 from argus.simulator.workers import Worker
 from argus.simulator.world import World
@@ -23,6 +23,7 @@ from argus.simulator.world import World
 WINDOW_S = 30.0
 WATCHES = 6  # a burst is looked for so often a window
 RECENT = 1000
+SLOWER = 0.1  # logarithm of the change of the workers' speed that makes a plan outdated
 USABLE_MEMORY, HOPE = 0.02, 0.05  # a failing store is believed to mend, a little every window
 
 Happening = Callable[["Simulation"], None]
@@ -45,7 +46,9 @@ class Simulation:
 
     `events` are (seconds, what happens to the simulation), for failures and slowdowns. `known_rate`
     tells the policy the rate to come instead of a forecast. A plan is made every `window_s`
-    seconds. `margin` is the share of deadlines that is kept for what nobody foretells.
+    seconds. `margin` is the share of deadlines that is kept for what nobody foretells. As in the
+    server, policies reckon in seconds of the menu: when the workers are slower on the whole, more
+    seems to come, and less to be left.
     """
 
     def __init__(
@@ -73,6 +76,10 @@ class Simulation:
         self._told = told if policy.informed else np.broadcast_to(menu.mean_quality, told.shape)
         self._told_rows = self._told.tolist()
         self._truth = world.truth
+        near = world.neighbourhood
+        self._nearby = None if near is None else SimilarityCache(near.vectors, near.cached)
+        if near is not None:  # told and true as each prompt comes
+            self._told, self._truth = self._told.copy(), self._truth.copy()
         self._similarity = world.similarity.tolist()
         self._skips = [
             bool(k) or s == "refine" for k, s in zip(menu.skip, menu.strategies, strict=True)
@@ -97,6 +104,7 @@ class Simulation:
         for topic in range(-world.drawing.capacity, 0):
             self.cache.add(topic)
         self.store_slowness = 1.0
+        self._scale = self._planned_scale = 1.0
         self.usable = 1.0
         self._recent: deque[tuple[int, bool]] = deque(maxlen=RECENT)
         self._forecast = Forecast(window_s)
@@ -149,6 +157,7 @@ class Simulation:
     # --- requests
 
     def _arrive(self, number: int) -> None:
+        self._look_around(int(self.requests.prompt[number]))
         near = self._is_near(number)
         self.ledger.lookups += 1
         self.ledger.hits += near
@@ -157,17 +166,30 @@ class Simulation:
         due_s = self.now + (1 - self._margin) * promised_s
         self._route(Job(number, due_s, self.now + promised_s), near)
 
+    def _look_around(self, prompt: int) -> None:
+        """In a neighbourhood, which neighbour the prompt has now, and what that is worth."""
+        near = self.world.neighbourhood
+        if near is None or self._nearby is None:
+            return
+        similarity = self._nearby.nearest(prompt)
+        worth = near.worth(near.vectors[prompt], similarity)
+        self._similarity[prompt], self._truth[prompt] = similarity, worth
+        if self.policy.informed:
+            self._told[prompt], self._told_rows[prompt] = worth, worth.tolist()
+
     def _is_near(self, number: int) -> bool:
         """Whether the request's prompt has a neighbour in the cache now."""
-        similarity = self._similarity[int(self.requests.prompt[number])]
-        return similarity == similarity and self.cache.has(int(self.requests.topic[number]))
+        known = not math.isnan(self._similarity[int(self.requests.prompt[number])])
+        if self._nearby is not None:
+            return known
+        return known and self.cache.has(int(self.requests.topic[number]))
 
     def _candidate(self, job: Job, near: bool) -> Candidate:
         prompt = int(self.requests.prompt[job.number])
         return Candidate(
             quality=self._told_rows[prompt],
             allowed=self._all if near else self._free,
-            left_s=job.deadline_s - self.now,
+            left_s=(job.deadline_s - self.now) / self._scale,
             similarity=self._similarity[prompt] if near else None,
         )
 
@@ -246,7 +268,9 @@ class Simulation:
             prompt = int(self.requests.prompt[job.number])
             variant = job.variant if job.usable else EXACT
             quality = float(self._truth[prompt, variant])
-            if variant == EXACT:
+            if variant == EXACT and self._nearby is not None:
+                self._nearby.add(prompt)
+            elif variant == EXACT:
                 self.cache.add(int(self.requests.topic[job.number]))
             judged = quality + self.world.doubt * self._random.normal()
             again = self.policy.review(self._candidate(job, True), variant, judged)
@@ -274,7 +298,8 @@ class Simulation:
         cluster, now = self._cluster, self.now
         cluster.now_s = now
         cluster.wait_s = [
-            worker.free_at_s - now if worker.free_at_s > now else 0.0 for worker in self.workers
+            (worker.free_at_s - now) / self._scale if worker.free_at_s > now else 0.0
+            for worker in self.workers
         ]
         return cluster
 
@@ -293,18 +318,28 @@ class Simulation:
         if unknown or self._forecast.is_burst(count, elapsed):
             self._forecast.jump(count / elapsed)
             self._plan()
+        elif self._is_slower():
+            self._plan()
         if self.now < self.requests.arrived_s[-1]:
             self._at(self.now + self._window_s / WATCHES, self._watch)
 
+    def _is_slower(self) -> bool:
+        """Whether workers are no more as fast as the last plan took them for."""
+        return abs(math.log(self._scale / self._planned_scale)) > SLOWER
+
     def _plan(self) -> None:
         rate = self._forecast.next() if self._known_rate is None else self._known_rate(self.now)
+        if self._is_slower():
+            self._planned_scale = self._scale
+            left_s = (1 - self._margin) * self.promise.deadline_s / self._scale
+            self.policy.promise([replace(self.promise, deadline_s=left_s)])
         menu, state = self.world.menu, self._state()
         prompts = np.array([prompt for prompt, _ in self._recent], dtype=np.int64)
         near = np.array([near for _, near in self._recent], dtype=bool)
         skips = np.array(self._skips)
         outlook = Outlook(
             now_s=self.now,
-            rate=rate,
+            rate=rate * self._scale,
             quality=self._told[prompts].reshape(len(prompts), len(menu.variants)),
             allowed=~skips[None, :] | near[:, None],
             promise=np.zeros(len(prompts), dtype=np.int64),
@@ -377,6 +412,8 @@ class Simulation:
         worker = self.workers[number]
         self._settle(worker, worker.advance(self.now))
         worker.slowness = factor
+        logarithms = [math.log(one.slowness) for one in self.workers]
+        self._scale = math.exp(sum(logarithms) / len(logarithms))
         self._go_on(worker)
 
     def slow_store(self, factor: float) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import cached_property
 
@@ -36,6 +37,20 @@ class Store:
 
 
 @dataclass(frozen=True)
+class Neighbourhood:
+    """Prompts whose neighbours are sought among what was made in full, not drawn by topic.
+
+    `vectors` (p, d) are the prompts' embeddings, `cached` (c, d) those of what is cached at the
+    beginning, all of length 1. `worth` gives the quality (v,) of a prompt (d,) whose neighbour has
+    a similarity, NaN without one.
+    """
+
+    vectors: Numbers
+    cached: Numbers
+    worth: Callable[[Numbers, float], Numbers]
+
+
+@dataclass(frozen=True)
 class World:
     """A menu, and prompts (p,) drawn at random.
 
@@ -45,7 +60,8 @@ class World:
     assumed. `slo` is the promise in multiples of the exact variant's latency. `capacity_qpm` are
     the exact pictures a minute that traces are published for; None is what the workers carry.
     With `judged_apart` the truth is as noisy as the predictions, by judges that nobody heard, and
-    there is nothing better to know than the predictions.
+    there is nothing better to know than the predictions. In a `neighbourhood` every prompt is asked
+    for once, and truth, predictions and similarity are what they are when it comes.
     """
 
     name: str
@@ -60,6 +76,7 @@ class World:
     sources: dict[str, str]
     capacity_qpm: float | None = None
     judged_apart: bool = False
+    neighbourhood: Neighbourhood | None = None
 
     def with_noise(self, deviation: float, seed: int) -> World:
         """The world with predictions that are the truth with noise; infinite is useless ones."""

@@ -23,6 +23,7 @@ from argus.workers.messages import Finished, Model, WorkerError
 log = logging.getLogger(__name__)
 
 AHEAD = 2.0  # steps: decoding, and what a message takes
+AHEAD_OF_BATCH = 1.0  # the same where batches do not mix: of their last step, the next one's first
 MOST_TRIALS, TRIALS_S = 7, 3.0
 HELD_S = 60.0  # for which a model that somebody pinned stays
 DEADLY = 2  # deaths of a worker at the same job, after which it is tried alone
@@ -85,7 +86,7 @@ class Fleet:
                     int(sizes[kind][model]), self._models[model].max_batch
                 ),
                 most=int(menu.batches[-1]),
-                ahead=AHEAD if batching.stepwise else 0.0,
+                ahead=AHEAD if batching.stepwise else AHEAD_OF_BATCH,
                 ready=False,
             )
             for number in range(len(workers))
