@@ -181,12 +181,14 @@ def test_clippers_batches_grow_by_one_and_shrink_by_a_tenth() -> None:
     assert batching.learn(3.0, False) == pytest.approx(2.7)
     assert batching.choose(queue([9.0] * 6, limit=3.4)) == (0, 3)
     assert batching.choose(queue([0.5, 9.0], limit=1.0)) == (1, 1)
+    assert batching.choose(queue([1.5] * 4, limit=4.0)) == (0, 1)  # four are late for all
 
 
 def test_proteus_waits_for_a_larger_batch_while_it_can() -> None:
     batching = Adaptive()
     assert batching.choose(queue([9.0, 9.5], rate=1.0)) == (0, 0)
     assert batching.choose(queue([2.2, 9.5], rate=1.0)) == (0, 2)
+    assert batching.choose(queue([300.0], rate=0.03)) == (0, 1)  # nobody else will come soon
     assert batching.choose(queue([9.0] * 5, rate=1.0)) == (0, 4)
     assert batching.choose(queue([1.6] + [9.0] * 5, rate=1.0)) == (1, 4)
 
@@ -195,3 +197,4 @@ def test_argus_batches_only_when_one_at_a_time_falls_behind() -> None:
     batching = Switch()
     assert batching.choose(queue([9.0], rate=0.1)) == (0, 1)
     assert batching.choose(queue([9.0] * 6, rate=2.0)) == (0, 4)
+    assert batching.choose(queue([1.5] * 4, rate=9.0)) == (0, 1)  # a larger one is late for all

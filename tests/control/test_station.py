@@ -14,7 +14,7 @@ from argus.control.station import Station
 class Request:
     deadline_s: float
     units: float = 10.0
-    reserved: bool = False
+    counted_s: float = 0.0
 
     @property
     def expires_s(self) -> float:
@@ -83,3 +83,30 @@ def test_request_batches_end_together_and_teach_their_size() -> None:
     one.remove(first, 1.0)
     assert len(one.begin(1.0)[0]) == 2
     assert one.limit == 2
+
+
+def test_who_was_counted_slow_and_left_fast_leaves_nothing_behind() -> None:
+    one = station()
+    one.slowness = 3.0
+    waiting = [Request(10.0) for _ in range(3)]
+    for request in waiting:
+        one.reserve(request, 0.0)
+    for request in waiting[:2]:
+        one.enqueue(request, 0.0)
+    one.slowness = 0.3
+    one.release(waiting[2])
+    assert len(one.begin(0.0)[0]) == 2
+    assert one.queued_s == 0
+
+
+def test_where_handing_over_takes_a_moment_a_batch_is_handed_over_before_the_last_is_done() -> None:
+    one = station(AdditiveIncrease())
+    one.ahead = 1.0
+    for _ in range(2):
+        one.enqueue(Request(10.0), 0.0)
+    assert len(one.begin(0.0)[0]) == 1
+    one.elapse(0.85)
+    assert one.begin(0.85)[0] == []
+    one.elapse(0.95)
+    assert len(one.begin(0.95)[0]) == 1
+    assert len(one.making) == 2

@@ -13,7 +13,7 @@ from argus.simulator.cluster import Happening, Simulation
 from argus.simulator.requests import DROPPED, FAILED, ON_TIME, Requests
 from argus.simulator.runs import Promised, Scenario, most_load, simulate
 from argus.simulator.traces import PAPER_CAPACITY
-from argus.simulator.world import Drawing, Store, World
+from argus.simulator.world import Drawing, Neighbourhood, Store, World
 from tests.control.menus import small_menu
 
 
@@ -166,6 +166,50 @@ def test_a_burst_served_by_another_model_starves_the_cache() -> None:
         hits[policy] = simulate(made, policy)[0].hit_ratio
     assert hits["clipper-ha"] > 0.6
     assert hits["clipper-ht"] < 0.5 * hits["clipper-ha"]
+
+
+def test_in_a_neighbourhood_what_is_made_in_full_is_found_by_later_prompts() -> None:
+    """Two prompts alike, of which only the first has nothing like it in the cache."""
+    here = world()
+    vectors = np.array([[1.0, 0.0], [0.8, 0.6], [0.0, 1.0]])
+    asked: list[float] = []
+
+    def worth(vector: np.ndarray, similarity: float) -> np.ndarray:
+        asked.append(similarity)
+        return np.full(len(here.menu.variants), similarity)
+
+    def similarities(policy: str) -> list[float]:
+        asked.clear()
+        requests = Requests.new(np.array([0.0, 9.0, 18.0]), np.arange(3), np.full(3, -1))
+        near = Neighbourhood(vectors, vectors[2:], worth)
+        promise = Promise(6.0)
+        made = replace(here, neighbourhood=near)
+        Simulation(made, new_policy(policy, made.menu, [promise]), promise, [0], requests, 0).run()
+        return list(asked)
+
+    assert similarities("clipper-ha") == pytest.approx([0.0, 0.8, 1.0])
+    assert similarities("clipper-ht") == pytest.approx([0.0, 0.6, 1.0])
+
+
+def test_slower_workers_leave_policies_less_of_the_deadline() -> None:
+    def slow(simulation: Simulation) -> None:
+        simulation.slow(0, 2.0)
+
+    simulation = run([0.0, 40.0, 80.0], "price", events=[(1.0, slow)])
+    assert simulation.policy.promises[0].deadline_s == pytest.approx(3.0)  # type: ignore[attr-defined]
+    assert simulation.requests.ended_s[1] == pytest.approx(40.0 + 2 * 2.0)
+
+
+def test_a_worker_that_loads_while_it_becomes_slower_comes_back() -> None:
+    def reload(simulation: Simulation) -> None:
+        simulation.kill(0)
+        simulation.revive(0)
+
+    def slow(simulation: Simulation) -> None:
+        simulation.slow(0, 2.0)
+
+    simulation = run([0.0, 40.0], events=[(5.0, reload), (6.0, slow)])
+    assert simulation.requests.outcome[1] == ON_TIME
 
 
 def test_predictions_route_and_the_truth_scores() -> None:

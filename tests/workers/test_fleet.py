@@ -76,6 +76,23 @@ def test_a_model_moves_while_the_others_serve(measured_family: Path) -> None:
     with_fleet(measured_family, use)
 
 
+def test_a_plan_that_changes_its_mind_while_a_worker_finishes_costs_no_worker(
+    measured_family: Path,
+) -> None:
+    async def use(fleet: Fleet) -> None:
+        held = asyncio.create_task(fleet.run(work(LONG), 0, 0))
+        await until(lambda: fleet.cluster().running[0] == 1)
+        fleet.move([1, 0])
+        assert fleet.cluster().models == [-1, 0]
+        fleet.move([0, 0])
+        assert fleet.cluster().models == [0, 0]
+        assert isinstance(await fleet.run(work(), 0, 0), Finished)
+        assert isinstance(await held, Finished)
+        assert fleet.loads == 0
+
+    with_fleet(measured_family, use)
+
+
 def test_the_exact_model_is_never_gone_while_two_workers_swap(measured_family: Path) -> None:
     async def use(fleet: Fleet) -> None:
         fleet.move([0, 1])

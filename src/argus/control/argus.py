@@ -19,6 +19,7 @@ from argus.control.policy import (
     Outlook,
     Plan,
     Promise,
+    first_free,
     soonest,
 )
 
@@ -150,7 +151,8 @@ class Argus(Base):
 
     def route(self, candidate: Candidate, cluster: Cluster) -> Decision:
         if not self._coupling:
-            return Decision(EXACT, soonest(_serving(cluster), cluster), "no plan yet")
+            worker = first_free(cluster, int(self.menu.model[EXACT]))
+            return Decision(EXACT, worker, "no plan yet")
         best = self.best_level(candidate)
         at = self._random.choices(range(len(self._levels)), self._coupling[best])[0]
         v = self._levels[at]

@@ -47,14 +47,13 @@ class StepBatching:
 
 class AdditiveIncrease:
     """Clipper's (Crankshaw et al., NSDI 2017, section 4.3): one more after a batch in time, a tenth
-    less after one that was late. Those who would be late in it are dropped."""
+    less after one that was late. Those who would be late in it are dropped; where that is everyone,
+    the batch is smaller."""
 
     stepwise = False
 
     def choose(self, queue: Queue) -> tuple[int, int]:
-        size = min(queue.most, max(1, int(queue.limit)))
-        late = _late(queue, min(size, len(queue.left_s)))
-        return late, min(size, len(queue.left_s) - late)
+        return _in_time(queue, min(queue.most, max(1, int(queue.limit))))
 
     def learn(self, limit: float, in_time: bool) -> float:
         return limit + 1 if in_time else max(1.0, 0.9 * limit)
@@ -64,8 +63,9 @@ class Adaptive:
     """Proteus' (Ahmad et al., ASPLOS 2024, section 5): wait for the next request as long as a batch
     with it would still make the first deadline.
 
-    Where more wait than fill a batch, those who would be late in a full one are dropped, as Nexus
-    does (Shen et al., SOSP 2019, section 6.3); else their deadlines would keep all batches small.
+    Deviations: nobody waits for longer than the batch then takes, as on an idle server; where more
+    wait than fill a batch, those who would be late in a full one are dropped, as Nexus does (Shen
+    et al., SOSP 2019, section 6.3); else their deadlines would keep all batches small.
     """
 
     stepwise = False
@@ -84,7 +84,8 @@ class Adaptive:
         if waiting >= fits:
             return late, fits
         next_s = 1 / queue.rate if queue.rate > 0 else float("inf")
-        waits = next_s + queue.batch_s(waiting + 1) < first
+        batch_s = queue.batch_s(waiting + 1)
+        waits = next_s + batch_s < first and next_s < batch_s
         return late, 0 if waits else waiting
 
     def learn(self, limit: float, in_time: bool) -> float:
@@ -105,15 +106,22 @@ class Switch:
     def choose(self, queue: Queue) -> tuple[int, int]:
         waiting = len(queue.left_s)
         calm = queue.rate * queue.batch_s(1) < 0.9 and waiting * queue.batch_s(1) < queue.left_s[0]
-        size = min(waiting, 1 if calm else queue.most)
-        late = _late(queue, size)
-        while late == waiting and size > 1:
-            size -= 1
-            late = _late(queue, size)
-        return late, min(size, waiting - late)
+        return _in_time(queue, 1 if calm else queue.most)
 
     def learn(self, limit: float, in_time: bool) -> float:
         return limit
+
+
+def _in_time(queue: Queue, most: int) -> tuple[int, int]:
+    """How many to drop and how many to begin, in a batch of at most so many that is not late for
+    everyone."""
+    waiting = len(queue.left_s)
+    size = min(waiting, most)
+    late = _late(queue, size)
+    while late == waiting and size > 1:
+        size -= 1
+        late = _late(queue, size)
+    return late, min(size, waiting - late)
 
 
 def _late(queue: Queue, size: int) -> int:

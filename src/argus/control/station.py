@@ -23,12 +23,12 @@ SLOWEST = 50.0
 
 class Work(Protocol):
     """A request at a station. `units` are the steps it takes, `deadline_s` is when it should be
-    done and `expires_s` when there is no more sense in it, `reserved` says whether the station
-    counts on it before it is there."""
+    done and `expires_s` when there is no more sense in it, `counted_s` are the seconds that it adds
+    to the station's queue: while it waits there, or its latents are still on their way."""
 
     deadline_s: float
     units: float
-    reserved: bool
+    counted_s: float
 
     @property
     def expires_s(self) -> float: ...
@@ -75,6 +75,7 @@ class Station(Generic[W]):
     _order: itertools.count[int] = field(default_factory=itertools.count)
     _all_in_time: bool = True
     _judged: bool = True
+    _counted: int = 0
 
     @property
     def serves(self) -> int:
@@ -88,21 +89,16 @@ class Station(Generic[W]):
 
     def reserve(self, work: W, now: float) -> None:
         """Count on a request whose latents are still on their way."""
-        work.reserved = True
-        self.queued_s += self.cost_s(work)
-        self.free_at_s = max(self.free_at_s, now) + self.cost_s(work)
+        self._count(work)
+        self.free_at_s = max(self.free_at_s, now) + work.counted_s
 
     def release(self, work: W) -> None:
         """Count no longer on a request that goes elsewhere."""
-        if work.reserved:
-            self._count_off(work)
-        work.reserved = False
+        self._count_off(work)
 
     def enqueue(self, work: W, now: float) -> None:
         heapq.heappush(self.waiting, (work.deadline_s, next(self._order), work))
-        if not work.reserved:
-            self.queued_s += self.cost_s(work)
-        work.reserved = False
+        self._count(work)
         self.arrivals *= math.exp((self.arrivals_at_s - now) / RATE_MEMORY_S)
         self.arrivals, self.arrivals_at_s = self.arrivals + 1 / RATE_MEMORY_S, now
 
@@ -174,7 +170,8 @@ class Station(Generic[W]):
             left = self.making[0][0] - self.progress
             at = now + max(0.0, left) * self._step(len(self.making))
         elif self.waiting and self.alive and self.ready:
-            at = now + max(0.05, 0.1 * (self.waiting[0][0] - now))
+            deadline, _, first = self.waiting[0]
+            at = now + max(0.05, min(0.1 * (deadline - now), first.units * self._step(1)))
         else:
             at = math.inf
         free = at
@@ -188,7 +185,8 @@ class Station(Generic[W]):
     def hand_back(self, all_of_them: bool) -> list[W]:
         """Who waits here, and with `all_of_them` also who is made: they go elsewhere."""
         works = [work for _, _, work in self.waiting]
-        self.queued_s = max(0.0, self.queued_s - sum(self.cost_s(work) for work in works))
+        for work in works:
+            self._count_off(work)
         self.waiting = []
         if all_of_them:
             works += [work for _, _, work in self.making]
@@ -235,8 +233,17 @@ class Station(Generic[W]):
         self._count_off(work)
         return work
 
+    def _count(self, work: W) -> None:
+        if not work.counted_s:
+            work.counted_s = self.cost_s(work)
+            self.queued_s += work.counted_s
+            self._counted += 1
+
     def _count_off(self, work: W) -> None:
-        self.queued_s = max(0.0, self.queued_s - self.cost_s(work))
+        if work.counted_s:
+            self._counted -= 1
+            self.queued_s = max(0.0, self.queued_s - work.counted_s) if self._counted else 0.0
+            work.counted_s = 0.0
 
     def _step(self, size: int) -> float:
         return self.slowness * self.step_s(self.kind, self.model, size)

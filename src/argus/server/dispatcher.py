@@ -1,107 +1,65 @@
-"""Walks a request through: embed its prompt, find neighbours, route, run, keep the latents."""
+"""Walks a request through: prepared, it is routed, run, perhaps again, and its latents are kept."""
 
 from __future__ import annotations
 
 import asyncio
 import math
-import random
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Callable
 from concurrent.futures import Future
-from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, TypeVar
+from dataclasses import replace
+from typing import TYPE_CHECKING
 
 from PIL import Image
 
 from argus.cache.cache import Neighbour
-from argus.cache.scope import Scope
 from argus.core.errors import Expired
 from argus.core.family import EXACT, Variant
 from argus.core.job import Job
 from argus.server.foresight import Foresight
+from argus.server.intake import PATIENCE_S, Intake, Prepared, Started, timed
 from argus.server.learning import Judge
 from argus.server.metrics import Metrics
 from argus.server.model import ServedFamily
 from argus.server.order import Full, Order, Served, Shed
 from argus.server.retrieval import Retrieval
-from argus.server.slo import MARGIN, Class, Classes
 from argus.server.steering import Asked, Choice, Steering
 from argus.workers.fleet import Fleet, HandedBack, TooLate, Work
 from argus.workers.local import OnPreview
 from argus.workers.messages import Finished, WorkerError
 
 if TYPE_CHECKING:
-    from argus.quality.encoder import Embedding, PromptEncoder
+    from argus.quality.encoder import Embedding
 
-T = TypeVar("T")
-
-PATIENCE_S = 300.0  # for what a request pins, without `timeout_s`
 RETRY_S = 5  # while models are loaded
 FETCH_SHARE = 0.5  # of what is left of a deadline
-
-
-@dataclass(frozen=True)
-class Started:
-    """What there is once the first worker works: the policy in charge, and what is promised."""
-
-    steering: Steering
-    classes: Classes
-
-
-@dataclass(frozen=True)
-class _Prepared:
-    """What is known of an order before its pictures are made.
-
-    `governed` says whether Argus decides. Of `time.monotonic`, `promised_s` is when the answer is
-    promised, `due_s` a little before, and `deadline_s` when it is given up: later for what Argus
-    did not decide.
-    """
-
-    order: Order
-    slo: Class
-    scope: Scope
-    embedding: Embedding
-    negative_truncated: bool
-    looked_up: bool
-    governed: bool
-    begun_s: float
-    promised_s: float
-    due_s: float
-    deadline_s: float
-    effort: float
-    encode_ms: float
-    retrieve_ms: float
-    on_preview: OnPreview | None
 
 
 class Dispatcher:
     """Serves orders with a fleet. For use from one asyncio loop.
 
-    `encoder` and `started` may still be on their way; orders wait for them. `rollout` is the share
-    of orders that Argus decides, the others are made exactly. `judge` says what a picture is worth,
-    for policies that ask; `on_served` is told of every picture that was made.
+    `started` may still be on its way; orders wait for it. `judge` says what a picture is worth, for
+    policies that ask; `on_served` is told of every picture that was made.
     """
 
     def __init__(
         self,
         model: ServedFamily,
-        encoder: Future[PromptEncoder],
+        intake: Intake,
         started: Future[Started],
         retrieval: Retrieval,
         fleet: Fleet,
         foresight: Foresight,
         metrics: Metrics,
         queue_limit: int,
-        timeout_s: float | None = None,
-        rollout: float = 1.0,
         judge: Judge | None = None,
         on_served: Callable[[Order, Embedding, Served], None] = lambda order, embedding, made: None,
     ) -> None:
-        self._model, self._family = model, model.family
-        self._encoder, self._started = encoder, started
+        self._family = model.family
+        self._intake, self._started = intake, started
         self._retrieval, self._fleet, self._foresight = retrieval, fleet, foresight
-        self._metrics, self._limit, self._rollout = metrics, queue_limit, rollout
-        self._timeout_s, self._judge, self._on_served = timeout_s, judge, on_served
+        self._metrics, self._limit = metrics, queue_limit
+        self._judge, self._on_served = judge, on_served
         steps = model.menu.steps.tolist()
         self._units = dict(zip(model.menu.variants, steps, strict=True))
         self._extra = self._units[EXACT] - self._family.exact.steps
@@ -135,78 +93,18 @@ class Dispatcher:
             self._metrics.in_flight.set(self._in_flight)
 
     async def _serve(self, order: Order, on_preview: OnPreview | None) -> list[Served]:
-        prepared, neighbours = await self._prepare(order, on_preview)
-        tasks = [
-            asyncio.create_task(
-                self._counted(prepared, i, neighbours[i] if i < len(neighbours) else None)
-            )
-            for i in range(order.count)
-        ]
+        prepared = await self._intake.prepare(order, on_preview)
+        tasks = [asyncio.create_task(self._counted(prepared, i)) for i in range(order.count)]
         try:
             return list(await asyncio.gather(*tasks))
         finally:
             for task in tasks:
                 task.cancel()
 
-    async def _prepare(
-        self, order: Order, on_preview: OnPreview | None
-    ) -> tuple[_Prepared, list[Neighbour]]:
-        arrived_s = time.monotonic()
-        encoder = await asyncio.shield(asyncio.wrap_future(self._encoder))
-        started = await asyncio.shield(asyncio.wrap_future(self._started))
-        loaded_s = time.monotonic()
-        slo, effort = started.classes[order.slo], self._effort(order)
-        governed = random.random() < self._rollout
-        allowed_s = slo.promise.deadline_s + (order.count - 1) * started.classes.exact_s
-        allowed_s = math.inf if order.pinned else effort * allowed_s
-        promised_s, due_s = loaded_s + allowed_s, loaded_s + (1 - MARGIN) * allowed_s
-        deadline_s = loaded_s + (self._timeout_s or PATIENCE_S)
-        if governed and not order.pinned:
-            limited = self._timeout_s is not None
-            deadline_s = min(promised_s, deadline_s) if limited else promised_s
-        embedding, embed_ms = await _timed(asyncio.to_thread(encoder.embed, order.prompt))
-        scope = self._model.scope(
-            order.namespace, order.width, order.height, order.guidance, order.negative_prompt
-        )
-        neighbours: list[Neighbour] = []
-        find_ms = 0.0
-        looks_up = order.cached and order.steps is None
-        if looks_up:
-            # Pictures of one request resume from different neighbours: with a sampler that adds
-            # no noise, those resumed from the same latents would all be the same.
-            search = self._retrieval.find(scope, embedding.vector, order.count)
-            neighbours, find_ms = await _timed(search)
-        prepared = _Prepared(
-            order,
-            slo,
-            scope,
-            embedding,
-            bool(order.negative_prompt) and encoder.truncates(order.negative_prompt),
-            looks_up,
-            governed,
-            arrived_s,
-            promised_s,
-            due_s,
-            deadline_s,
-            effort,
-            embed_ms,
-            find_ms,
-            on_preview,
-        )
-        return prepared, neighbours
-
-    def _effort(self, order: Order) -> float:
-        """How many times the work of the family's own size and guidance an order's pictures are."""
-        exact = self._family.exact
-        area = order.width * order.height / (exact.width * exact.height)
-        return area * (1 + (order.guidance > 1)) / (1 + (exact.guidance > 1))
-
-    async def _counted(
-        self, prepared: _Prepared, number: int, neighbour: Neighbour | None
-    ) -> Served:
+    async def _counted(self, prepared: Prepared, number: int) -> Served:
         outcome = "failed"
         try:
-            served = await self._make(prepared, number, neighbour)
+            served = await self._make(prepared, number)
             outcome = "on time" if served.on_time else "late"
             return served
         except Shed:
@@ -221,9 +119,10 @@ class Dispatcher:
         finally:
             self._metrics.outcomes.labels(prepared.order.slo, outcome).inc()
 
-    async def _make(self, prepared: _Prepared, number: int, neighbour: Neighbour | None) -> Served:
+    async def _make(self, prepared: Prepared, number: int) -> Served:
         """One picture: routed until a worker makes it, and again if the policy doubts it."""
         order, steering = prepared.order, self._started.result().steering
+        neighbour = prepared.neighbour(number)
         begun = time.perf_counter()
         prediction = self._foresight.predict(
             prepared.embedding.vector, neighbour.similarity if neighbour else None
@@ -232,6 +131,7 @@ class Dispatcher:
         fetch_ms, broken, counted, shown = 0.0, False, False, -1
         replacing: str | None = None
         hopeless: str | None = None  # the variant that there is no time for any more
+        doubted: tuple[Work, Choice, Finished] | None = None  # better than none
 
         def show(index: int, image: Image.Image) -> None:
             nonlocal shown
@@ -258,8 +158,14 @@ class Dispatcher:
             if not counted and not order.pinned:
                 steering.arrived(asked, prepared.governed)
                 counted = True
-            routing = self._choose(prepared, asked, broken, replacing)
-            choice, took_ms = await _timed(routing)
+            try:
+                routing = self._choose(prepared, asked, broken, replacing)
+                choice, took_ms = await timed(routing)
+            except WorkerError:
+                if doubted is None:
+                    raise
+                work, choice, run = doubted
+                break
             route_ms += took_ms
             if choice.variant == hopeless:
                 choice = replace(choice, worker=None)
@@ -278,7 +184,7 @@ class Dispatcher:
                 limit_s = FETCH_SHARE * max(0.0, asked.left_s)
                 try:
                     fetch = self._retrieval.fetch(neighbour, variant.skip, limit_s)
-                    work.start, took_ms = await _timed(fetch)
+                    work.start, took_ms = await timed(fetch)
                 except BaseException:
                     self._fleet.release(work, choice.worker)
                     raise
@@ -290,7 +196,10 @@ class Dispatcher:
             try:
                 run = await self._fleet.run(work, choice.worker, self._models[choice.variant])
             except TooLate:
-                if order.pinned or not prepared.governed:
+                if doubted is not None:
+                    work, choice, run = doubted
+                    break
+                if order.pinned or not prepared.governed or hopeless is not None:
                     raise
                 hopeless = choice.variant
                 continue
@@ -298,10 +207,12 @@ class Dispatcher:
                 deaths = work.deaths
                 if time.monotonic() >= prepared.deadline_s:
                     raise Expired("The deadline passed while workers changed.") from None
+                await asyncio.sleep(0)
                 continue
             if steering.policy.reviews and replacing is None and prepared.governed:
                 replacing = await self._doubted(steering, asked, order, choice, run)
                 if replacing is not None and time.monotonic() < prepared.deadline_s:
+                    doubted = work, choice, run
                     continue
             break
         if run.kept:
@@ -318,7 +229,7 @@ class Dispatcher:
         self._on_served(order, prepared.embedding, served)
         return served
 
-    async def _some_worker(self, prepared: _Prepared) -> None:
+    async def _some_worker(self, prepared: Prepared) -> None:
         """Wait until any worker is ready. Raises Shed if none is in time."""
         left_s = prepared.deadline_s - time.monotonic()
         try:
@@ -330,7 +241,7 @@ class Dispatcher:
 
     async def _choose(
         self,
-        prepared: _Prepared,
+        prepared: Prepared,
         asked: Asked,
         broken: bool,
         replacing: str | None,
@@ -354,7 +265,7 @@ class Dispatcher:
             choice = choice.because(f"{choice.reason}; the neighbour's latents are unusable")
         return choice
 
-    async def _held(self, variant: str, reason: str, prepared: _Prepared, asked: Asked) -> Choice:
+    async def _held(self, variant: str, reason: str, prepared: Prepared, asked: Asked) -> Choice:
         """A choice that is made whatever the policy says, by whoever holds the variant's model."""
         model = self._models[variant]
         if model not in self._fleet.targets:
@@ -375,7 +286,7 @@ class Dispatcher:
                 return name, f"no latents for the pinned {variant} are cached"
         return variant, "the request pins this variant"
 
-    def _work(self, prepared: _Prepared, variant: Variant, name: str, number: int) -> Work:
+    def _work(self, prepared: Prepared, variant: Variant, name: str, number: int) -> Work:
         order = prepared.order
         steps = order.steps or variant.steps
         guidance = order.guidance if order.own_guidance or order.pinned else variant.guidance
@@ -421,7 +332,7 @@ class Dispatcher:
 
     def _served(
         self,
-        prepared: _Prepared,
+        prepared: Prepared,
         job: Job,
         choice: Choice,
         run: Finished,
@@ -478,10 +389,3 @@ class Dispatcher:
             metrics.price.set(served.price)
         for stage, spent in served.timings_ms.items():
             metrics.stages.labels(stage).observe(spent / 1000)
-
-
-async def _timed(awaitable: Awaitable[T]) -> tuple[T, float]:
-    """What is awaited, and the milliseconds it took."""
-    begun = time.perf_counter()
-    result = await awaitable
-    return result, 1000 * (time.perf_counter() - begun)

@@ -19,7 +19,7 @@ from PIL import Image
 
 from argus.config import Settings
 from argus.control.menu import EXACT
-from argus.core.errors import ArgusError, ModelError
+from argus.core.errors import ModelError
 from argus.core.family import EXACT as EXACT_NAME
 from argus.lab.retraining import FEWEST_SAMPLES
 from argus.quality.drift import Drift
@@ -30,7 +30,7 @@ from argus.server.model import PREDICTOR, ServedFamily
 from argus.server.order import Order, Served
 from argus.server.samples import Sample, Samples
 from argus.server.storage import catalogue_url
-from argus.workers.fleet import Fleet, HandedBack, Work
+from argus.workers.fleet import Fleet, Work
 
 if TYPE_CHECKING:
     from argus.quality.encoder import Embedding
@@ -105,6 +105,7 @@ class Learning:
         self._training: asyncio.Task[None] | None = None
         self._url = catalogue_url(settings)
         self._samples: Samples | None = None
+        self._in_force = model.predictor_folder
         self.drift = _drift_of(foresight.predictor)
 
     def served(self, order: Order, embedding: Embedding, made: Served) -> None:
@@ -138,8 +139,8 @@ class Learning:
                 continue
             try:
                 await self.measure(self._waiting.popleft())
-            except (ArgusError, HandedBack, OSError) as error:
-                log.warning("A served picture could not be measured: %s", error)
+            except Exception as error:
+                log.warning("A served picture could not be measured: %r", error)
 
     async def measure(self, one: _Waiting) -> Sample | None:
         """Make a served picture's exact twin and compare them; None if nobody can make it now."""
@@ -210,7 +211,7 @@ class Learning:
         aside = folder.with_name(f"{PREDICTOR}.new")
         process = await asyncio.create_subprocess_exec(
             *COMMAND, "train", self._settings.family or self._model.family.name,
-            "--from-catalogue", self._url, "--predictor", str(self._model.predictor_folder),
+            "--from-catalogue", self._url, "--predictor", str(self._in_force),
             "--out", str(aside), stderr=asyncio.subprocess.PIPE,
             stdout=asyncio.subprocess.DEVNULL, preexec_fn=_politely,
         )  # fmt: skip
@@ -231,8 +232,11 @@ class Learning:
             self._foresight.predictor = Predictor.load(folder, made_for)
             self.drift = _drift_of(self._foresight.predictor)
             self._alarm("errors", False)
+            self._in_force = folder
             self._metrics.retrained.labels("accepted").inc()
             log.warning("The new predictor is in force")
+            if self._settings.predictor is not None:
+                log.warning("The setting `predictor` names another; the next start takes that")
 
     def close(self) -> None:
         self._judge.close()

@@ -77,6 +77,9 @@ class Retrieval:
             self._breaker.failure()
             log.warning("Latents cannot be fetched: %r", error)
             return None
+        except asyncio.CancelledError:
+            self._breaker.abandon()
+            raise
         self._breaker.success()  # even if they are gone: the store answers
         return None if latents is None else pack(latents)
 

@@ -22,9 +22,10 @@ from argus.control.menu import EXACT
 from argus.control.policy import Promise
 from argus.core.errors import ModelError
 from argus.core.family import Variant
-from argus.server.dispatcher import Dispatcher, Started
+from argus.server.dispatcher import Dispatcher
 from argus.server.errors import ApiError, invalid
 from argus.server.foresight import Foresight
+from argus.server.intake import Intake, Started
 from argus.server.keys import KeyRing
 from argus.server.learning import Judge, Learning
 from argus.server.metrics import Metrics
@@ -81,10 +82,12 @@ class Service:
         )
         share = 1.0 if settings.rollout is None else settings.rollout
         self.rollout = 0.0 if settings.shadow and settings.rollout is None else share
+        intake = Intake(
+            model, self._encoder, self._started, self.retrieval, self.rollout, settings.timeout_s
+        )
         self.dispatcher = Dispatcher(
-            model, self._encoder, self._started, self.retrieval, self.fleet, self.foresight,
-            self.metrics, settings.queue_limit, settings.timeout_s, self.rollout, self.judge,
-            self.learning.served,
+            model, intake, self._started, self.retrieval, self.fleet, self.foresight,
+            self.metrics, settings.queue_limit, self.judge, self.learning.served,
         )  # fmt: skip
         self._tasks: list[asyncio.Task[None]] = []
         self.draining = False

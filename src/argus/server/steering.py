@@ -146,7 +146,8 @@ class Steering:
             wait for wait, held in zip(cluster.wait_s, cluster.models, strict=True) if held >= 0
         ]
         cheapest = asked.effort * float(self._menu.alone_s.min())
-        late_s = min(waits, default=0.0) + cheapest - asked.left_s / self._fleet.scale
+        left_s = asked.left_s / self._fleet.scale if math.isfinite(asked.left_s) else 0.0
+        late_s = min(waits, default=0.0) + cheapest - left_s
         return max(1, math.ceil(late_s * self._fleet.scale))
 
     def saved_s(self, variant: str) -> float:

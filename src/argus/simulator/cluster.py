@@ -249,9 +249,10 @@ class Simulation:
         """There is no time left for a request as it is; the policy may know a faster way."""
         candidate = self._candidate(job, self._is_near(job.number))
         decision = self.policy.route(candidate, self._state())
-        if decision.worker is None or decision.variant == job.variant:
+        if decision.worker is None or decision.variant == job.variant or job.hopeless:
             self._end(job, DROPPED)
         else:
+            job.hopeless = True
             self._send(job, decision.variant, decision.worker)
 
     def _wake(self, worker: Worker, version: int) -> None:
@@ -285,8 +286,10 @@ class Simulation:
 
     def _end(self, job: Job, outcome: int, variant: int = -1, quality: float = 0.0) -> None:
         requests, number = self.requests, job.number
-        if outcome == DROPPED and job.first is not None:  # a first picture was made, and doubted
-            outcome = LATE
+        if outcome == DROPPED and job.first is not None:  # the doubted picture is better than none
+            outcome = LATE if self.now > job.expires_s else ON_TIME
+            variant = job.first
+            quality = float(self._truth[int(requests.prompt[number]), variant])
         requests.outcome[number] = outcome
         requests.ended_s[number] = self.now
         requests.variant[number] = variant
@@ -414,7 +417,8 @@ class Simulation:
         worker.slowness = factor
         logarithms = [math.log(one.slowness) for one in self.workers]
         self._scale = math.exp(sum(logarithms) / len(logarithms))
-        self._go_on(worker)
+        if worker.ready or worker.making:  # a load goes on as it was
+            self._go_on(worker)
 
     def slow_store(self, factor: float) -> None:
         """Retrievals take `factor` times as long from now on."""

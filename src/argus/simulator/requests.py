@@ -44,7 +44,8 @@ class Requests:
 class Job:
     """A request on its way to a picture. Policies know `deadline_s`, a margin before `expires_s`,
     which was promised. `units` are the steps it takes, `first` the variant of a picture that was
-    made before and did not do, `reserved` whether a worker counts on it."""
+    made before and did not do, `counted_s` the seconds that a worker counts on for it; `hopeless`
+    ones had no time left for another variant."""
 
     number: int
     deadline_s: float
@@ -53,4 +54,5 @@ class Job:
     units: float = 0.0
     usable: bool = True
     first: int | None = None
-    reserved: bool = False
+    counted_s: float = 0.0
+    hopeless: bool = False

@@ -50,7 +50,7 @@ class Work:
     keep: tuple[int, ...] = ()
     previews: int = 0
     on_preview: OnPreview | None = None
-    reserved: bool = False
+    counted_s: float = 0.0
     deaths: int = 0
     answer: asyncio.Future[Finished] = field(
         default_factory=lambda: asyncio.get_running_loop().create_future()
@@ -254,6 +254,8 @@ class Fleet:
         sound = [0 if model in self._broken else model for model in targets]
         self._targets = self._with_pinned(sound)
         for station in self.stations:
+            self._settle(station)
+        for station in self.stations:
             self._drain(station)
 
     def require(self, model: int) -> None:
@@ -331,11 +333,14 @@ class Fleet:
         return station.model != 0 or 0 in serving or not wanted
 
     def _settle(self, station: Station[Work]) -> None:
-        """Load what a drained worker is to hold."""
+        """Load what a drained worker is to hold; it works again if that is what it holds."""
         worker, target = self.workers[station.number], self._targets[station.number]
-        if station.ready or not station.alive or station.making:
+        if station.ready or not station.alive or worker.state is not State.READY:
             return
-        if worker.state is State.READY and station.model != target:
+        if station.model == target:
+            station.elapse(time.monotonic())
+            station.ready = True
+        elif not station.making:
             station.model = target
             self.loads += 1
             worker.load(replace(self._models[target], device=worker.model.device))
