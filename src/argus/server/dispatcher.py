@@ -255,9 +255,7 @@ class Dispatcher:
         choice = steering.choose(asked)
         if prepared.governed and choice.worker is None and self._fleet.idle and self._fleet.ready:
             # Nobody waits for anything: better late than refused.
-            reason = f"{choice.reason}, and nobody else waits"
-            late = await self._held(EXACT, reason, prepared, asked)
-            return replace(late, patient=True)
+            choice = steering.however_late(asked, f"{choice.reason}, and nobody else waits")
         if not prepared.governed:
             self._record(choice)
             return await self._held(EXACT, self._would_be(choice), prepared, asked)

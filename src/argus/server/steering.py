@@ -16,7 +16,7 @@ import numpy as np
 from argus.control.forecast import Forecast
 from argus.control.menu import EXACT, Menu
 from argus.control.policies import new_policy
-from argus.control.policy import Candidate, Decision, Outlook, Policy, Promise
+from argus.control.policy import Candidate, Decision, Outlook, Policy, Promise, first_free
 from argus.core.errors import BadRequest
 from argus.core.family import Family, skip_name
 from argus.server.metrics import Metrics
@@ -133,6 +133,17 @@ class Steering:
     def forced(self, variant: str, worker: int, reason: str, asked: Asked) -> Choice:
         """A variant made by a worker, whatever the policy says."""
         return self._choice(Decision(self._names[variant], worker, reason), asked)
+
+    def however_late(self, asked: Asked, reason: str) -> Choice:
+        """The best that a worker can make now, whenever that is done."""
+        candidate, cluster = self._candidate(asked), self._fleet.cluster()
+        held, model = set(cluster.models), self._menu.model.tolist()
+        able = [v for v, allowed in enumerate(candidate.allowed) if allowed and model[v] in held]
+        if not able:
+            return self._choice(Decision(EXACT, None, reason), asked)
+        best = max(able, key=lambda v: candidate.quality[v])
+        worker = first_free(cluster, model[best])
+        return replace(self._choice(Decision(best, worker, reason), asked), patient=True)
 
     def again(self, asked: Asked, variant: str, judged: float) -> str | None:
         """The variant that is to replace a picture that was made, None if it will do."""
