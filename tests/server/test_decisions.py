@@ -128,6 +128,19 @@ def test_what_cannot_be_in_time_is_shed_with_when_to_come_back(
         assert server.generate("a last fish").status_code == 200
 
 
+def test_where_nobody_waits_late_is_better_than_refused_and_moves_no_model(
+    measured_family: Path, tmp_path: Path
+) -> None:
+    hasty = {"default": SloClass(latency="0.001s")}
+    with running(settings(measured_family, tmp_path, slo=hasty)) as server:
+        server.service.fleet.move([1, 1])
+        wait_until(lambda: server.service.fleet.cluster().models == [1, 1])
+        made = server.generate("a hasty fish").json()["argus"][0]
+        assert (made["variant"], made["on_time"]) == ("other", False)
+        assert "nobody else waits" in made["reason"]
+        assert server.service.fleet.targets == [1, 1]
+
+
 def test_keys_have_classes(measured_family: Path, tmp_path: Path) -> None:
     file = tmp_path / "keys.txt"
     key = add_key(file, "alice")

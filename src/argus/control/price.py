@@ -28,7 +28,7 @@ STRATEGIES = ("exact", "cache", "model", "steps")  # refining is MoDM's
 MOVED, STALE_S = 0.05, 300.0  # a plan is kept while rates stay within a share, so long
 MOVES = 0.25  # the most workers that may load at once, as a share
 STICKY = 0.02  # of quality, that a load must bring to what a worker serves
-SPARE, BUSIEST = 0.3, 0.95  # of n workers 1 - SPARE/√n may be busy, but no more than BUSIEST
+SPARE, BUSIEST = 0.75, 0.95  # of n workers and a deadline of x pictures 1 - SPARE/√(nx) are busy
 
 
 class Price(Base):
@@ -99,12 +99,14 @@ class Price(Base):
         return Plan(models, {"price": float(np.nanmax(plan.prices, initial=0.0))})
 
     def _tuned(self, rate: float, workers: int) -> planner.Tuning:
-        """Square-root staffing (Halfin and Whitt 1981): the fewer share a burst of chance, the more
-        of each must be spare. A load costs more than its time: who waits there goes elsewhere."""
+        """Square-root staffing (Halfin and Whitt 1981): the fewer share a burst of chance, and the
+        less time there is to wait, the more of each must be spare. A load costs more than its time:
+        who waits there goes elsewhere."""
         if self._tuning is not None:
             return self._tuning
+        alone = self.deadline_s / self.menu.slo_s  # how often an exact picture fits in
         return planner.Tuning(
-            utilisation=min(BUSIEST, 1 - SPARE / workers**0.5),
+            utilisation=min(BUSIEST, max(0.5, 1 - SPARE / (workers * alone) ** 0.5)),
             load_loss=STICKY * rate / workers,
         )
 

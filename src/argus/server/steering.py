@@ -103,7 +103,8 @@ class Steering:
         self._recent: deque[tuple[list[float], list[bool], int]] = deque(maxlen=RECENT)
         self._count = self._counted = self._seen = 0  # in all, till the last window, the last look
         self._looked = time.monotonic()
-        self._planned_scale = scale
+        self._pace = math.log(scale)  # of the workers, over about a window
+        self._planned_pace = self._pace
         self._planned: list[int] = []  # only where the policy moves nothing
         self.usable = 1.0
         self.changed = asyncio.Event()
@@ -174,6 +175,7 @@ class Steering:
             try:
                 await asyncio.wait_for(self.changed.wait(), pause)
             except TimeoutError:
+                self._pace += (math.log(self._fleet.scale) - self._pace) / WATCHES
                 jumped = self._is_burst()
                 if watch % WATCHES == 0:
                     self._forecast.add(self._count - self._counted)
@@ -190,12 +192,12 @@ class Steering:
         """Ask the policy what the workers are to hold, and have them hold it."""
         outlook = self._outlook()
         if self._is_slower():
-            self._planned_scale = self._fleet.scale
-            self.policy.promise(self._classes.promises(self._planned_scale))
+            self._planned_pace = self._pace
+            self.policy.promise(self._classes.promises(math.exp(self._pace)))
         plan = self.policy.plan(outlook)
         for name, value in plan.figures.items():
             self._metrics.figures.labels(name.replace(" ", "_")).set(value)
-        self._metrics.rate.set(outlook.rate / self._fleet.scale)
+        self._metrics.rate.set(self._forecast.next())
         models = [int(model) for model in plan.models]
         if self._rollout > 0:
             self._fleet.move(models)
@@ -216,7 +218,7 @@ class Steering:
 
     def _is_slower(self) -> bool:
         """Whether workers are no more as fast as the last plan took them for."""
-        return abs(math.log(self._fleet.scale / self._planned_scale)) > SLOWER
+        return abs(self._pace - self._planned_pace) > SLOWER
 
     def _outlook(self) -> Outlook:
         cluster, fleet = self._fleet.cluster(), self._fleet
@@ -224,7 +226,7 @@ class Steering:
         recent = list(self._recent)
         return Outlook(
             now_s=cluster.now_s,
-            rate=self._forecast.next() * fleet.scale,
+            rate=self._forecast.next() * math.exp(self._pace),
             quality=np.array([row for row, _, _ in recent], float).reshape(-1, count),
             allowed=np.array([row for _, row, _ in recent], bool).reshape(-1, count),
             promise=np.array([index for _, _, index in recent], np.int64),

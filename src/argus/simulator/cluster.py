@@ -104,7 +104,8 @@ class Simulation:
         for topic in range(-world.drawing.capacity, 0):
             self.cache.add(topic)
         self.store_slowness = 1.0
-        self._scale = self._planned_scale = 1.0
+        self._scale = 1.0  # of the workers' slowness now; of its logarithm, over about a window:
+        self._pace = self._planned_pace = 0.0
         self.usable = 1.0
         self._recent: deque[tuple[int, bool]] = deque(maxlen=RECENT)
         self._forecast = Forecast(window_s)
@@ -317,6 +318,7 @@ class Simulation:
     def _watch(self) -> None:
         count, elapsed = self._count - self._seen, self._window_s / WATCHES
         self._seen = self._count
+        self._pace += (math.log(self._scale) - self._pace) / WATCHES
         unknown = self._forecast.level is None
         if unknown or self._forecast.is_burst(count, elapsed):
             self._forecast.jump(count / elapsed)
@@ -328,13 +330,13 @@ class Simulation:
 
     def _is_slower(self) -> bool:
         """Whether workers are no more as fast as the last plan took them for."""
-        return abs(math.log(self._scale / self._planned_scale)) > SLOWER
+        return abs(self._pace - self._planned_pace) > SLOWER
 
     def _plan(self) -> None:
         rate = self._forecast.next() if self._known_rate is None else self._known_rate(self.now)
         if self._is_slower():
-            self._planned_scale = self._scale
-            left_s = (1 - self._margin) * self.promise.deadline_s / self._scale
+            self._planned_pace = self._pace
+            left_s = (1 - self._margin) * self.promise.deadline_s / math.exp(self._pace)
             self.policy.promise([replace(self.promise, deadline_s=left_s)])
         menu, state = self.world.menu, self._state()
         prompts = np.array([prompt for prompt, _ in self._recent], dtype=np.int64)
@@ -342,7 +344,7 @@ class Simulation:
         skips = np.array(self._skips)
         outlook = Outlook(
             now_s=self.now,
-            rate=rate * self._scale,
+            rate=rate * math.exp(self._pace),
             quality=self._told[prompts].reshape(len(prompts), len(menu.variants)),
             allowed=~skips[None, :] | near[:, None],
             promise=np.zeros(len(prompts), dtype=np.int64),
