@@ -90,7 +90,7 @@ def beaten(
             "price/best blind": mean["price"] / max(max(mean[name] for name in BLIND), 1e-9),
             "price/oracle": mean["price"] / max(mean["oracle"], 1e-9),
         }
-    Console(width=160).print(table)
+    Console(width=200).print(table)
     print_ratios(result)
     if as_json:
         print(json.dumps(result))
