@@ -9,7 +9,7 @@ from __future__ import annotations
 import heapq
 import itertools
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Generic, Protocol, TypeVar
 
@@ -35,6 +35,11 @@ class Work(Protocol):
 
 
 W = TypeVar("W", bound=Work)
+
+
+def mean_slowness(stations: Sequence[Station[W]]) -> float:
+    """The geometric mean of the stations' slowness."""
+    return math.exp(sum(math.log(one.slowness) for one in stations) / len(stations))
 
 
 @dataclass

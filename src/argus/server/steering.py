@@ -15,6 +15,7 @@ import numpy as np
 
 from argus.control.forecast import Forecast
 from argus.control.menu import EXACT, Menu
+from argus.control.pace import WATCHES, Pace
 from argus.control.policies import new_policy
 from argus.control.policy import Candidate, Decision, Outlook, Policy, Promise, first_free
 from argus.core.errors import BadRequest
@@ -28,9 +29,7 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-WATCHES = 6  # a burst is looked for so often a window
 RECENT = 1000
-SLOWER = 0.1  # logarithm of the change that makes a plan outdated
 FUTURE = ("oracle",)  # they know what is to come
 
 
@@ -103,8 +102,7 @@ class Steering:
         self._recent: deque[tuple[list[float], list[bool], int]] = deque(maxlen=RECENT)
         self._count = self._counted = self._seen = 0  # in all, till the last window, the last look
         self._looked = time.monotonic()
-        self._pace = math.log(scale)  # of the workers, over about a window
-        self._planned_pace = self._pace
+        self._pace = Pace(scale)
         self._planned: list[int] = []  # only where the policy moves nothing
         self.usable = 1.0
         self.changed = asyncio.Event()
@@ -175,12 +173,12 @@ class Steering:
             try:
                 await asyncio.wait_for(self.changed.wait(), pause)
             except TimeoutError:
-                self._pace += (math.log(self._fleet.scale) - self._pace) / WATCHES
+                self._pace.saw(self._fleet.scale)
                 jumped = self._is_burst()
                 if watch % WATCHES == 0:
                     self._forecast.add(self._count - self._counted)
                     self._counted = self._count
-                elif not jumped and not self._is_slower():
+                elif not jumped and not self._pace.outdated:
                     continue
             self.changed.clear()
             try:
@@ -191,9 +189,9 @@ class Steering:
     def plan(self) -> None:
         """Ask the policy what the workers are to hold, and have them hold it."""
         outlook = self._outlook()
-        if self._is_slower():
-            self._planned_pace = self._pace
-            self.policy.promise(self._classes.promises(math.exp(self._pace)))
+        if self._pace.outdated:
+            self._pace.planned()
+            self.policy.promise(self._classes.promises(self._pace.slowness))
         plan = self.policy.plan(outlook)
         for name, value in plan.figures.items():
             self._metrics.figures.labels(name.replace(" ", "_")).set(value)
@@ -216,17 +214,13 @@ class Steering:
             return True
         return False
 
-    def _is_slower(self) -> bool:
-        """Whether workers are no more as fast as the last plan took them for."""
-        return abs(self._pace - self._planned_pace) > SLOWER
-
     def _outlook(self) -> Outlook:
         cluster, fleet = self._fleet.cluster(), self._fleet
         count = len(self._menu.variants)
         recent = list(self._recent)
         return Outlook(
             now_s=cluster.now_s,
-            rate=self._forecast.next() * math.exp(self._pace),
+            rate=self._forecast.next() * self._pace.slowness,
             quality=np.array([row for row, _, _ in recent], float).reshape(-1, count),
             allowed=np.array([row for _, row, _ in recent], bool).reshape(-1, count),
             promise=np.array([index for _, _, index in recent], np.int64),

@@ -14,16 +14,16 @@ import numpy as np
 
 from argus.control.forecast import Forecast
 from argus.control.menu import EXACT
+from argus.control.pace import WATCHES, Pace
 from argus.control.policy import Candidate, Cluster, Outlook, Policy, Promise, first_free
+from argus.control.station import mean_slowness
 from argus.simulator.cache import SimilarityCache, VirtualCache
 from argus.simulator.requests import DROPPED, LATE, ON_TIME, SHED, Job, Requests
 from argus.simulator.workers import Worker
 from argus.simulator.world import World
 
 WINDOW_S = 30.0
-WATCHES = 6  # a burst is looked for so often a window
 RECENT = 1000
-SLOWER = 0.1  # logarithm of the change of the workers' speed that makes a plan outdated
 USABLE_MEMORY, HOPE = 0.02, 0.05  # a failing store is believed to mend, a little every window
 
 Happening = Callable[["Simulation"], None]
@@ -104,8 +104,7 @@ class Simulation:
         for topic in range(-world.drawing.capacity, 0):
             self.cache.add(topic)
         self.store_slowness = 1.0
-        self._scale = 1.0  # of the workers' slowness now; of its logarithm, over about a window:
-        self._pace = self._planned_pace = 0.0
+        self._scale, self._pace = 1.0, Pace()  # the workers' slowness now, and over a window
         self.usable = 1.0
         self._recent: deque[tuple[int, bool]] = deque(maxlen=RECENT)
         self._forecast = Forecast(window_s)
@@ -318,25 +317,21 @@ class Simulation:
     def _watch(self) -> None:
         count, elapsed = self._count - self._seen, self._window_s / WATCHES
         self._seen = self._count
-        self._pace += (math.log(self._scale) - self._pace) / WATCHES
+        self._pace.saw(self._scale)
         unknown = self._forecast.level is None
         if unknown or self._forecast.is_burst(count, elapsed):
             self._forecast.jump(count / elapsed)
             self._plan()
-        elif self._is_slower():
+        elif self._pace.outdated:
             self._plan()
         if self.now < self.requests.arrived_s[-1]:
             self._at(self.now + self._window_s / WATCHES, self._watch)
 
-    def _is_slower(self) -> bool:
-        """Whether workers are no more as fast as the last plan took them for."""
-        return abs(self._pace - self._planned_pace) > SLOWER
-
     def _plan(self) -> None:
         rate = self._forecast.next() if self._known_rate is None else self._known_rate(self.now)
-        if self._is_slower():
-            self._planned_pace = self._pace
-            left_s = (1 - self._margin) * self.promise.deadline_s / math.exp(self._pace)
+        if self._pace.outdated:
+            self._pace.planned()
+            left_s = (1 - self._margin) * self.promise.deadline_s / self._pace.slowness
             self.policy.promise([replace(self.promise, deadline_s=left_s)])
         menu, state = self.world.menu, self._state()
         prompts = np.array([prompt for prompt, _ in self._recent], dtype=np.int64)
@@ -344,7 +339,7 @@ class Simulation:
         skips = np.array(self._skips)
         outlook = Outlook(
             now_s=self.now,
-            rate=rate * math.exp(self._pace),
+            rate=rate * self._pace.slowness,
             quality=self._told[prompts].reshape(len(prompts), len(menu.variants)),
             allowed=~skips[None, :] | near[:, None],
             promise=np.zeros(len(prompts), dtype=np.int64),
@@ -417,8 +412,7 @@ class Simulation:
         worker = self.workers[number]
         self._settle(worker, worker.advance(self.now))
         worker.slowness = factor
-        logarithms = [math.log(one.slowness) for one in self.workers]
-        self._scale = math.exp(sum(logarithms) / len(logarithms))
+        self._scale = mean_slowness(self.workers)
         if worker.ready or worker.making:  # a load goes on as it was
             self._go_on(worker)
 

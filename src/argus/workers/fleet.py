@@ -14,7 +14,7 @@ from dataclasses import dataclass, field, replace
 from argus.control.batching import Batching
 from argus.control.menu import Menu
 from argus.control.policy import Cluster, soonest
-from argus.control.station import Station
+from argus.control.station import Station, mean_slowness
 from argus.core.errors import Expired
 from argus.core.job import Job
 from argus.workers.local import LocalWorker, OnPreview, State
@@ -102,7 +102,7 @@ class Fleet:
     @property
     def scale(self) -> float:
         """The mean of the stations' slowness."""
-        return math.exp(sum(math.log(one.slowness) for one in self.stations) / len(self.stations))
+        return mean_slowness(self.stations)
 
     @property
     def targets(self) -> list[int]:
