@@ -367,7 +367,7 @@ class Dispatcher:
             decision_ms=decision_ms,
             worker=choice.worker,
             slo=order.slo,
-            deadline_s=prepared.promised_s - prepared.begun_s,
+            deadline_s=prepared.allowed_s,
             on_time=now <= prepared.promised_s,
             quality=None if free else choice.quality,
             low=None if free else choice.low,

@@ -40,10 +40,10 @@ class Started:
 class Prepared:
     """An order, its prompt's embedding and neighbours, and what it is promised.
 
-    `governed` says whether Argus decides. Of `time.monotonic`, `promised_s` is when the answer is
-    promised, `due_s` a little before, and `deadline_s` when it is given up: later for what Argus
-    did not decide. `effort` is how many times the work of the family's own size and guidance a
-    picture is.
+    `governed` says whether Argus decides. The answer is promised within `allowed_s` of arrival, or
+    of when the server could serve at all. Of `time.monotonic`, that is `promised_s`; `due_s` is a
+    little before, and `deadline_s` when it is given up: later for what Argus did not decide.
+    `effort` is how many times the work of the family's own size and guidance a picture is.
     """
 
     order: Order
@@ -55,6 +55,7 @@ class Prepared:
     looked_up: bool
     governed: bool
     begun_s: float
+    allowed_s: float
     promised_s: float
     due_s: float
     deadline_s: float
@@ -120,6 +121,7 @@ class Intake:
             looked_up=looks_up,
             governed=governed,
             begun_s=begun_s,
+            allowed_s=allowed_s,
             promised_s=promised_s,
             due_s=loaded_s + (1 - MARGIN) * allowed_s,
             deadline_s=deadline_s,
