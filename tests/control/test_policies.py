@@ -57,6 +57,12 @@ def test_a_queue_raises_prices_before_the_next_plan() -> None:
     assert chosen == [EXACT, FAR]
 
 
+def test_price_gives_fewer_steps_where_an_exact_picture_would_only_just_be_in_time() -> None:
+    policy, quality = made("price"), [1.0, 0.97, 0.9, 0.8]
+    assert policy.route(asked(quality, left_s=6.2), cluster([0])).variant == EXACT  # takes 3.1 s
+    assert policy.route(asked(quality, left_s=3.2), cluster([0])).variant == SKIP
+
+
 def test_price_sheds_whom_nobody_can_serve_in_time() -> None:
     policy = made("price")
     policy.plan(outlook(0.1, [GOOD], [0]))

@@ -15,10 +15,11 @@ class Request:
     deadline_s: float
     units: float = 10.0
     counted_s: float = 0.0
+    grace_s: float = 0.0
 
     @property
     def expires_s(self) -> float:
-        return self.deadline_s
+        return self.deadline_s + self.grace_s
 
 
 def station(batching: StepBatching | AdditiveIncrease | None = None) -> Station[Request]:
@@ -60,6 +61,40 @@ def test_nobody_joins_who_would_make_another_late() -> None:
     assert one.begin(0.0) == ([], [])  # a fifth would make every step a quarter longer
 
 
+def test_who_would_be_in_time_alone_waits_for_that() -> None:
+    one = station()
+    one.full = lambda kind, model: 8
+    for _ in range(4):
+        one.enqueue(Request(20.0), 0.0)
+    one.begin(0.0)
+    one.elapse(0.9)
+    alone = Request(2.1)  # joining would take until 2.15, the others are done at 1.0
+    one.enqueue(alone, 0.9)
+    assert one.begin(0.9) == ([], [])
+    one.elapse(1.0)
+    assert len(one.due()) == 4
+    assert one.begin(1.0) == ([alone], [])
+
+
+def test_those_who_are_late_anyway_are_made_together() -> None:
+    one = station()
+    late = [Request(0.5, grace_s=2.0) for _ in range(4)]
+    for request in late:
+        one.enqueue(request, 0.0)
+    assert one.begin(0.0) == (late, [])
+
+
+def test_who_can_neither_join_in_time_nor_wait_is_dropped_at_once() -> None:
+    one = station()
+    one.full = lambda kind, model: 8
+    for _ in range(4):
+        one.enqueue(Request(20.0), 0.0)
+    one.begin(0.0)
+    hopeless = Request(1.2)  # ten steps of a batch of five take 1.25 s, and of one after it 2 s
+    one.enqueue(hopeless, 0.0)
+    assert one.begin(0.0) == ([], [hopeless])
+
+
 def test_a_worker_that_is_slower_than_foretold_is_believed_to_be_slow() -> None:
     one = station()
     for _ in range(60):
@@ -69,6 +104,16 @@ def test_a_worker_that_is_slower_than_foretold_is_believed_to_be_slow() -> None:
         one.begin(begin)
         one.remove(request, begin + 2.0)  # foretold: one second
     assert one.slowness == pytest.approx(2.0, rel=0.1)
+
+
+def test_slowness_is_believed_sooner_than_speed() -> None:
+    slow, fast = station(), station()
+    for one, took in ((slow, 1.25), (fast, 0.8)):
+        request = Request(100.0)
+        one.enqueue(request, 0.0)
+        one.begin(0.0)
+        one.remove(request, took)
+    assert slow.slowness - 1 > 1.5 * (1 - fast.slowness) > 0
 
 
 def test_request_batches_end_together_and_teach_their_size() -> None:

@@ -24,6 +24,7 @@ from argus.control.prototypes import demand_of
 CALM, PRESSED = 0.1, 0.5  # shares of the deadline that are waited: prices rise between them
 TIE = 1e-3
 WAIT_LOSS = 0.1  # of quality, for waiting all that is left: between models, the shorter queue
+LATE, STEEP = 0.2, 6  # who is foretold for a share x of what is left, is late in LATE·x^STEEP
 STRATEGIES = ("exact", "cache", "model", "steps")  # refining is MoDM's
 MOVED, STALE_S = 0.05, 300.0  # a plan is kept while rates stay within a share, so long
 MOVES = 0.25  # the most workers that may load at once, as a share
@@ -33,6 +34,9 @@ SPARE, BUSIEST = 0.75, 0.95  # of n workers and a deadline of x pictures 1 - SPA
 
 class Price(Base):
     """DESIGN.md section 4: a plan's prices, the backlog's pressure on them, the best difference.
+
+    A picture is worth its quality if it is in time, which is the less certain the less time it
+    leaves: what is begun while a burst builds up is made in fewer steps.
 
     `feedback` off keeps prices between plans.
     """
@@ -169,20 +173,24 @@ class Price(Base):
                     best_wait[place] = (wait, cluster.running[worker], worker)
         floor = self.promises[candidate.promise].floor
         quality, allowed, left_s = candidate.quality, candidate.allowed, candidate.left_s
+        if left_s <= 0:
+            best_wait = {}
         options: list[tuple[float, int, int, float]] = []
         best = -float("inf")
         for (kind, model), (wait, running, worker) in best_wait.items():
             price = self._price(kind, model, wait, running)
             joined = running if wait > 0 else running + 1  # who waits, takes another's place
             size = max(1, min(joined, self._best_batch[kind][model]))
-            risk = WAIT_LOSS * wait / left_s
+            waiting = WAIT_LOSS * wait / left_s
             step_s = self.menu.batch_step_s(kind, model, size)
             for v in self._mine:
                 if self._model[v] != model or not allowed[v] or quality[v] < floor:
                     continue
-                if wait + self._steps[v] * step_s > left_s:
+                share = (wait + self._steps[v] * step_s) / left_s
+                if share > 1:
                     continue
-                worth = quality[v] - price * self._cost_rows[v][kind] - risk
+                hoped = quality[v] * (1 - LATE * share**STEEP)
+                worth = hoped - price * self._cost_rows[v][kind] - waiting
                 options.append((worth, v, worker, price))
                 if worth > best:
                     best = worth

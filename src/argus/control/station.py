@@ -17,7 +17,7 @@ from argus.control.batching import Batching, Queue
 from argus.control.policy import NOTHING
 
 RATE_MEMORY_S = 30.0
-TRUST = 0.05  # in one measured picture, beside all before
+TRUST, ALARM = 0.05, 0.1  # in one measured picture beside all before; in one that took longer
 SLOWEST = 50.0
 
 
@@ -149,12 +149,12 @@ class Station(Generic[W]):
         if self.batching.stepwise:
             limit = self._size_limit()
             while self.waiting and self._occupied() < limit:
-                step = self._step(len(self.making) + 1)
                 work = self.waiting[0][2]
-                if now + work.units * self._step(1) > work.expires_s:
+                joins = self._joins(work, now)
+                if joins is None:
                     dropped.append(self._next())
                     continue
-                if not self._bearable(work, step, now):
+                if not joins:
                     break
                 begun.append(self._next())
                 heapq.heappush(self.making, (self.progress + work.units, next(self._order), work))
@@ -207,7 +207,8 @@ class Station(Generic[W]):
     def _measure(self, took: float, foretold: float) -> None:
         """Correct the slowness by how long something took beside what was foretold."""
         if took > 0 and foretold > 0:
-            corrected = self.slowness * (took / foretold) ** TRUST
+            trust = ALARM if took > foretold else TRUST
+            corrected = self.slowness * (took / foretold) ** trust
             self.slowness = min(SLOWEST, max(1 / SLOWEST, corrected))
 
     def _occupied(self) -> int:
@@ -217,21 +218,32 @@ class Station(Generic[W]):
         gone = self.progress + self.ahead
         return sum(end > gone for end, _, _ in self.making)
 
-    def _bearable(self, work: W, step: float, now: float) -> bool:
-        """Whether a batch that steps so slowly makes nobody late who would be in time."""
-        if self.making and now + work.units * step > work.deadline_s:
-            return False
-        before = self._step(max(1, len(self.making)))
+    def _joins(self, work: W, now: float) -> bool | None:
+        """Whether a request joins who is made; None if it can be in time neither so nor later.
+
+        It waits for those only where that makes it in time and joining them does not: who is late
+        anyway must not have a worker to itself while others wait.
+        """
+        joined = now + work.units * self._step(len(self.making) + 1)
+        left = [end - self.progress for end, _, _ in self.making]
+        alone = now + self._together_s(left) + work.units * self._step(1)
+        if min(joined, alone) > work.expires_s:
+            return None
+        limit = work.deadline_s if min(joined, alone) <= work.deadline_s else work.expires_s
+        return joined <= limit and self._is_bearable(now)
+
+    def _is_bearable(self, now: float) -> bool:
+        """Whether one more makes nobody late who would be in time."""
+        before, after = (self._step(max(1, len(self.making) + more)) for more in (0, 1))
         for end, _, other in self.making:
             left = end - self.progress
-            if now + left * step > other.deadline_s >= now + left * before:
+            if now + left * after > other.deadline_s >= now + left * before:
                 return False
         return True
 
     def _has_room(self, now: float) -> bool:
         """Whether one more like the last to begin could begin at once."""
-        last = max(self.making)[2]
-        return self._bearable(last, self._step(len(self.making) + 1), now)
+        return bool(self._joins(max(self.making)[2], now))
 
     def _next(self) -> W:
         work = heapq.heappop(self.waiting)[2]
