@@ -17,6 +17,7 @@ import pytest
 from argus.core.errors import BadRequest, ModelError
 from argus.core.profile import ModelProfile, Profile
 from argus.families.catalog import find_family
+from argus.lab import profiling
 from argus.lab.calibration import CHUNK, Calibration, calibrate
 from argus.quality import table
 
@@ -117,7 +118,7 @@ def test_a_killed_calibration_goes_on_without_losing_or_doubling_a_row(
 def test_a_profile_is_measured_and_read_back(tiny_family: Path, tmp_path: Path) -> None:
     out = tmp_path / "profile.json"
     done = subprocess.run(
-        [*ARGUS, "profile", str(tiny_family), "--batches", "2,1", "--repeats", "1",
+        [*ARGUS, "profile", str(tiny_family), "--batches", "2,1", "--repeats", "1", "--rounds", "1",
          "--out", str(out)],
         capture_output=True, text=True,
     )  # fmt: skip
@@ -132,6 +133,23 @@ def test_a_profile_is_measured_and_read_back(tiny_family: Path, tmp_path: Path) 
         seconds = (*model.step_s.values(), model.encode_s, model.picture_s, *model.load_s.values())
         assert min(seconds) > 0
         assert model.peak_bytes > 1e6
+
+
+def test_of_several_rounds_the_least_of_each_figure_counts(
+    tiny_family: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Figures as if something else had run on the machine now and then."""
+    seconds = iter([0.1, 0.3, 0.2, 0.1])  # of two models, in two rounds
+
+    def measured(asked: profiling.Asked) -> ModelProfile:
+        took = next(seconds)
+        return ModelProfile({1: took, 2: 2 - took}, {1: took}, took, took, {"disk": took}, 7)
+
+    monkeypatch.setattr(profiling, "_in_a_process", measured)
+    family = find_family(str(tiny_family))
+    found = profiling.profile(family, "cpu", "float32", rounds=2).models.values()
+    assert [one.step_s for one in found] == [{1: 0.1, 2: 1.8}, {1: 0.1, 2: 1.7}]
+    assert [one.encode_s for one in found] == [0.1, 0.1]
 
 
 def test_a_file_that_is_no_profile_is_refused() -> None:

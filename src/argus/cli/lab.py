@@ -36,6 +36,9 @@ def profile(
     ),
     batches: Annotated[str, typer.Option(help="Batch sizes to measure.")] = "1,2,4,8,16,32",
     repeats: Annotated[int, typer.Option(help="Repeats; medians are kept.", min=1)] = 9,
+    rounds: Annotated[
+        int, typer.Option(help="Rounds over all models; of each figure the least is kept.", min=1)
+    ] = 2,
     workers: Annotated[
         int, typer.Option(help="Processes that share the CPU, as a server's workers.", min=1)
     ] = 1,
@@ -53,7 +56,7 @@ def profile(
     with err.status("") as status:
         measured = profiling.profile(
             chosen, device, dtype, sizes, repeats, workers,
-            lambda name: status.update(f"Measuring {name} on {device} …"),
+            lambda name: status.update(f"Measuring {name} on {device} …"), rounds,
         )  # fmt: skip
     output.write_text(json.dumps(measured.to_json(), indent=1) + "\n")
     table = Table("model", *(f"ms/step at {b}" for b in sizes), "encode", "decode", "load", "peak")

@@ -28,7 +28,7 @@ from argus.engine.memory import memory_errors
 from argus.engine.sources import fingerprint, model_folder
 
 BATCHES = (1, 2, 4, 8, 16, 32)
-WARM_UP, REPEATS = 2, 9
+WARM_UP, REPEATS, ROUNDS = 2, 9, 2
 PROMPT = "a picture of two small things, one above the other"
 
 
@@ -40,23 +40,29 @@ def profile(
     repeats: int = REPEATS,
     workers: int = 1,
     on_model: Callable[[str], None] = lambda name: None,
+    rounds: int = ROUNDS,
 ) -> Profile:
-    """Measure every model of a family, each in a process of its own, one after the other.
+    """Measure every model of a family, each in a process of its own, one after the other, and all
+    of them again in every round: the least counts, since what else runs only ever adds.
 
     With several `workers`, as many processes measure side by side, each with its share of the
     CPU's cores, as a server's workers on one CPU have it; theirs are the means. `on_model` is told
     which comes next. Raises what loading a model raises.
     """
-    models, weights = {}, {}
-    for name in family.models:
-        on_model(name)
-        folder = model_folder(family.models[name])
-        variant = next((v for v in family.variants.values() if v.model == name), family.exact)
-        weights[name] = fingerprint(folder)
-        threads = max(1, (os.cpu_count() or 1) // workers) if workers > 1 else None
-        asked = (str(folder), variant, device, dtype, tuple(batches), repeats, threads)
-        with ThreadPoolExecutor(workers) as together:
-            models[name] = _mean(list(together.map(_in_a_process, [asked] * workers)))
+    weights: dict[str, str] = {}
+    measured: dict[str, list[ModelProfile]] = {name: [] for name in family.models}
+    threads = max(1, (os.cpu_count() or 1) // workers) if workers > 1 else None
+    for _ in range(rounds):
+        for name in family.models:
+            on_model(name)
+            folder = model_folder(family.models[name])
+            variant = next((v for v in family.variants.values() if v.model == name), family.exact)
+            weights[name] = fingerprint(folder)
+            asked = (str(folder), variant, device, dtype, tuple(batches), repeats, threads)
+            with ThreadPoolExecutor(workers) as together:
+                side_by_side = list(together.map(_in_a_process, [asked] * workers))
+            measured[name].append(_combined(side_by_side, statistics.fmean))
+    models = {name: _combined(found, min) for name, found in measured.items()}
     exact, where = family.exact, describe(device, dtype)
     if workers > 1:
         where |= {"threads": max(1, (os.cpu_count() or 1) // workers), "side_by_side": workers}
@@ -86,19 +92,19 @@ def _processor() -> str:
 Asked = tuple[str, Variant, str, str, tuple[int, ...], int, int | None]
 
 
-def _mean(measured: Sequence[ModelProfile]) -> ModelProfile:
-    """What was measured side by side, as one; batches that all had room for."""
+def _combined(measured: Sequence[ModelProfile], of: Callable[[list[float]], float]) -> ModelProfile:
+    """Several measurements of a model as one, with the batches that all had room for."""
 
     def over(name: str) -> dict[Any, float]:
         dicts = [getattr(one, name) for one in measured]
         keys = [key for key in dicts[0] if all(key in one for one in dicts)]
-        return {key: statistics.fmean(one[key] for one in dicts) for key in keys}
+        return {key: of([one[key] for one in dicts]) for key in keys}
 
     return ModelProfile(
         step_s=over("step_s"),
         decode_s=over("decode_s"),
-        encode_s=statistics.fmean(one.encode_s for one in measured),
-        picture_s=statistics.fmean(one.picture_s for one in measured),
+        encode_s=of([one.encode_s for one in measured]),
+        picture_s=of([one.picture_s for one in measured]),
         load_s=over("load_s"),
         peak_bytes=max(one.peak_bytes for one in measured),
     )
