@@ -324,7 +324,21 @@ def test_a_store_out_of_reach_loses_nothing(tmp_path: Path) -> None:
     assert found is not None
     with pytest.raises(TimeoutError):
         unlucky.fetch(found, 5)
+    with pytest.raises(TimeoutError):
+        unlucky.probe()
     with pytest.raises(OSError, match="no space"):
         unlucky.keep(SCOPE, "a blue boat", vector(0, 1), latents(5, 10))
     assert len(list((tmp_path / "latents").iterdir())) == 1  # what was written is gone again
     assert cache.fetch(found, 5) is not None
+
+
+def test_a_probe_reads_what_is_there_and_changes_nothing(tmp_path: Path) -> None:
+    cache = open_cache(tmp_path)
+    cache.probe()  # an empty cache is no reason to doubt the store
+    cache.keep(SCOPE, "a red fish", vector(1), latents(5))
+    before = cache.stats()
+    cache.probe()
+    (written,) = (tmp_path / "latents").iterdir()
+    written.unlink()
+    cache.probe()  # a store that says what it does not have answers
+    assert cache.stats() == before

@@ -151,7 +151,7 @@ def test_a_dead_store_moves_price_away_from_the_cache_and_back() -> None:
         then = (requests.arrived_s >= begin) & (requests.arrived_s < end)
         return float(cached[then & (requests.variant >= 0)].mean())
 
-    before, during, after = share(60, 240), share(360, 600), share(900, 1200)
+    before, during, after = share(60, 240), share(360, 600), share(780, 1200)
     assert during < 0.4 * before
     assert after > 0.7 * before
 

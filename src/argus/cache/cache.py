@@ -6,6 +6,7 @@ import logging
 import threading
 import time
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -107,6 +108,18 @@ class ApproximateCache:
         except SQLAlchemyError as error:
             log.warning("A use of entry %d was not counted: %s", neighbour.entry, error)
         return latents
+
+    def probe(self) -> None:
+        """Read the newest latents, if there are any, to see how the store is.
+
+        Raises OSError while it cannot be read.
+        """
+        for entry in self._catalogue.entries(limit=1):
+            for k in entry.skips[-1:]:
+                stored = self._catalogue.latents(entry.id, k)
+                if stored is not None:
+                    with suppress(BrokenLatents):  # the store answers
+                        self._store.get(stored)
 
     def keep(
         self, scope: Scope, prompt: str, vector: Vector, latents: Mapping[int, Tensor]

@@ -4,18 +4,22 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Mapping
+import time
+from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
+from typing import TypeVar
 
 from torch import Tensor
 
 from argus.cache.cache import ApproximateCache, Neighbour
 from argus.cache.index import Vector
 from argus.cache.scope import Scope
-from argus.server.breaker import Breaker
+from argus.control.breaker import PROBE_S, Breaker
 from argus.workers.messages import pack, unpack
 
 log = logging.getLogger(__name__)
+
+T = TypeVar("T")
 
 LIMIT_S = 5.0
 READERS = 4
@@ -34,7 +38,7 @@ class Retrieval:
         self._storing: set[asyncio.Task[None]] = set()
         self._reading = ThreadPoolExecutor(READERS, "cache-read")
         self._writing = ThreadPoolExecutor(1, "cache-write")
-        self._breaker = Breaker()
+        self._breaker = Breaker(time.monotonic)
 
     @property
     def usable(self) -> float:
@@ -69,10 +73,23 @@ class Retrieval:
 
         if self._breaker.open:
             return None
+        latents = await self._asked(read, limit_s)
+        return None if latents is None else pack(latents)
+
+    async def watch(self, limit_s: float) -> None:
+        """See now and then whether a store that failed answers again, within `limit_s` seconds;
+        does not end."""
+        while True:
+            await asyncio.sleep(PROBE_S)
+            if self._breaker.doubted and not self._breaker.open:
+                await self._asked(self._cache.probe, limit_s)
+
+    async def _asked(self, read: Callable[[], T], limit_s: float) -> T | None:
+        """What a reader of the store gives; None if it fails or takes too long."""
         self._breaker.begin()
         reading = asyncio.get_running_loop().run_in_executor(self._reading, read)
         try:
-            latents = await asyncio.wait_for(reading, max(0.0, min(limit_s, LIMIT_S)))
+            result = await asyncio.wait_for(reading, max(0.0, min(limit_s, LIMIT_S)))
         except Exception as error:
             self._breaker.failure()
             log.warning("Latents cannot be fetched: %r", error)
@@ -80,8 +97,8 @@ class Retrieval:
         except asyncio.CancelledError:
             self._breaker.abandon()
             raise
-        self._breaker.success()  # even if they are gone: the store answers
-        return None if latents is None else pack(latents)
+        self._breaker.success()  # even if what was asked for is gone: the store answers
+        return result
 
     def keep(self, scope: Scope, prompt: str, vector: Vector, packed: Mapping[int, bytes]) -> None:
         """Store a full run's latents behind its answer, unless too many wait for that already."""

@@ -22,7 +22,7 @@ from argus.control.menu import EXACT
 from argus.control.policy import Promise
 from argus.core.errors import ModelError
 from argus.core.family import Variant
-from argus.server.dispatcher import Dispatcher
+from argus.server.dispatcher import FETCH_SHARE, Dispatcher
 from argus.server.errors import ApiError, invalid
 from argus.server.foresight import Foresight
 from argus.server.intake import Intake, Started
@@ -32,7 +32,7 @@ from argus.server.metrics import Metrics
 from argus.server.model import ServedFamily
 from argus.server.pictures import PictureStore, encode_picture
 from argus.server.retrieval import Retrieval
-from argus.server.slo import Classes
+from argus.server.slo import DEFAULT, MARGIN, Classes
 from argus.server.steering import Steering, policy_of
 from argus.server.storage import open_cache
 from argus.workers.fleet import Fleet
@@ -199,7 +199,8 @@ class Service:
         except Exception as error:
             self._started.set_exception(error)
             return
-        await asyncio.gather(steering.run(), self.learning.run())
+        limit_s = FETCH_SHARE * (1 - MARGIN) * classes[DEFAULT].promise.deadline_s
+        await asyncio.gather(steering.run(), self.learning.run(), self.retrieval.watch(limit_s))
 
     def _changed(self, number: int) -> None:
         self.fleet.changed(number)

@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 
+from argus.control.breaker import PROBE_S, Breaker
 from argus.control.forecast import Forecast
 from argus.control.menu import EXACT
 from argus.control.pace import WATCHES, Pace
@@ -24,7 +25,7 @@ from argus.simulator.world import World
 
 WINDOW_S = 30.0
 RECENT = 1000
-USABLE_MEMORY, HOPE = 0.02, 0.05  # a failing store is believed to mend, a little every window
+FETCH_SHARE = 0.5  # of what is left of a deadline, for latents to come
 
 Happening = Callable[["Simulation"], None]
 
@@ -105,7 +106,7 @@ class Simulation:
             self.cache.add(topic)
         self.store_slowness = 1.0
         self._scale, self._pace = 1.0, Pace()  # the workers' slowness now, and over a window
-        self.usable = 1.0
+        self._breaker, self._probing = Breaker(lambda: self.now), False
         self._recent: deque[tuple[int, bool]] = deque(maxlen=RECENT)
         self._forecast = Forecast(window_s)
         self._count = self._counted = self._seen = (
@@ -164,7 +165,7 @@ class Simulation:
         self._recent.append((int(self.requests.prompt[number]), near))
         promised_s = self.promise.deadline_s
         due_s = self.now + (1 - self._margin) * promised_s
-        self._route(Job(number, due_s, self.now + promised_s), near)
+        self._route(Job(number, due_s, self.now + promised_s))
 
     def _look_around(self, prompt: int) -> None:
         """In a neighbourhood, which neighbour the prompt has now, and what that is worth."""
@@ -184,8 +185,9 @@ class Simulation:
             return known
         return known and self.cache.has(int(self.requests.topic[number]))
 
-    def _candidate(self, job: Job, near: bool) -> Candidate:
+    def _candidate(self, job: Job) -> Candidate:
         prompt = int(self.requests.prompt[job.number])
+        near = not job.broken and not self._breaker.open and self._is_near(job.number)
         return Candidate(
             quality=self._told_rows[prompt],
             allowed=self._all if near else self._free,
@@ -193,8 +195,8 @@ class Simulation:
             similarity=self._similarity[prompt] if near else None,
         )
 
-    def _route(self, job: Job, near: bool) -> None:
-        candidate = self._candidate(job, near)
+    def _route(self, job: Job) -> None:
+        candidate = self._candidate(job)
         decision = self.policy.route(candidate, self._state())
         if decision.worker is None:
             self._end(job, SHED)
@@ -202,20 +204,50 @@ class Simulation:
         self._send(job, decision.variant, decision.worker)
 
     def _send(self, job: Job, variant: int, number: int) -> None:
-        job.variant, job.units, job.usable = variant, self._units[variant], True
-        if self._skips[variant]:
-            store = self.world.store
-            spread = math.exp(store.spread * self._random.normal())
-            delay = store.median_s * self.store_slowness * spread
-            left = job.deadline_s - self.now - self.world.menu.alone_s[variant].min()
-            job.usable = delay < 0.5 * max(left, 0.0)
-            self.usable += USABLE_MEMORY * (job.usable - self.usable)
-            if job.usable:
-                self.workers[number].reserve(job, self.now)
-                self._at(self.now + delay, self._enqueue, job, number)
-                return
-            job.units = self._units[EXACT]
-        self._enqueue(job, number)
+        job.variant, job.units = variant, self._units[variant]
+        if not self._skips[variant]:
+            self._enqueue(job, number)
+            return
+        self.workers[number].reserve(job, self.now)
+        limit_s = FETCH_SHARE * max(0.0, job.deadline_s - self.now)
+        self._fetch(limit_s, lambda came: self._fetched(job, number, came))
+
+    def _fetch(self, limit_s: float, then: Callable[[bool], None]) -> None:
+        """Ask the store for latents; `then` is told whether they came within `limit_s`."""
+        store, breaker = self.world.store, self._breaker
+        spread = math.exp(store.spread * self._random.normal())
+        delay = store.median_s * self.store_slowness * spread
+        breaker.begin()
+
+        def end() -> None:
+            if delay < limit_s:
+                breaker.success()
+            else:
+                breaker.failure()
+            if breaker.doubted and not self._probing:
+                self._probing = True
+                self._at(self.now + PROBE_S, self._probe)
+            then(delay < limit_s)
+
+        self._at(self.now + min(delay, limit_s), end)
+
+    def _fetched(self, job: Job, number: int, came: bool) -> None:
+        if came:
+            self._enqueue(job, number)
+            return
+        self.workers[number].release(job)
+        job.broken = True
+        self._again(job)
+
+    def _probe(self) -> None:
+        """See whether a store that failed answers again, as the server does."""
+        self._probing = self._breaker.doubted
+        if not self._probing:
+            return
+        if not self._breaker.open:
+            limit_s = FETCH_SHARE * (1 - self._margin) * self.promise.deadline_s
+            self._fetch(limit_s, lambda came: None)
+        self._at(self.now + PROBE_S, self._probe)
 
     def _enqueue(self, job: Job, number: int) -> None:
         worker = self.workers[number]
@@ -232,7 +264,7 @@ class Simulation:
         if self.now >= job.expires_s:
             self._end(job, DROPPED)
         elif any(worker.serves >= 0 for worker in self.workers):
-            self._route(job, self._is_near(job.number))
+            self._route(job)
         else:
             self._at(self.now + 1.0, self._again, job)
 
@@ -247,7 +279,7 @@ class Simulation:
 
     def _drop(self, job: Job) -> None:
         """There is no time left for a request as it is; the policy may know a faster way."""
-        candidate = self._candidate(job, self._is_near(job.number))
+        candidate = self._candidate(job)
         decision = self.policy.route(candidate, self._state())
         if decision.worker is None or decision.variant == job.variant or job.hopeless:
             self._end(job, DROPPED)
@@ -267,14 +299,14 @@ class Simulation:
     def _settle(self, worker: Worker, done: list[Job]) -> None:
         for job in done:
             prompt = int(self.requests.prompt[job.number])
-            variant = job.variant if job.usable else EXACT
+            variant = job.variant
             quality = float(self._truth[prompt, variant])
             if variant == EXACT and self._nearby is not None:
                 self._nearby.add(prompt)
             elif variant == EXACT:
                 self.cache.add(int(self.requests.topic[job.number]))
             judged = quality + self.world.doubt * self._random.normal()
-            again = self.policy.review(self._candidate(job, True), variant, judged)
+            again = self.policy.review(self._candidate(job), variant, judged)
             if again is not None and self.now < job.expires_s:
                 replacement = first_free(self._state(), self._model[again])
                 if replacement is not None:
@@ -309,7 +341,6 @@ class Simulation:
     def _window(self) -> None:
         self._forecast.add(self._count - self._counted)
         self._counted = self._count
-        self.usable += HOPE * (1 - self.usable)
         self._plan()
         if self.now < self.requests.arrived_s[-1]:
             self._at(self.now + self._window_s, self._window)
@@ -347,7 +378,7 @@ class Simulation:
             models=np.array(self._targets),
             alive=np.array([worker.alive for worker in self.workers]),
             wait_s=np.array(state.wait_s),
-            usable=self.usable,
+            usable=self._breaker.usable,
         )
         plan = self.policy.plan(outlook)
         self.ledger.plans += 1

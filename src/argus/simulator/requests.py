@@ -44,15 +44,15 @@ class Requests:
 class Job:
     """A request on its way to a picture. Policies know `deadline_s`, a margin before `expires_s`,
     which was promised. `units` are the steps it takes, `first` the variant of a picture that was
-    made before and did not do, `counted_s` the seconds that a worker counts on for it; `hopeless`
-    ones had no time left for another variant."""
+    made before and did not do, `counted_s` the seconds that a worker counts on for it. `hopeless`
+    ones had no time left for another variant, `broken` ones got no latents."""
 
     number: int
     deadline_s: float
     expires_s: float
     variant: int = 0
     units: float = 0.0
-    usable: bool = True
     first: int | None = None
     counted_s: float = 0.0
     hopeless: bool = False
+    broken: bool = False

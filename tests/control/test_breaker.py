@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import pytest
 
-from argus.server.breaker import FIRST_PAUSE_S, HOPE_S, SHUT_AT, Breaker
+from argus.control.breaker import FIRST_PAUSE_S, SHUT_AT, Breaker
 
 
 def test_nobody_asks_a_dead_store_but_for_one_try_at_a_time_until_it_answers() -> None:
@@ -32,7 +32,7 @@ def test_nobody_asks_a_dead_store_but_for_one_try_at_a_time_until_it_answers() -
 
 
 def test_rare_failures_only_lower_the_share_of_usable_latents() -> None:
-    breaker = Breaker()
+    breaker = Breaker(clock=lambda: 0.0)
     for _ in range(200):
         breaker.failure()
         breaker.success()
@@ -52,13 +52,17 @@ def test_who_gives_up_asking_leaves_the_try_to_another() -> None:
     assert not breaker.open
 
 
-def test_a_store_that_nobody_asks_is_believed_to_mend() -> None:
+def test_a_store_that_failed_is_doubted_until_it_was_good_for_a_while() -> None:
     now = 0.0
     breaker = Breaker(clock=lambda: now)
+    assert not breaker.doubted
     for _ in range(SHUT_AT):
         breaker.failure()
     assert breaker.usable == 0
     now = FIRST_PAUSE_S
-    assert breaker.usable == 0
-    now += HOPE_S
-    assert breaker.usable == pytest.approx(0.63, abs=0.01)
+    breaker.success()
+    assert breaker.doubted
+    assert not breaker.open
+    for _ in range(100):
+        breaker.success()
+    assert not breaker.doubted
