@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from argus.config import read_settings
+from argus.config import Settings, read_settings
 from argus.core.errors import BadRequest
 
 
@@ -64,3 +64,15 @@ def test_a_missing_file_and_a_wrong_variable_are_named(monkeypatch: pytest.Monke
     monkeypatch.setenv("ARGUS_PORT", "tcp://10.0.0.1:80")
     with pytest.raises(BadRequest, match="from the environment"):
         read_settings({})
+
+
+def test_a_variable_that_nearly_names_a_setting_is_warned_of(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setenv("ARGUS_QUEUE_LIMT", "3")
+    monkeypatch.setenv("ARGUS_SERVICE_HOST", "10.0.0.1")  # Kubernetes' own
+    found, _ = read_settings({})
+    assert found.queue_limit == Settings.model_fields["queue_limit"].default
+    assert [record.getMessage() for record in caplog.records] == [
+        "ARGUS_QUEUE_LIMT is no setting and does nothing; is ARGUS_QUEUE_LIMIT meant?"
+    ]

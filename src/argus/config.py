@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import re
 from collections.abc import Mapping
+from difflib import get_close_matches
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -28,7 +30,11 @@ from pydantic_settings import (
 
 from argus.core.errors import BadRequest
 
-FILE_VARIABLE = "ARGUS_CONFIG"
+log = logging.getLogger(__name__)
+
+PREFIX = "ARGUS_"
+FILE_VARIABLE = PREFIX + "CONFIG"
+ALIKE = 0.85  # of a name, to be taken for a slip
 
 
 UserPath = Annotated[Path, AfterValidator(Path.expanduser)]
@@ -77,7 +83,7 @@ class SloClass(BaseModel):
 class Settings(BaseSettings):
     """What a server runs with. Every field's description is what `argus config show` explains."""
 
-    model_config = SettingsConfigDict(env_prefix="ARGUS_", extra="forbid", frozen=True)
+    model_config = SettingsConfigDict(env_prefix=PREFIX, extra="forbid", frozen=True)
 
     host: str = Field("127.0.0.1", description="Address to listen on.")
     port: int = Field(8000, ge=0, le=65535, description="Port to listen on; 0 takes a free one.")
@@ -179,6 +185,7 @@ def read_settings(
         (EnvSettingsSource(Settings)(), "the environment"),
         ({name: value for name, value in flags.items() if value is not None}, "a flag"),
     ]
+    _warn_of_slips()
     values: dict[str, Any] = {}
     origins: dict[str, str] = {}
     for layer, origin in layers:
@@ -188,6 +195,15 @@ def read_settings(
         return Settings(**values), origins
     except ValidationError as error:
         raise BadRequest(_sentence(error, origins)) from None
+
+
+def _warn_of_slips() -> None:
+    """Say which variables look like settings and are none. Others may be somebody else's."""
+    names = [FILE_VARIABLE, *(PREFIX + name.upper() for name in Settings.model_fields)]
+    for given in sorted(os.environ):
+        if given.upper() not in names and given.upper().startswith(PREFIX):
+            for meant in get_close_matches(given.upper(), names, 1, ALIKE):
+                log.warning("%s is no setting and does nothing; is %s meant?", given, meant)
 
 
 def _read_file(file: Path) -> dict[str, Any]:
