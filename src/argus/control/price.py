@@ -29,7 +29,7 @@ STRATEGIES = ("exact", "cache", "model", "steps")  # refining is MoDM's
 MOVED, STALE_S = 0.05, 300.0  # a plan is kept while rates stay within a share, so long
 MOVES = 0.25  # the most workers that may load at once, as a share
 STICKY = 0.02  # of quality, that a load must bring to what a worker serves
-SPARE, BUSIEST = 0.75, 0.95  # of n workers and a deadline of x pictures 1 - SPARE/√(nx) are busy
+SPARE, BUSIEST = 0.5, 0.95  # of n workers and a deadline of x pictures 1 - SPARE/√(nx) are busy
 
 
 class Price(Base):
