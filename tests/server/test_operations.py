@@ -7,6 +7,8 @@ import shutil
 import signal
 import subprocess
 import threading
+import time
+from http.client import HTTPConnection
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +19,8 @@ from argus.config import Settings
 from argus.core.errors import ArgusError
 from argus.server.service import Service
 from tests.server.running import COMMAND, Running, running, served, wait_until
+
+HTTPX_KEEPS_S = 5
 
 
 def test_health_ready_and_metrics(server: Running) -> None:
@@ -65,6 +69,18 @@ def test_sigterm_finishes_what_is_in_flight_and_exits_0(tiny_family: Path, tmp_p
         asking.join()
         assert answers[0].status_code == 200
         assert process.wait(60) == 0
+
+
+def test_an_idle_connection_stays_open_longer_than_clients_keep_it(
+    tiny_family: Path, tmp_path: Path
+) -> None:
+    """Else a server closes it just when a client sends on it, and that request is lost."""
+    with served(tiny_family, tmp_path) as (_, url):
+        connection = HTTPConnection(url.removeprefix("http://"))
+        for pause_s in (HTTPX_KEEPS_S + 1, 0):
+            connection.request("GET", "/health")
+            assert connection.getresponse().read()
+            time.sleep(pause_s)
 
 
 def test_a_server_killed_without_warning_finds_its_cache_again(

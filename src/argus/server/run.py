@@ -19,6 +19,7 @@ from argus.server.service import Service
 
 log = logging.getLogger(__name__)
 
+KEEP_ALIVE_S = 75  # longer than clients and load balancers keep idle connections: they close first
 LAST_ANSWERS_S = 5  # beyond the grace, for the answers to what was cut short
 
 
@@ -80,6 +81,7 @@ def serve(settings: Settings) -> None:
         new_app(service),
         host=settings.host,
         port=settings.port,
+        timeout_keep_alive=KEEP_ALIVE_S,
         timeout_graceful_shutdown=int(settings.grace_s) + LAST_ANSWERS_S,
         log_config=None,  # ours, set above
         access_log=True,
