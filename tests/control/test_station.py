@@ -30,6 +30,16 @@ def station(batching: StepBatching | AdditiveIncrease | None = None) -> Station[
     )  # fmt: skip
 
 
+def busy(deadline_s: float) -> Station[Request]:
+    """A station that makes four and has room for four more."""
+    one = station()
+    one.full = lambda kind, model: 8
+    for _ in range(4):
+        one.enqueue(Request(deadline_s), 0.0)
+    assert len(one.begin(0.0)[0]) == 4
+    return one
+
+
 def test_a_full_batch_makes_others_wait_as_long_as_the_first_of_it_takes() -> None:
     one = station()
     for _ in range(4):
@@ -51,22 +61,13 @@ def test_who_has_no_time_left_is_dropped_and_the_next_begun() -> None:
 
 
 def test_nobody_joins_who_would_make_another_late() -> None:
-    one = station()
-    one.full = lambda kind, model: 8
-    urgent = [Request(1.05) for _ in range(4)]
-    for request in urgent:
-        one.enqueue(request, 0.0)
-    assert len(one.begin(0.0)[0]) == 4
+    one = busy(1.05)
     one.enqueue(Request(20.0), 0.0)
     assert one.begin(0.0) == ([], [])  # a fifth would make every step a quarter longer
 
 
 def test_who_would_be_in_time_alone_waits_for_that() -> None:
-    one = station()
-    one.full = lambda kind, model: 8
-    for _ in range(4):
-        one.enqueue(Request(20.0), 0.0)
-    one.begin(0.0)
+    one = busy(20.0)
     one.elapse(0.9)
     alone = Request(2.1)  # joining would take until 2.15, the others are done at 1.0
     one.enqueue(alone, 0.9)
@@ -85,11 +86,7 @@ def test_those_who_are_late_anyway_are_made_together() -> None:
 
 
 def test_who_can_neither_join_in_time_nor_wait_is_dropped_at_once() -> None:
-    one = station()
-    one.full = lambda kind, model: 8
-    for _ in range(4):
-        one.enqueue(Request(20.0), 0.0)
-    one.begin(0.0)
+    one = busy(20.0)
     hopeless = Request(1.2)  # ten steps of a batch of five take 1.25 s, and of one after it 2 s
     one.enqueue(hopeless, 0.0)
     assert one.begin(0.0) == ([], [hopeless])

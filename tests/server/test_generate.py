@@ -254,7 +254,9 @@ def ask_and_leave(server: Running, body: dict[str, Any]) -> None:
 
 def test_a_client_that_leaves_frees_its_work(server: Running) -> None:
     steps = server.metric("argus_steps_total", kind="run")
+    left = server.metric("argus_requests_total", status="499")
     ask_and_leave(server, {"prompt": "an endless fish", "num_inference_steps": 900, "n": 8})
     wait_until(lambda: server.service.dispatcher.in_flight == 0)
     assert server.generate(argus={"cache": False}).status_code == 200
     assert server.metric("argus_steps_total", kind="run") == steps + 6
+    assert server.metric("argus_requests_total", status="499") == left + 1

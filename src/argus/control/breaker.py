@@ -10,6 +10,7 @@ log = logging.getLogger(__name__)
 MEMORY = 0.05  # of the share of usable latents, a fetch
 TRUSTED = 0.99  # a share below which the store is asked for its own sake
 PROBE_S = 1.0  # between such questions
+FETCH_SHARE = 0.5  # of what is left of a deadline, for latents to come
 SHUT_AT = 5  # failures in a row
 FIRST_PAUSE_S, LONGEST_PAUSE_S = 1.0, 30.0
 

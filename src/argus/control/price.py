@@ -25,6 +25,7 @@ CALM, PRESSED = 0.1, 0.5  # shares of the deadline that are waited: prices rise 
 TIE = 1e-3
 WAIT_LOSS = 0.1  # of quality, for waiting all that is left: between models, the shorter queue
 LATE, STEEP = 0.2, 6  # who is foretold for a share x of what is left, is late in LATE·x^STEEP
+MOMENT_S = 1e-9  # left of a deadline that is over
 STRATEGIES = ("exact", "cache", "model", "steps")  # refining is MoDM's
 MOVED, STALE_S = 0.05, 300.0  # a plan is kept while rates stay within a share, so long
 MOVES = 0.25  # the most workers that may load at once, as a share
@@ -172,9 +173,8 @@ class Price(Base):
                 if known is None or (wait, cluster.running[worker]) < known[:2]:
                     best_wait[place] = (wait, cluster.running[worker], worker)
         floor = self.promises[candidate.promise].floor
-        quality, allowed, left_s = candidate.quality, candidate.allowed, candidate.left_s
-        if left_s <= 0:
-            best_wait = {}
+        quality, allowed = candidate.quality, candidate.allowed
+        left_s = max(MOMENT_S, candidate.left_s)
         options: list[tuple[float, int, int, float]] = []
         best = -float("inf")
         for (kind, model), (wait, running, worker) in best_wait.items():

@@ -225,16 +225,18 @@ class Station(Generic[W]):
         anyway must not have a worker to itself while others wait.
         """
         joined = now + work.units * self._step(len(self.making) + 1)
+        if joined <= work.deadline_s:
+            return self._is_bearable(now)
         left = [end - self.progress for end, _, _ in self.making]
         alone = now + self._together_s(left) + work.units * self._step(1)
         if min(joined, alone) > work.expires_s:
             return None
-        limit = work.deadline_s if min(joined, alone) <= work.deadline_s else work.expires_s
-        return joined <= limit and self._is_bearable(now)
+        return joined <= work.expires_s and alone > work.deadline_s and self._is_bearable(now)
 
     def _is_bearable(self, now: float) -> bool:
         """Whether one more makes nobody late who would be in time."""
-        before, after = (self._step(max(1, len(self.making) + more)) for more in (0, 1))
+        size = len(self.making)
+        before, after = self._step(size), self._step(size + 1)
         for end, _, other in self.making:
             left = end - self.progress
             if now + left * after > other.deadline_s >= now + left * before:

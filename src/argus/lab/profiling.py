@@ -49,20 +49,19 @@ def profile(
     CPU's cores, as a server's workers on one CPU have it; theirs are the means. `on_model` is told
     which comes next. Raises what loading a model raises.
     """
-    weights: dict[str, str] = {}
+    folders = {name: model_folder(source) for name, source in family.models.items()}
     measured: dict[str, list[ModelProfile]] = {name: [] for name in family.models}
     threads = max(1, (os.cpu_count() or 1) // workers) if workers > 1 else None
     for _ in range(rounds):
         for name in family.models:
             on_model(name)
-            folder = model_folder(family.models[name])
             variant = next((v for v in family.variants.values() if v.model == name), family.exact)
-            weights[name] = fingerprint(folder)
-            asked = (str(folder), variant, device, dtype, tuple(batches), repeats, threads)
+            asked = (str(folders[name]), variant, device, dtype, tuple(batches), repeats, threads)
             with ThreadPoolExecutor(workers) as together:
                 side_by_side = list(together.map(_in_a_process, [asked] * workers))
             measured[name].append(_combined(side_by_side, statistics.fmean))
     models = {name: _combined(found, min) for name, found in measured.items()}
+    weights = {name: fingerprint(folder) for name, folder in folders.items()}
     exact, where = family.exact, describe(device, dtype)
     if workers > 1:
         where |= {"threads": max(1, (os.cpu_count() or 1) // workers), "side_by_side": workers}

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 from PIL import Image
 
 from argus.cache.cache import Neighbour
+from argus.control.breaker import FETCH_SHARE
 from argus.core.errors import Expired
 from argus.core.family import EXACT, Variant
 from argus.core.job import Job
@@ -32,7 +33,6 @@ if TYPE_CHECKING:
     from argus.quality.encoder import Embedding
 
 RETRY_S = 5  # while models are loaded
-FETCH_SHARE = 0.5  # of what is left of a deadline
 
 
 class Dispatcher:

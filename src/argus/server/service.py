@@ -18,11 +18,12 @@ from PIL import Image
 
 from argus.config import Settings
 from argus.control.batching import StepBatching
+from argus.control.breaker import FETCH_SHARE
 from argus.control.menu import EXACT
 from argus.control.policy import Promise
 from argus.core.errors import ModelError
 from argus.core.family import Variant
-from argus.server.dispatcher import FETCH_SHARE, Dispatcher
+from argus.server.dispatcher import Dispatcher
 from argus.server.errors import ApiError, invalid
 from argus.server.foresight import Foresight
 from argus.server.intake import Intake, Started

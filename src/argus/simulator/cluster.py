@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from argus.control.breaker import PROBE_S, Breaker
+from argus.control.breaker import FETCH_SHARE, PROBE_S, Breaker
 from argus.control.forecast import Forecast
 from argus.control.menu import EXACT
 from argus.control.pace import WATCHES, Pace
@@ -25,7 +25,6 @@ from argus.simulator.world import World
 
 WINDOW_S = 30.0
 RECENT = 1000
-FETCH_SHARE = 0.5  # of what is left of a deadline, for latents to come
 
 Happening = Callable[["Simulation"], None]
 
