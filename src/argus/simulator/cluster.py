@@ -164,7 +164,7 @@ class Simulation:
         self._recent.append((int(self.requests.prompt[number]), near))
         promised_s = self.promise.deadline_s
         due_s = self.now + (1 - self._margin) * promised_s
-        self._route(Job(number, due_s, self.now + promised_s))
+        self._route(Job(number, due_s, self.now + promised_s, near))
 
     def _look_around(self, prompt: int) -> None:
         """In a neighbourhood, which neighbour the prompt has now, and what that is worth."""
@@ -186,7 +186,7 @@ class Simulation:
 
     def _candidate(self, job: Job) -> Candidate:
         prompt = int(self.requests.prompt[job.number])
-        near = not job.broken and not self._breaker.open and self._is_near(job.number)
+        near = job.near and not self._breaker.open
         return Candidate(
             quality=self._told_rows[prompt],
             allowed=self._all if near else self._free,
@@ -235,7 +235,7 @@ class Simulation:
             self._enqueue(job, number)
             return
         self.workers[number].release(job)
-        job.broken = True
+        job.near = False
         self._again(job)
 
     def _probe(self) -> None:

@@ -43,16 +43,17 @@ class Requests:
 @dataclass
 class Job:
     """A request on its way to a picture. Policies know `deadline_s`, a margin before `expires_s`,
-    which was promised. `units` are the steps it takes, `first` the variant of a picture that was
-    made before and did not do, `counted_s` the seconds that a worker counts on for it. `hopeless`
-    ones had no time left for another variant, `broken` ones got no latents."""
+    which was promised. `near` ones have a neighbour whose latents may be there. `units` are the
+    steps it takes, `first` the variant of a picture that was made before and did not do,
+    `counted_s` the seconds that a worker counts on for it. `hopeless` ones had no time left for
+    another variant."""
 
     number: int
     deadline_s: float
     expires_s: float
+    near: bool
     variant: int = 0
     units: float = 0.0
     first: int | None = None
     counted_s: float = 0.0
     hopeless: bool = False
-    broken: bool = False
