@@ -161,7 +161,8 @@ class Settings(BaseSettings):
     timeout_s: float | None = Field(
         None,
         gt=0,
-        description="Seconds after which a request that waits is dropped. Default: never.",
+        description="Seconds after which a request that waits is dropped. Default: its deadline, "
+        "and 300 for what Argus does not decide.",
     )
     body_limit: ByteSize = Field(ByteSize(1_000_000), description="Bytes of a request's body.")
     url_ttl_s: float = Field(3600.0, gt=0, description="Seconds for which an answer's URL works.")

@@ -152,3 +152,61 @@ def test_where_handing_over_takes_a_moment_a_batch_is_handed_over_before_the_las
     one.elapse(0.95)
     assert len(one.begin(0.95)[0]) == 1
     assert len(one.making) == 2
+
+
+def test_nothing_advances_while_a_worker_is_dead_and_it_is_not_taken_for_slow() -> None:
+    one = station()
+    request = Request(100.0)
+    one.enqueue(request, 0.0)
+    one.begin(0.0)
+    one.elapse(0.5)
+    one.alive = False
+    one.elapse(30.0)
+    assert one.progress == pytest.approx(5.0)
+    assert one.busy_s == pytest.approx(0.5)
+    one.begin_anew(30.0)  # from its first step, since the process that was at it is gone
+    one.next_s(30.0)
+    assert one.due() == []
+    one.remove(request, 31.0)
+    assert one.slowness == pytest.approx(1.0)
+
+
+def test_a_worker_that_only_loaded_goes_on_with_what_it_is_at() -> None:
+    one = station()
+    request = Request(100.0)
+    one.enqueue(request, 0.0)
+    one.begin(0.0)
+    one.elapse(0.5)
+    one.begin_anew(0.5)
+    one.elapse(1.0)
+    assert one.due() == [request]
+
+
+def test_a_batch_takes_who_may_be_late_after_those_who_are_in_time() -> None:
+    one = station(AdditiveIncrease())
+    one.limit = 2.0
+    late, last = Request(0.5, grace_s=10.0), Request(0.6, grace_s=10.0)
+    first = Request(20.0)
+    for request in (late, last, first):
+        one.enqueue(request, 0.0)
+    assert one.begin(0.0) == ([first, late], [])
+
+
+def test_who_may_be_late_is_made_by_an_idle_worker_however_late_it_is() -> None:
+    one = station(AdditiveIncrease())
+    patient, expired = Request(-5.0, grace_s=100.0), Request(-5.0, grace_s=5.0)
+    one.enqueue(patient, 0.0)
+    one.enqueue(expired, 0.0)
+    assert one.begin(0.0) == ([patient], [expired])
+
+
+def test_who_would_be_late_in_a_batch_but_need_not_be_in_time_comes_last_in_it() -> None:
+    one = station(AdditiveIncrease())
+    one.step_s = lambda kind, model, size: 0.1 * size
+    one.limit = 2.0
+    hurried = Request(1.5, grace_s=10.0)  # alone it takes a second, in a batch of two two
+    others = [Request(20.0), Request(20.0)]
+    for request in (hurried, *others):
+        one.enqueue(request, 0.0)
+    assert one.begin(0.0) == (others, [])
+    assert [work for _, _, work in one.waiting] == [hurried]

@@ -18,7 +18,7 @@ from argus.cache.latents import LatentStore
 from argus.cache.scope import Scope
 from argus.server import retrieval
 from argus.server.retrieval import Retrieval
-from argus.workers.messages import pack, unpack
+from argus.workers.packing import pack, unpack
 
 SCOPE = Scope("alice", "tiny", "ddim", 64, 64, 30, 3.0, "")
 VECTOR = np.array([1.0, 0.0], np.float32)

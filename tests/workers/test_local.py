@@ -24,9 +24,8 @@ from argus.workers.messages import (
     Stop,
     Task,
     WorkerError,
-    pack,
-    unpack,
 )
+from argus.workers.packing import pack, unpack
 from argus.workers.process import _Worker
 
 LONG = 900  # steps that last until the test ends them

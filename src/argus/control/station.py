@@ -38,8 +38,11 @@ W = TypeVar("W", bound=Work)
 
 
 def mean_slowness(stations: Sequence[Station[W]]) -> float:
-    """The geometric mean of the stations' slowness."""
-    return math.exp(sum(math.log(one.slowness) for one in stations) / len(stations))
+    """The geometric mean of the slowness of those that live and were measured; of all that were, if
+    none of them lives, and 1 if none was."""
+    known = [one for one in stations if one.known]
+    living = [one for one in known if one.alive] or known
+    return math.exp(sum(math.log(one.slowness) for one in living) / max(1, len(living)))
 
 
 @dataclass
@@ -51,7 +54,8 @@ class Station(Generic[W]):
     batching others join at any step; with request batching nobody does until all are done.
 
     `step_s` gives the seconds of a step by type, model and batch, `full` the best batch by type and
-    model, `slowness` how many times as long a step really takes. Those with no more than `ahead`
+    model, `slowness` how many times as long a step really takes, as far as that is `known`. While
+    the worker is dead nothing advances. Those with no more than `ahead`
     steps to go leave room for the next, where handing over takes a moment.
     """
 
@@ -66,6 +70,7 @@ class Station(Generic[W]):
     alive: bool = True
     ready: bool = True
     slowness: float = 1.0
+    known: bool = True
     waiting: list[tuple[float, int, W]] = field(default_factory=list)
     making: list[tuple[float, int, W]] = field(default_factory=list)
     progress: float = 0.0
@@ -109,10 +114,24 @@ class Station(Generic[W]):
 
     def elapse(self, now: float) -> None:
         """Let time pass until `now`."""
-        if self.making:
+        if self.making and self.alive:
             self.busy_s += now - self.at_s
             self.progress += (now - self.at_s) / self._step(len(self.making))
         self.at_s = now
+
+    def timed(self, slowness: float) -> None:
+        """Its slowness was measured."""
+        self.slowness, self.known = slowness, True
+
+    def begin_anew(self, now: float) -> None:
+        """The worker holds its model from now on. What it was at before it died begins again."""
+        died = not self.alive
+        self.alive, self.ready, self.at_s = True, True, now
+        if died:
+            works = [work for _, _, work in self.making]
+            self.making = []
+            for work in works:
+                self._start(work)
 
     def due(self) -> list[W]:
         """Remove and give those who are done by now, as far as one can foretell."""
@@ -157,14 +176,13 @@ class Station(Generic[W]):
                 if not joins:
                     break
                 begun.append(self._next())
-                heapq.heappush(self.making, (self.progress + work.units, next(self._order), work))
+                self._start(work)
         elif self.waiting and not self._occupied():
             self._judge()
-            late, size = self.batching.choose(self._queue(now))
-            dropped = [self._next() for _ in range(late)]
-            begun = [self._next() for _ in range(size)]
+            begun, dropped = self._batch(now)
+            self._take_out([*begun, *dropped])
             for work in begun:
-                heapq.heappush(self.making, (self.progress + work.units, next(self._order), work))
+                self._start(work)
             self._judged = not begun
         return begun, dropped
 
@@ -209,7 +227,7 @@ class Station(Generic[W]):
         if took > 0 and foretold > 0:
             trust = ALARM if took > foretold else TRUST
             corrected = self.slowness * (took / foretold) ** trust
-            self.slowness = min(SLOWEST, max(1 / SLOWEST, corrected))
+            self.timed(min(SLOWEST, max(1 / SLOWEST, corrected)))
 
     def _occupied(self) -> int:
         """How many take room in the batch."""
@@ -247,6 +265,47 @@ class Station(Generic[W]):
         """Whether one more like the last to begin could begin at once."""
         return bool(self._joins(max(self.making)[2], now))
 
+    def _batch(self, now: float) -> tuple[list[W], list[W]]:
+        """The batch that begins now, and the requests that are dropped.
+
+        The batching's rule drops requests by their deadlines. Those that it would drop but that may
+        end after their deadline, before they expire, come last in the batch instead, with their
+        expiry for a deadline.
+        """
+        alone_s = self._step(1)
+        in_time: list[W] = []
+        late: list[W] = []
+        dropped: list[W] = []
+        for _, _, work in sorted(self.waiting):
+            end = now + work.units * alone_s
+            kind = in_time if end <= work.deadline_s else late
+            (kind if end <= work.expires_s else dropped).append(work)
+        while in_time or late:
+            count, size = self.batching.choose(self._queue(in_time, late, now))
+            given_up = [*in_time, *late][:count]
+            step_s = self._step(max(1, size))
+            excused = {
+                id(work)
+                for work in in_time[:count]
+                if work.deadline_s < now + work.units * step_s <= work.expires_s
+            }
+            if not excused:
+                return [*in_time, *late][count : count + size], [*dropped, *given_up]
+            late = [*(work for work in in_time if id(work) in excused), *late]
+            in_time = [work for work in in_time if id(work) not in excused]
+        return [], dropped
+
+    def _take_out(self, works: Sequence[W]) -> None:
+        """Remove requests from those that wait."""
+        gone = {id(work) for work in works}
+        self.waiting = [entry for entry in self.waiting if id(entry[2]) not in gone]
+        heapq.heapify(self.waiting)
+        for work in works:
+            self._count_off(work)
+
+    def _start(self, work: W) -> None:
+        heapq.heappush(self.making, (self.progress + work.units, next(self._order), work))
+
     def _next(self) -> W:
         work = heapq.heappop(self.waiting)[2]
         self._count_off(work)
@@ -280,12 +339,14 @@ class Station(Generic[W]):
             before = own
         return total
 
-    def _queue(self, now: float) -> Queue:
-        first = sorted(self.waiting)[: 4 * self.most]
-        units = sum(work.units for _, _, work in first) / len(first)
+    def _queue(self, in_time: Sequence[W], late: Sequence[W], now: float) -> Queue:
+        limits = [(work, work.deadline_s) for work in in_time]
+        limits += [(work, work.expires_s) for work in late]
+        first = limits[: 4 * self.most]
+        units = sum(work.units for work, _ in first) / len(first)
         memory = math.exp((self.arrivals_at_s - now) / RATE_MEMORY_S)
         return Queue(
-            left_s=[deadline - now for deadline, _, _ in first],
+            left_s=[limit - now for _, limit in first],
             most=self.most,
             batch_s=lambda size: units * self._step(size),
             rate=self.arrivals * memory,

@@ -177,7 +177,7 @@ class Dispatcher:
             work = self._work(prepared, variant, choice.variant, number)
             work.deaths, work.on_preview = deaths, show
             if choice.patient:
-                work.expires_s = time.monotonic() + PATIENCE_S
+                work.expires_s, work.begin_by_s = math.inf, time.monotonic() + PATIENCE_S
             if variant.skip:
                 assert neighbour is not None
                 self._fleet.reserve(work, choice.worker)
@@ -298,7 +298,9 @@ class Dispatcher:
             job,
             units * prepared.effort,
             min(prepared.due_s, prepared.deadline_s),
-            prepared.deadline_s,
+            prepared.deadline_s if prepared.governed and not order.pinned else math.inf,
+            begin_by_s=prepared.deadline_s,
+            effort=prepared.effort,
             keep=tuple(self._family.skips) if keeps else (),
             previews=order.previews,
         )

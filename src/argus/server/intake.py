@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 
-PATIENCE_S = 300.0  # for what a request pins, without `timeout_s`
+PATIENCE_S = 300.0  # until what Argus does not decide has begun, without `timeout_s`
 
 
 @dataclass(frozen=True)
@@ -42,7 +42,8 @@ class Prepared:
 
     `governed` says whether Argus decides. The answer is promised within `allowed_s` of arrival, or
     of when the server could serve at all. Of `time.monotonic`, that is `promised_s`; `due_s` is a
-    little before, and `deadline_s` when it is given up: later for what Argus did not decide.
+    little before, and `deadline_s` when it is given up: by then it must be done, or, if Argus did
+    not decide it, have begun.
     `effort` is how many times the work of the family's own size and guidance a picture is.
     """
 

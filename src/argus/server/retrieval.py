@@ -15,7 +15,7 @@ from argus.cache.cache import ApproximateCache, Neighbour
 from argus.cache.index import Vector
 from argus.cache.scope import Scope
 from argus.control.breaker import PROBE_S, Breaker
-from argus.workers.messages import pack, unpack
+from argus.workers.packing import pack, unpack
 
 log = logging.getLogger(__name__)
 

@@ -10,6 +10,7 @@ import time
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
+from functools import partial
 
 from argus.control.batching import Batching
 from argus.control.menu import Menu
@@ -25,8 +26,12 @@ log = logging.getLogger(__name__)
 AHEAD = 2.0  # steps: decoding, and what a message takes
 AHEAD_OF_BATCH = 1.0  # the same where batches do not mix: of their last step, the next one's first
 MOST_TRIALS, TRIALS_S = 7, 3.0
+CALIBRATIONS = 3  # tries, where workers die in them
 HELD_S = 60.0  # for which a model that somebody pinned stays
 DEADLY = 2  # deaths of a worker at the same job, after which it is tried alone
+SILENT_STEPS = 10  # of the largest batch, for which a worker at work may be silent
+LEAST_SILENCE_S = 2.0  # the same where steps are short: a process may wait for a core
+SUSPECT_S = 0.5  # of silence, from which on requests rather go elsewhere
 
 
 class HandedBack(Exception):
@@ -39,13 +44,19 @@ class TooLate(Expired):
 
 @dataclass(eq=False)
 class Work:
-    """A job for a worker. `deadline_s`, when it should be done, and `expires_s`, when it is given
-    up, are of `time.monotonic`; the rest as `LocalWorker.run`."""
+    """A job for a worker.
+
+    Of `time.monotonic`: `deadline_s`, when it should be done; `expires_s`, when it must be, or it
+    is given up; `begin_by_s`, when it must have begun (by default, when it must be done). `effort`
+    is how many times the work of the family's own size a step is. The rest as `LocalWorker.run`.
+    """
 
     job: Job
     units: float
     deadline_s: float
     expires_s: float
+    begin_by_s: float = math.inf
+    effort: float = 1.0
     start: bytes | None = None
     keep: tuple[int, ...] = ()
     previews: int = 0
@@ -88,6 +99,7 @@ class Fleet:
                 most=int(menu.batches[-1]),
                 ahead=AHEAD if batching.stepwise else AHEAD_OF_BATCH,
                 ready=False,
+                known=False,
             )
             for number in range(len(workers))
         ]
@@ -98,10 +110,12 @@ class Fleet:
         self._timers: dict[int, asyncio.TimerHandle] = {}
         self._changed = asyncio.Event()
         self.loads = 0
+        for worker, station in zip(self.workers, self.stations, strict=True):
+            worker.silence_s = partial(self._silence_s, station)
 
     @property
     def scale(self) -> float:
-        """The mean of the stations' slowness."""
+        """The mean slowness of the stations that are known."""
         return mean_slowness(self.stations)
 
     @property
@@ -134,10 +148,11 @@ class Fleet:
         """The workers as policies see them, in seconds of the menu."""
         now, scale = time.monotonic(), self.scale
         waits = []
-        for one in self.stations:
+        for one, worker in zip(self.stations, self.workers, strict=True):
             one.elapse(now)
             one.next_s(now)
-            waits.append(max(0.0, one.free_at_s - now) / scale)
+            silent_s = worker.silent_s if worker.silent_s > SUSPECT_S else 0.0
+            waits.append((max(0.0, one.free_at_s - now) + silent_s) / scale)
         return Cluster(
             now,
             [one.kind for one in self.stations],
@@ -152,24 +167,35 @@ class Fleet:
 
     async def calibrate(self, job: Job, units: float) -> float:
         """Time a picture of the first model, alone, on every worker that can work at once; gives
-        its seconds. Who is ready later is corrected by what it is seen to do."""
+        its seconds on the fastest. Who is ready later is corrected by what it is seen to do.
+
+        Raises WorkerError when no worker can work, or none makes a picture.
+        """
 
         async def timed(worker: LocalWorker, station: Station[Work]) -> float:
             seconds: list[float] = []
             while len(seconds) < MOST_TRIALS and sum(seconds) < TRIALS_S:
-                begun = time.monotonic()
+                begun, restarts = time.monotonic(), worker.restarts
                 await worker.run(job)
-                seconds.append(time.monotonic() - begun)
+                if worker.restarts == restarts:  # else most of it was a process that started
+                    seconds.append(time.monotonic() - begun)
             took = statistics.median(seconds)
-            station.slowness = took / (units * self._menu.batch_step_s(station.kind, 0, 1))
+            step_s = self._menu.batch_step_s(station.kind, 0, 1)
+            station.timed(took / (units * step_s))
             return took
 
-        able = [
-            timed(worker, station)
-            for worker, station in zip(self.workers, self.stations, strict=True)
-            if worker.state is State.READY
-        ]
-        return min(await asyncio.gather(*able))
+        for _ in range(CALIBRATIONS):
+            await self.holding(None, math.inf)
+            able = [
+                timed(worker, station)
+                for worker, station in zip(self.workers, self.stations, strict=True)
+                if worker.state is State.READY
+            ]
+            found = await asyncio.gather(*able, return_exceptions=True)
+            times = [one for one in found if not isinstance(one, BaseException)]
+            if times:
+                return min(times)
+        raise WorkerError(f"No worker makes a picture: {found[0]}")
 
     # --- work
 
@@ -185,8 +211,8 @@ class Fleet:
         """Make a job's picture with `model` on a worker.
 
         Raises HandedBack when the worker cannot, so that the job is to be routed again; TooLate
-        when it has waited until there is no time left to make it; and what the worker raises.
-        Cancelling the caller frees the work.
+        when it has waited until there is no time left to make it, be the worker dead or full; and
+        what the worker raises. Cancelling the caller frees the work.
         """
         station = self.stations[number]
         if station.serves != model:
@@ -196,11 +222,26 @@ class Fleet:
         station.elapse(time.monotonic())
         station.enqueue(work, time.monotonic())
         self._go_on(station)
+        limit_s = min(work.expires_s, work.begin_by_s) - time.monotonic()
+        timer = None
+        if limit_s < math.inf:
+            loop = asyncio.get_running_loop()
+            timer = loop.call_later(max(0.0, limit_s), self._expire, work, station)
         try:
             return await work.answer
         except asyncio.CancelledError:
             self._forget(work, station)
             raise
+        finally:
+            if timer is not None:
+                timer.cancel()
+
+    def _expire(self, work: Work, station: Station[Work]) -> None:
+        """Give up a job whose time is over, unless it is being made."""
+        if work.answer.done() or (work in self._running and station.alive):
+            return
+        self._forget(work, station)
+        _fail(work, TooLate("The deadline left no time to make the picture."))
 
     def _forget(self, work: Work, station: Station[Work]) -> None:
         task = self._running.pop(work, None)
@@ -293,7 +334,8 @@ class Fleet:
                 raise WorkerError(f"No worker {what} yet.")
             changed = self._changed
             with suppress(TimeoutError):
-                await asyncio.wait_for(changed.wait(), left)
+                async with asyncio.timeout(left if left < math.inf else None):
+                    await changed.wait()
 
     def _with_pinned(self, targets: list[int]) -> list[int]:
         now = time.monotonic()
@@ -355,26 +397,30 @@ class Fleet:
             log.error("%s stays out: %s", self._menu.models[station.model], problem)
             self._broken[station.model] = problem
             self._pinned.pop(station.model, None)
+            self._leave(station)
             station.model = 0
             self.move(self._targets)
             worker.restart(replace(self._models[0], device=worker.model.device))
+            self._on_change()
         elif worker.state is State.READY:
-            station.alive, station.ready, station.at_s = True, True, now
+            came_back = not station.alive
+            station.begin_anew(now)
             self._drain(station)  # the plan may have changed since
             for other in self.stations:
                 self._drain(other)
             self._go_on(station)
-        elif (station.alive and station.ready) or worker.state is State.UNUSABLE:
-            station.alive = False
-            elsewhere = any(one.serves >= 0 for one in self.stations)
-            station.elapse(now)
-            if elsewhere or worker.state is State.UNUSABLE:
-                self._leave(station)
+            if came_back:
+                self._on_change()
+        elif station.alive or worker.state is State.UNUSABLE:
+            self._leave(station)
             self._on_change()
         self._tell()
 
     def _leave(self, station: Station[Work]) -> None:
-        """Hand back what a dead worker had, but what it died of more than once."""
+        """Hand back what a dead worker had, but what it died of more than once: the worker tries
+        that alone."""
+        station.elapse(time.monotonic())
+        station.alive = False
         making = {work for _, _, work in station.making}
         for work in station.hand_back(all_of_them=False):
             _fail(work, HandedBack())
@@ -386,6 +432,16 @@ class Fleet:
                     task.cancel()
                 station.remove(work, time.monotonic(), done=False)
                 _fail(work, HandedBack())
+            elif min(work.expires_s, work.begin_by_s) <= time.monotonic():
+                self._expire(work, station)
+
+    def _silence_s(self, station: Station[Work]) -> float:
+        """Seconds for which a worker at work may say nothing before it is taken for hung."""
+        step_s = station.slowness * self._menu.batch_step_s(
+            station.kind, station.model, int(self._menu.batches[-1])
+        )
+        effort = max((work.effort for _, _, work in station.making), default=1.0)
+        return max(LEAST_SILENCE_S, SILENT_STEPS * max(1.0, effort) * step_s)
 
     def _tell(self) -> None:
         self._changed.set()

@@ -9,6 +9,7 @@ import itertools
 import logging
 import math
 import multiprocessing
+import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from multiprocessing.connection import Connection
@@ -22,6 +23,7 @@ from argus.core.errors import NotEnoughMemory
 from argus.core.job import Job
 from argus.workers.messages import (
     Answer,
+    Beat,
     Begun,
     Cancel,
     Failed,
@@ -44,6 +46,8 @@ log = logging.getLogger(__name__)
 MAX_DEATHS = 3
 FIRST_PAUSE_S, LONGEST_PAUSE_S = 0.5, 30.0
 PARTING_S = 5.0
+LOOK_S = 0.25  # between two looks at whether a process hangs
+FIRST_TIMES = 10  # the silence allowed before a model's first picture: kernels are chosen, caches fill
 
 OnStep = Callable[[int, int], None]
 OnPreview = Callable[[int, Image.Image], None]
@@ -73,7 +77,9 @@ class LocalWorker:
     A process that dies is started again and gets the jobs it had not answered. Those that were in
     flight then run one at a time, so that a job that kills dies alone; it is given up at its third
     death. A model that never loads (an error, or three deaths on the way) makes the worker
-    unusable, for good. `on_change` is called whenever `state` may have changed.
+    unusable, for good. A process that has jobs and sends nothing for longer than `silence_s` gives
+    is killed and replaced; loading takes as long as it takes. `on_change` is called whenever
+    `state` may have changed.
     """
 
     def __init__(self, model: Model, on_change: Callable[[], None] = lambda: None) -> None:
@@ -87,8 +93,13 @@ class LocalWorker:
         self._process: SpawnProcess | None = None
         self._supervisor: asyncio.Task[None] | None = None
         self._settled = asyncio.Event()
-        self._loaded_once = False
+        self._loaded_once = False  # the model that is held now
         self._loading = False  # another model, in the process that there is
+        self._failed_loads = 0  # processes in a row that died while loading the model
+        self._asked = model  # the model that the process was last asked to load
+        self._proven = False  # whether the process has made a picture with its model
+        self._heard_s = 0.0  # when the process last said something, or got the first of its jobs
+        self.silence_s: Callable[[], float] = lambda: math.inf
 
     @property
     def pid(self) -> int | None:
@@ -99,6 +110,17 @@ class LocalWorker:
         """Jobs that are waiting or running."""
         return len(self._pending)
 
+    @property
+    def _wanted(self) -> bool:
+        """Whether there is to be a process; after a model was given up another may be asked for."""
+        return self.state not in (State.UNUSABLE, State.STOPPED)
+
+    @property
+    def silent_s(self) -> float:
+        """Seconds for which a process that has jobs has said nothing."""
+        busy = self.state is State.READY and bool(self._pending)
+        return max(0.0, time.monotonic() - self._heard_s) if busy else 0.0
+
     def start(self) -> None:
         """Start the process; `ready` waits until it can work."""
         self._supervisor = asyncio.create_task(self._supervise())
@@ -106,7 +128,8 @@ class LocalWorker:
     def restart(self, model: Model) -> None:
         """Begin again with another model, after one that could not be loaded."""
         self.model, self.problem = model, None
-        self.state, self._loading, self._loaded_once = State.STARTING, False, False
+        self.state, self._loading = State.STARTING, False
+        self._loaded_once, self._failed_loads = False, 0
         self._settled.clear()
         if self._supervisor is None or self._supervisor.done():  # else it goes on by itself
             self.start()
@@ -120,9 +143,11 @@ class LocalWorker:
     def load(self, model: Model) -> None:
         """Hold another model, once what was asked for before is done; it is `STARTING` till then.
 
-        A model that cannot be loaded makes the worker unusable.
+        A model that cannot be loaded makes the worker unusable; where memory was short, that is
+        seen in a process of its own, without what the last model left behind.
         """
-        self.model = model
+        self.model = self._asked = model
+        self._loaded_once, self._failed_loads, self._proven = False, 0, False
         if self.state is State.READY:
             self.state = State.STARTING
             self._loading = True
@@ -152,6 +177,8 @@ class LocalWorker:
             number, job, start, keep,
             progress=on_step is not None, previews=previews, deadline_s=deadline_s,
         )  # fmt: skip
+        if not self._pending:
+            self._heard_s = time.monotonic()
         self._pending[number] = _Pending(task, answer, on_step, on_preview)
         self._outbox.put(task)
         try:
@@ -188,7 +215,7 @@ class LocalWorker:
 
     async def _supervise(self) -> None:
         """Keep a process running: start it, hand it what is pending, wait for its end."""
-        pause, failed_loads = FIRST_PAUSE_S, 0
+        pause = FIRST_PAUSE_S
         while self.state is not State.STOPPED:
             ended = asyncio.Event()
             try:
@@ -196,26 +223,45 @@ class LocalWorker:
             except OSError as error:
                 log.warning("A worker process cannot be started: %s", error)
             else:
-                await ended.wait()
+                await self._ended(ended, process)
                 await asyncio.to_thread(_end, process)
-            if self.state in (State.UNUSABLE, State.STOPPED):
+            if not self._wanted:
                 return
             self._settled.clear()
             if self.state is State.READY or self._loading:
                 self._loading = False
-                pause, failed_loads = FIRST_PAUSE_S, 0
+                pause, self._failed_loads = FIRST_PAUSE_S, 0
                 self.state = State.STARTING
                 self._blame()
                 self._on_change()
-            else:
-                failed_loads += 1
-                if failed_loads >= MAX_DEATHS and not self._loaded_once:
+            elif self._asked == self.model:  # else it died of a model that is given up
+                self._failed_loads += 1
+                if self._failed_loads >= MAX_DEATHS and not self._loaded_once:
                     self._give_up(WorkerError(f"It died {MAX_DEATHS} times while loading."))
-                    return
+                    if not self._wanted:
+                        return
             self.restarts += 1
             log.warning("Worker process %s ended; starting another in %g s", self.pid, pause)
             await asyncio.sleep(pause)
             pause = min(2 * pause, LONGEST_PAUSE_S)
+
+    async def _ended(self, ended: asyncio.Event, process: SpawnProcess) -> None:
+        """Wait until a process has ended; end one that hangs."""
+        while not ended.is_set():
+            looked_s = time.monotonic()
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(LOOK_S):
+                    await ended.wait()
+            now = time.monotonic()
+            if now - looked_s > 2 * LOOK_S:  # it is we who were held up, and have not heard
+                self._heard_s = now
+            allowed_s = self.silence_s() * (1 if self._proven else FIRST_TIMES)
+            if self.silent_s > allowed_s:
+                log.warning(
+                    "Worker process %s said nothing for %.1f s; killing it", self.pid, self.silent_s
+                )
+                process.kill()
+                await ended.wait()
 
     def _spawn(self, ended: asyncio.Event) -> SpawnProcess:
         context = multiprocessing.get_context("spawn")
@@ -223,6 +269,7 @@ class LocalWorker:
         process = context.Process(target=run_worker, args=(theirs, self.model), daemon=True)
         process.start()
         theirs.close()
+        self._asked, self._proven, self._heard_s = self.model, False, time.monotonic()
         self._outbox.put(None)
         self._outbox = SimpleQueue()
         for pending in self._pending.values():
@@ -235,12 +282,20 @@ class LocalWorker:
     def _listen(
         self, pipe: Connection, loop: asyncio.AbstractEventLoop, ended: asyncio.Event
     ) -> None:
-        """In a thread: hand every answer to the loop until the process is gone."""
+        """In a thread: hand every answer to the loop until the process is gone, or makes no sense:
+        then it is as good as gone."""
         with contextlib.suppress(RuntimeError):  # the loop may be closed already
             try:
                 while True:
-                    loop.call_soon_threadsafe(self._take, pipe.recv())
+                    answer = pipe.recv()
+                    self._heard_s = time.monotonic()  # here, since the loop may be busy
+                    loop.call_soon_threadsafe(self._take, answer)
             except (EOFError, OSError):
+                pass
+            except Exception:
+                log.exception("Worker process %s sends what cannot be read", self.pid)
+            finally:
+                pipe.close()
                 loop.call_soon_threadsafe(ended.set)
 
     def _take(self, answer: Answer) -> None:
@@ -257,10 +312,15 @@ class LocalWorker:
                 if number in self._pending:
                     self._pending[number].in_flight = True
         elif isinstance(answer, Unusable):
-            if self._loaded_once and isinstance(answer.error, NotEnoughMemory):
-                log.warning("No memory to load the model again yet: %s", answer.error)
+            if answer.model != self.model:
+                return  # another is asked for by now
+            again = self._loading or self._loaded_once
+            if again and isinstance(answer.error, NotEnoughMemory):
+                log.warning("No memory to load the model yet: %s", answer.error)
             else:
                 self._give_up(answer.error)
+        elif isinstance(answer, Beat):
+            pass  # it was heard, and that is all it says
         else:
             self._answer(answer)
 
@@ -276,6 +336,7 @@ class LocalWorker:
                 pending.shown = answer.index + 1  # a job that is run again shows none twice
                 pending.on_preview(answer.index, answer.image)
         elif isinstance(answer, Finished):
+            self._proven = True
             pending.answer.set_result(answer)
         else:
             pending.answer.set_exception(answer.error)

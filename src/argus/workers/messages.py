@@ -6,12 +6,13 @@ import math
 from dataclasses import dataclass, field
 
 from PIL import Image
-from safetensors.torch import load, save
-from torch import Tensor
 
 from argus.core.errors import ArgusError
 from argus.core.job import Job
 from argus.core.profile import MAX_BATCH
+
+
+BEAT_S = 0.1  # seconds between two beats of a worker at work
 
 
 class WorkerError(ArgusError):
@@ -80,9 +81,15 @@ class Ready:
 
 @dataclass(frozen=True)
 class Unusable:
-    """The model cannot be loaded."""
+    """A model cannot be loaded; the process ends."""
 
+    model: Model
     error: Exception
+
+
+@dataclass(frozen=True)
+class Beat:
+    """The process is at work, between two steps; sent at most every `BEAT_S` seconds."""
 
 
 @dataclass(frozen=True)
@@ -129,13 +136,4 @@ class Failed:
 
 
 Request = Task | Cancel | Load | Stop
-Answer = Ready | Unusable | Begun | Progress | Preview | Finished | Failed
-
-
-def pack(latents: Tensor) -> bytes:
-    """Latents as bytes that survive the death of the process that made them."""
-    return save({"latents": latents.detach().cpu().contiguous()})
-
-
-def unpack(data: bytes) -> Tensor:
-    return load(data)["latents"]
+Answer = Ready | Unusable | Beat | Begun | Progress | Preview | Finished | Failed

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import logging
+import math
 import os
 import signal
+import time
 from collections import deque
 from collections.abc import Callable
 from multiprocessing.connection import Connection
@@ -12,6 +14,8 @@ from typing import TYPE_CHECKING
 
 from argus.core.errors import ArgusError
 from argus.workers.messages import (
+    BEAT_S,
+    Beat,
     Begun,
     Cancel,
     Failed,
@@ -25,9 +29,8 @@ from argus.workers.messages import (
     Task,
     Unusable,
     WorkerError,
-    pack,
-    unpack,
 )
+from argus.workers.packing import pack, unpack
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -49,7 +52,7 @@ def run_worker(pipe: Connection, model: Model) -> None:
             try:
                 engine = _load(wanted)
             except ArgusError as error:
-                pipe.send(Unusable(error))
+                pipe.send(Unusable(wanted, error))
                 return
             pipe.send(Ready(wanted))
             wanted = _Worker(pipe, engine).serve()
@@ -66,12 +69,20 @@ def _load(model: Model) -> Engine:
     if model.threads is not None:
         torch.set_num_threads(model.threads)
     if model.device == "cpu" and hasattr(os, "nice"):
-        os.nice(NICENESS - os.nice(0))
+        lower_priority()
     engine = Engine.load(
         model.source, model.device, model.dtype, model.sampler, model.max_batch, model.compiled
     )
     engine.warm_up()
     return engine
+
+
+def lower_priority() -> None:
+    """Raise this process's niceness to `NICENESS`, unless it is as high already.
+
+    Lowering it would need a privilege, and would undo what the operator asked for.
+    """
+    os.nice(max(0, NICENESS - os.nice(0)))
 
 
 class _Worker:
@@ -85,6 +96,7 @@ class _Worker:
         self._begun: set[int] = set()
         self._stopping = False
         self._wanted: Model | None = None
+        self._beat_s = -math.inf
 
     def serve(self) -> Model | None:
         """Work until told to stop, or to hold another model: then that."""
@@ -93,6 +105,7 @@ class _Worker:
                 self._take(self._pipe.recv())
             self._admit()
             if self._engine.busy:
+                self._beat()
                 self._step()
             elif self._stopping:
                 return self._wanted
@@ -145,6 +158,13 @@ class _Worker:
         self._begun = begun
         for ticket, outcome in self._engine.step():
             self._pipe.send(_answer(self._tasks.pop(ticket).number, outcome))
+
+    def _beat(self) -> None:
+        """Say that the loop goes on, for who would take a silent process for a hung one."""
+        now = time.monotonic()
+        if now - self._beat_s >= BEAT_S:
+            self._beat_s = now
+            self._pipe.send(Beat())
 
     def _reporter(self, task: Task) -> Callable[[int, int], None]:
         return lambda done, steps: self._pipe.send(Progress(task.number, done, steps))
