@@ -80,6 +80,7 @@ class Station(Generic[W]):
     _order: itertools.count[int] = field(default_factory=itertools.count)
     _all_in_time: bool = True
     _judged: bool = True
+    _batch: int = 0
     _counted: int = 0
 
     @property
@@ -165,7 +166,7 @@ class Station(Generic[W]):
             begun = [self._next() for _ in range(size)]
             for work in begun:
                 heapq.heappush(self.making, (self.progress + work.units, next(self._order), work))
-            self._judged = not begun
+            self._judged, self._batch = not begun, len(begun)
         return begun, dropped
 
     def next_s(self, now: float) -> float:
@@ -201,7 +202,8 @@ class Station(Generic[W]):
     def _judge(self) -> None:
         """Learn from the batch that is over, once."""
         if not self._judged:
-            self.limit = self.batching.learn(self.limit, self._all_in_time)
+            learn, in_time = self.batching.learn, self._all_in_time
+            self.limit = learn(self.limit, self._batch, self.most, in_time)
             self._judged = self._all_in_time = True
 
     def _measure(self, took: float, foretold: float) -> None:
