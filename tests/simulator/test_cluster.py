@@ -10,11 +10,11 @@ import pytest
 from argus.control.policies import POLICIES, new_policy
 from argus.control.policy import Promise
 from argus.simulator.cluster import Happening, Simulation
-from argus.simulator.requests import DROPPED, FAILED, ON_TIME, Requests
+from argus.simulator.requests import DROPPED, FAILED, ON_TIME, SHED, Requests
 from argus.simulator.runs import Promised, Scenario, most_load, simulate
 from argus.simulator.traces import PAPER_CAPACITY
 from argus.simulator.world import Drawing, Neighbourhood, Store, World
-from tests.control.menus import small_menu
+from tests.control.menus import outlook, small_menu
 
 
 def world(types: int = 1, **changes: object) -> World:
@@ -137,6 +137,13 @@ def test_a_worker_that_comes_back_serves_after_its_load() -> None:
     ]  # fmt: skip
     requests = run([0.0], deadline_s=30.0, events=events).requests
     assert requests.ended_s[0] == pytest.approx(1.0 + 10.0 + 2.0, abs=1.5)
+
+
+def test_a_trace_on_which_nobody_comes_is_a_run_of_nothing() -> None:
+    result, simulation = simulate(scenario(0.0), "price")
+    assert len(simulation.requests.outcome) == 0
+    assert set(result.whole.outcomes.values()) == {0}
+    assert result.whole.violation_ratio == 0
 
 
 def test_a_dead_store_moves_price_away_from_the_cache_and_back() -> None:

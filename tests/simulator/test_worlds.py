@@ -102,6 +102,19 @@ def test_the_command_compares_policies(tmp_path: Path) -> None:
     assert (tmp_path / "out" / "figure.png").stat().st_size > 10_000
 
 
+def test_the_command_simulates_a_load_so_small_that_nobody_comes(tmp_path: Path) -> None:
+    done = CliRunner().invoke(
+        app,
+        ["simulate", "--policies", "price", "--load", "0.00001", "--minutes", "2",
+         "--out", str(tmp_path / "out"), "--json"],
+        catch_exceptions=False,
+    )  # fmt: skip
+    assert done.exit_code == 0, done.output
+    result = json.loads(done.stdout.splitlines()[-1])
+    assert set(result["price"]["outcomes"].values()) == {0}
+    assert len(pd.read_parquet(tmp_path / "out" / "requests.parquet")) == 0
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [

@@ -69,6 +69,7 @@ class Simulation:
         self._window_s, self._margin = window_s, margin
         self.world, self.policy, self.promise = world, policy, promise
         self.requests, self.ledger = requests, Ledger()
+        self._last_s = float(requests.arrived_s.max(initial=0.0))
         self._random = np.random.default_rng(seed)
         self._known_rate, self._on_progress = known_rate, on_progress
         menu = world.menu
@@ -131,8 +132,7 @@ class Simulation:
         self._plan()
         self._at(self._window_s, self._window)
         self._at(self._window_s / WATCHES, self._watch)
-        arrived = requests.arrived_s.tolist()
-        heap = self._heap
+        arrived, heap = requests.arrived_s.tolist(), self._heap
         for number, at in enumerate(arrived):
             while heap and heap[0][0] <= at:
                 self._step()
@@ -141,7 +141,7 @@ class Simulation:
             self._arrive(number)
             if self._on_progress is not None and number % 1000 == 0:
                 self._on_progress(number)
-        end = (arrived[-1] if arrived else 0.0) + 2 * self.promise.deadline_s
+        end = self._last_s + 2 * self.promise.deadline_s
         while heap and heap[0][0] <= end:
             self._step()
         return requests
@@ -341,7 +341,7 @@ class Simulation:
         self._forecast.add(self._count - self._counted)
         self._counted = self._count
         self._plan()
-        if self.now < self.requests.arrived_s[-1]:
+        if self.now < self._last_s:
             self._at(self.now + self._window_s, self._window)
 
     def _watch(self) -> None:
@@ -354,7 +354,7 @@ class Simulation:
             self._plan()
         elif self._pace.outdated:
             self._plan()
-        if self.now < self.requests.arrived_s[-1]:
+        if self.now < self._last_s:
             self._at(self.now + self._window_s / WATCHES, self._watch)
 
     def _plan(self) -> None:
