@@ -139,6 +139,13 @@ def test_a_worker_that_comes_back_serves_after_its_load() -> None:
     assert requests.ended_s[0] == pytest.approx(1.0 + 10.0 + 2.0, abs=1.5)
 
 
+def test_who_is_done_at_the_moment_a_worker_dies_is_done() -> None:
+    """One begins at 0 and takes two seconds."""
+    requests = run([0.0], events=[(2.0, lambda now: now.kill(0))]).requests
+    assert requests.outcome[0] == ON_TIME
+    assert requests.ended_s[0] == 2.0
+
+
 def test_a_trace_on_which_nobody_comes_is_a_run_of_nothing() -> None:
     result, simulation = simulate(scenario(0.0), "price")
     assert len(simulation.requests.outcome) == 0

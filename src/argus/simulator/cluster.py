@@ -421,7 +421,7 @@ class Simulation:
     def kill(self, number: int) -> None:
         """A worker dies; its requests are routed again."""
         worker = self.workers[number]
-        worker.advance(self.now)
+        self._settle(worker, worker.advance(self.now))
         worker.alive = False
         worker.version += 1
         self._cluster.models[number] = worker.serves
