@@ -146,6 +146,38 @@ def test_who_is_done_at_the_moment_a_worker_dies_is_done() -> None:
     assert requests.ended_s[0] == 2.0
 
 
+@pytest.mark.parametrize("policy", POLICIES)
+def test_when_the_last_worker_dies_requests_are_dropped_or_shed_until_one_is_back(
+    policy: str,
+) -> None:
+    """All are dead from 20 s until one comes back at 40 s, which loads for 10 s."""
+
+    def all_die(simulation: Simulation) -> None:
+        for number in (0, 1):
+            simulation.kill(number)
+
+    at = np.arange(0.0, 100.0, 2.5)
+    events: list[tuple[float, Happening]] = [(20.1, all_die), (40.0, lambda now: now.revive(1))]
+    requests = run(list(at), policy, workers=2, events=events).requests
+    assert np.isfinite(requests.ended_s).all()
+    unserved = {SHED, DROPPED}
+    dead = (at > 20.1) & (at < 40.0)
+    assert set(requests.outcome[dead].tolist()) <= unserved
+    for served in ((at > 10) & (at < 15), at > 60):  # loads have ended, two workers and one
+        assert (requests.outcome[served] == ON_TIME).mean() > 0.6
+    assert set(requests.outcome.tolist()) <= {ON_TIME, *unserved}
+
+
+@pytest.mark.parametrize("policy", POLICIES)
+def test_a_plan_without_workers_keeps_what_they_are_to_hold(policy: str) -> None:
+    menu = small_menu()
+    asked = new_policy(policy, menu, [Promise(6.0)])
+    seen = outlook(1.0, [[1.0, 0.97, 0.9, 0.8]], [0, 0])
+    before = asked.plan(seen).models.tolist()
+    dead = replace(seen, models=np.array(before), alive=np.zeros(2, dtype=bool))
+    assert asked.plan(dead).models.tolist() == before
+
+
 def test_a_trace_on_which_nobody_comes_is_a_run_of_nothing() -> None:
     result, simulation = simulate(scenario(0.0), "price")
     assert len(simulation.requests.outcome) == 0

@@ -265,7 +265,7 @@ class Simulation:
         elif any(worker.serves >= 0 for worker in self.workers):
             self._route(job)
         else:
-            self._at(self.now + 1.0, self._again, job)
+            self._at(min(self.now + 1.0, job.expires_s), self._again, job)
 
     def _go_on(self, worker: Worker) -> None:
         _, dropped = worker.begin(self.now)
