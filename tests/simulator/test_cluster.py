@@ -10,7 +10,7 @@ import pytest
 from argus.control.policies import POLICIES, new_policy
 from argus.control.policy import Promise
 from argus.simulator.cluster import Happening, Simulation
-from argus.simulator.requests import DROPPED, FAILED, ON_TIME, SHED, Requests
+from argus.simulator.requests import DROPPED, FAILED, LATE, ON_TIME, SHED, Requests
 from argus.simulator.runs import Promised, Scenario, most_load, simulate
 from argus.simulator.traces import PAPER_CAPACITY
 from argus.simulator.world import Drawing, Neighbourhood, Store, World
@@ -144,6 +144,24 @@ def test_who_is_done_at_the_moment_a_worker_dies_is_done() -> None:
     requests = run([0.0], events=[(2.0, lambda now: now.kill(0))]).requests
     assert requests.outcome[0] == ON_TIME
     assert requests.ended_s[0] == 2.0
+
+
+def test_who_is_made_when_the_trace_ends_is_late_and_not_failed() -> None:
+    """Half a second of two is done when the worker becomes a hundred times slower."""
+    requests = run([0.0], events=[(0.5, lambda now: now.slow(0, 100.0))]).requests
+    assert requests.outcome[0] == LATE
+    assert requests.ended_s[0] == pytest.approx(0.5 + 100 * 1.5)
+
+
+def test_a_worker_that_lives_is_not_revived_and_one_that_is_dead_not_killed() -> None:
+    events: list[tuple[float, Happening]] = [
+        (0.5, lambda now: now.revive(0)), (0.6, lambda now: now.kill(1)),
+        (0.7, lambda now: now.revive(1)), (5.0, lambda now: now.kill(1)),
+        (5.1, lambda now: now.kill(1)), (5.2, lambda now: now.revive(1)),
+    ]  # fmt: skip
+    simulation = run([0.0, 0.55, 20.0], workers=2, deadline_s=6.0, events=events)
+    assert (simulation.requests.outcome == ON_TIME).all()
+    assert simulation.ledger.loads == 2
 
 
 @pytest.mark.parametrize("policy", POLICIES)

@@ -112,6 +112,7 @@ class Simulation:
         self._count = self._counted = self._seen = (
             0  # in all, till the last window, till the last look
         )
+        self._open = 0  # requests that came and have no outcome yet
         self._heap: list[tuple[float, int, Callable[..., None], tuple[Any, ...]]] = []
         self._order = itertools.count()
         self._targets = [worker.model for worker in self.workers]
@@ -138,11 +139,12 @@ class Simulation:
                 self._step()
             self.now = at
             self._count += 1
+            self._open += 1
             self._arrive(number)
             if self._on_progress is not None and number % 1000 == 0:
                 self._on_progress(number)
         end = self._last_s + 2 * self.promise.deadline_s
-        while heap and heap[0][0] <= end:
+        while heap and (heap[0][0] <= end or self._open):
             self._step()
         return requests
 
@@ -321,6 +323,7 @@ class Simulation:
             outcome = LATE if self.now > job.expires_s else ON_TIME
             variant = job.first
             quality = float(self._truth[int(requests.prompt[number]), variant])
+        self._open -= 1
         requests.outcome[number] = outcome
         requests.ended_s[number] = self.now
         requests.variant[number] = variant
@@ -419,8 +422,10 @@ class Simulation:
     # --- what can happen
 
     def kill(self, number: int) -> None:
-        """A worker dies; its requests are routed again."""
+        """A worker dies, if it lives; its requests are routed again."""
         worker = self.workers[number]
+        if not worker.alive:
+            return
         self._settle(worker, worker.advance(self.now))
         worker.alive = False
         worker.version += 1
@@ -431,8 +436,10 @@ class Simulation:
         self._plan()
 
     def revive(self, number: int) -> None:
-        """A worker comes back, and loads what the plan says."""
+        """A worker that is dead comes back, and loads what the plan says."""
         worker = self.workers[number]
+        if worker.alive:
+            return
         worker.alive, worker.ready = True, False
         self._load(worker)
         self._plan()
