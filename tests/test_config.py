@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import pytest
@@ -63,6 +64,28 @@ def test_a_missing_file_and_a_wrong_variable_are_named(monkeypatch: pytest.Monke
         read_settings({}, Path("nowhere.yaml"))
     monkeypatch.setenv("ARGUS_PORT", "tcp://10.0.0.1:80")
     with pytest.raises(BadRequest, match="from the environment"):
+        read_settings({})
+
+
+@pytest.mark.parametrize("value", ["default=3x", "{default: {latency: 3x}}", ""])
+def test_a_variable_that_should_be_json_and_is_not_is_named_with_its_value(
+    value: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("ARGUS_SLO", value)
+    with pytest.raises(BadRequest) as caught:
+        read_settings({})
+    assert f"ARGUS_SLO is {value!r}" in str(caught.value)
+    example = re.search(r"such as '(.*)'", str(caught.value))
+    assert example is not None
+    monkeypatch.setenv("ARGUS_SLO", example[1])  # what the sentence says is right, is
+    assert read_settings({})[0].slo
+
+
+def test_a_variable_of_json_of_another_kind_is_said_to_be_wrong(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("ARGUS_SLO", '["3x"]')
+    with pytest.raises(BadRequest, match=r"slo is \['3x'\] \(from the environment\)"):
         read_settings({})
 
 

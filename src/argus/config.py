@@ -21,10 +21,12 @@ from pydantic import (
     ValidationError,
     field_validator,
 )
+from pydantic.fields import FieldInfo
 from pydantic_settings import (
     BaseSettings,
     EnvSettingsSource,
     SettingsConfigDict,
+    SettingsError,
     YamlConfigSettingsSource,
 )
 
@@ -105,6 +107,7 @@ class Settings(BaseSettings):
         {},
         description="Classes of promises by name: latency (3x the exact variant's, or 12s), "
         "quality (the least), keys (API keys of this class). `default` is 3x unless it is given.",
+        examples=['{"default": {"latency": "3x", "quality": 0.9}}'],
     )
     shadow: bool = Field(
         False, description="Serve everything exact, and record what Argus would have done."
@@ -171,6 +174,28 @@ class Settings(BaseSettings):
     )
 
 
+class _Environment(EnvSettingsSource):
+    """The variables, of which those of several values are JSON."""
+
+    def decode_complex_value(self, field_name: str, field: FieldInfo, value: Any) -> Any:
+        try:
+            return super().decode_complex_value(field_name, field, value)
+        except ValueError as error:
+            example = next(iter(field.examples or ["{}"]))
+            raise BadRequest(
+                f"{PREFIX}{field_name.upper()} is {value!r} (from the environment) and no JSON "
+                f"({error}): write it as JSON, such as {example!r}."
+            ) from error
+
+    def __call__(self) -> dict[str, Any]:
+        try:
+            return super().__call__()
+        except SettingsError as error:  # what it makes of the above
+            if isinstance(error.__cause__, BadRequest):
+                raise error.__cause__ from None
+            raise
+
+
 def read_settings(
     flags: Mapping[str, Any], file: Path | None = None
 ) -> tuple[Settings, dict[str, str]]:
@@ -183,7 +208,7 @@ def read_settings(
         file = Path(os.environ[FILE_VARIABLE])
     layers = [
         ({} if file is None else _read_file(file), f"{file}"),
-        (EnvSettingsSource(Settings)(), "the environment"),
+        (_Environment(Settings)(), "the environment"),
         ({name: value for name, value in flags.items() if value is not None}, "a flag"),
     ]
     _warn_of_slips()

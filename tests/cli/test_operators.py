@@ -72,6 +72,14 @@ def test_config_show_says_where_each_setting_comes_from(
     assert run(monkeypatch, "config", "show", "--config", "nowhere.yaml") == 2
 
 
+def test_a_variable_that_is_no_json_is_a_sentence_and_no_traceback(
+    config: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("ARGUS_SLO", "default=3x")
+    assert run(monkeypatch, "config", "show") == 2
+    assert "ARGUS_SLO is 'default=3x'" in capsys.readouterr().err
+
+
 def test_key_prints_the_key_and_keeps_its_hash(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

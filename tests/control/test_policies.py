@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from argus.control.batching import Adaptive, AdditiveIncrease, Queue, Switch
 from argus.control.policies import POLICIES, new_policy
@@ -183,11 +185,31 @@ def queue(left_s: list[float], rate: float = 0.0, limit: float = 1.0) -> Queue:
 
 def test_clippers_batches_grow_by_one_and_shrink_by_a_tenth() -> None:
     batching = AdditiveIncrease()
-    assert batching.learn(3.0, True) == 4.0
-    assert batching.learn(3.0, False) == pytest.approx(2.7)
+    assert batching.learn(3.0, size=3, most=4, in_time=True) == 4.0
+    assert batching.learn(3.0, size=3, most=4, in_time=False) == pytest.approx(2.7)
     assert batching.choose(queue([9.0] * 6, limit=3.4)) == (0, 3)
     assert batching.choose(queue([0.5, 9.0], limit=1.0)) == (1, 1)
     assert batching.choose(queue([1.5] * 4, limit=4.0)) == (0, 1)  # four are late for all
+
+
+def test_clippers_limit_stays_while_batches_are_smaller() -> None:
+    """A batch in time says nothing about larger ones than itself."""
+    batching = AdditiveIncrease()
+    assert batching.learn(3.0, size=2, most=4, in_time=True) == 3.0
+    assert batching.learn(3.9, size=3, most=4, in_time=True) == 4.0
+    assert batching.learn(4.0, size=4, most=4, in_time=True) == 4.0
+
+
+@given(batches=st.lists(st.tuples(st.integers(1, 8), st.booleans()), max_size=60))
+def test_clippers_limit_is_never_out_of_reach(batches: list[tuple[int, bool]]) -> None:
+    """However calm it was before, late batches make the next ones smaller at once."""
+    batching, limit = AdditiveIncrease(), 1.0
+    for size, in_time in batches:
+        limit = batching.learn(limit, min(size, int(limit)), 8, in_time)
+        assert 1 <= limit <= 8
+    for _ in range(20):
+        limit = batching.learn(limit, int(limit), 8, in_time=False)
+    assert limit == 1
 
 
 def test_proteus_waits_for_a_larger_batch_while_it_can() -> None:

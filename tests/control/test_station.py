@@ -127,6 +127,29 @@ def test_request_batches_end_together_and_teach_their_size() -> None:
     assert one.limit == 2
 
 
+def test_calm_does_not_raise_the_limit_of_a_batch_and_one_late_batch_lowers_it() -> None:
+    one = station(AdditiveIncrease())
+    one.limit = 4.0
+    now = 0.0
+    for _ in range(50):  # alone, and in time
+        request = Request(now + 10.0)
+        one.enqueue(request, now)
+        assert one.begin(now) == ([request], [])
+        now += 1.0
+        one.remove(request, now)
+    late = [Request(now + 1.5) for _ in range(4)]
+    for request in late:
+        one.enqueue(request, now)
+    assert len(one.begin(now)[0]) == 4
+    now += 5.0
+    for request in late:
+        one.remove(request, now)
+    waiting = [Request(now + 100.0) for _ in range(4)]
+    for request in waiting:
+        one.enqueue(request, now)
+    assert len(one.begin(now)[0]) == 3
+
+
 def test_who_was_counted_slow_and_left_fast_leaves_nothing_behind() -> None:
     one = station()
     one.slowness = 3.0

@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -15,6 +16,7 @@ import pandas as pd
 import pytest
 
 from argus.core.errors import BadRequest, ModelError
+from argus.core.family import ScorerSpec
 from argus.core.profile import ModelProfile, Profile
 from argus.families.catalog import find_family
 from argus.lab import profiling
@@ -113,6 +115,52 @@ def test_a_killed_calibration_goes_on_without_losing_or_doubling_a_row(
     )
     assert ours[keys].equals(expected[keys])
     np.testing.assert_allclose(ours["score"], expected["score"], atol=0.05)
+
+
+@pytest.fixture
+def own_scorer(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Calibration:
+    """A family judged by a class of one's own, a module in a project's folder."""
+    (tmp_path / "mine_judges.py").write_text("class Scorer: ...\n")
+    (tmp_path / "mine_features.py").write_text("SIDES = 3\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    family = replace(find_family("pictogram"), scorer=ScorerSpec("mine_judges:Scorer"))
+    return Calibration(family, tuple(PROMPTS), tuple(DONORS), 1, "cpu", "float32")
+
+
+def test_what_lies_beside_a_scorer_does_not_make_another_measurement(
+    own_scorer: Calibration, tmp_path: Path
+) -> None:
+    before = own_scorer.identity
+    for folder in (".git", ".venv", "quality.parquet.parts"):
+        (tmp_path / folder).mkdir()
+    (tmp_path / "quality.parquet").write_bytes(b"the output of another run")
+    (tmp_path / "run.log").write_text("begun\n")
+    assert replace(own_scorer).identity == before
+
+
+@pytest.mark.parametrize("name", ["mine_judges.py", "mine_features.py"])
+def test_other_code_of_a_scorer_makes_another_measurement(
+    own_scorer: Calibration, tmp_path: Path, name: str
+) -> None:
+    before = own_scorer.identity
+    (tmp_path / name).write_text("class Scorer:\n    sides = 4\n")
+    assert replace(own_scorer).identity != before
+
+
+def test_all_files_of_a_scorers_package_count_its_weights_among_them(
+    own_scorer: Calibration, tmp_path: Path
+) -> None:
+    package = tmp_path / "mine_package"
+    (package / "notes.d").mkdir(parents=True)
+    (package / "__init__.py").write_text("")
+    (package / "scorer.py").write_text("class Scorer: ...\n")
+    (package / "weights.safetensors").write_bytes(b"one")
+    family = replace(own_scorer.family, scorer=ScorerSpec("mine_package.scorer:Scorer"))
+    asked = replace(own_scorer, family=family)
+    before = asked.identity
+    assert replace(asked).identity == before
+    (package / "weights.safetensors").write_bytes(b"two")
+    assert replace(asked).identity != before
 
 
 def test_a_profile_is_measured_and_read_back(tiny_family: Path, tmp_path: Path) -> None:

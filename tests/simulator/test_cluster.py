@@ -10,11 +10,11 @@ import pytest
 from argus.control.policies import POLICIES, new_policy
 from argus.control.policy import Promise
 from argus.simulator.cluster import Happening, Simulation
-from argus.simulator.requests import DROPPED, FAILED, ON_TIME, Requests
+from argus.simulator.requests import DROPPED, FAILED, LATE, ON_TIME, SHED, Requests
 from argus.simulator.runs import Promised, Scenario, most_load, simulate
 from argus.simulator.traces import PAPER_CAPACITY
 from argus.simulator.world import Drawing, Neighbourhood, Store, World
-from tests.control.menus import small_menu
+from tests.control.menus import outlook, small_menu
 
 
 def world(types: int = 1, **changes: object) -> World:
@@ -137,6 +137,70 @@ def test_a_worker_that_comes_back_serves_after_its_load() -> None:
     ]  # fmt: skip
     requests = run([0.0], deadline_s=30.0, events=events).requests
     assert requests.ended_s[0] == pytest.approx(1.0 + 10.0 + 2.0, abs=1.5)
+
+
+def test_who_is_done_at_the_moment_a_worker_dies_is_done() -> None:
+    """One begins at 0 and takes two seconds."""
+    requests = run([0.0], events=[(2.0, lambda now: now.kill(0))]).requests
+    assert requests.outcome[0] == ON_TIME
+    assert requests.ended_s[0] == 2.0
+
+
+def test_who_is_made_when_the_trace_ends_is_late_and_not_failed() -> None:
+    """Half a second of two is done when the worker becomes a hundred times slower."""
+    requests = run([0.0], events=[(0.5, lambda now: now.slow(0, 100.0))]).requests
+    assert requests.outcome[0] == LATE
+    assert requests.ended_s[0] == pytest.approx(0.5 + 100 * 1.5)
+
+
+def test_a_worker_that_lives_is_not_revived_and_one_that_is_dead_not_killed() -> None:
+    events: list[tuple[float, Happening]] = [
+        (0.5, lambda now: now.revive(0)), (0.6, lambda now: now.kill(1)),
+        (0.7, lambda now: now.revive(1)), (5.0, lambda now: now.kill(1)),
+        (5.1, lambda now: now.kill(1)), (5.2, lambda now: now.revive(1)),
+    ]  # fmt: skip
+    simulation = run([0.0, 0.55, 20.0], workers=2, deadline_s=6.0, events=events)
+    assert (simulation.requests.outcome == ON_TIME).all()
+    assert simulation.ledger.loads == 2
+
+
+@pytest.mark.parametrize("policy", POLICIES)
+def test_when_the_last_worker_dies_requests_are_dropped_or_shed_until_one_is_back(
+    policy: str,
+) -> None:
+    """All are dead from 20 s until one comes back at 40 s, which loads for 10 s."""
+
+    def all_die(simulation: Simulation) -> None:
+        for number in (0, 1):
+            simulation.kill(number)
+
+    at = np.arange(0.0, 100.0, 2.5)
+    events: list[tuple[float, Happening]] = [(20.1, all_die), (40.0, lambda now: now.revive(1))]
+    requests = run(list(at), policy, workers=2, events=events).requests
+    assert np.isfinite(requests.ended_s).all()
+    unserved = {SHED, DROPPED}
+    dead = (at > 20.1) & (at < 40.0)
+    assert set(requests.outcome[dead].tolist()) <= unserved
+    for served in ((at > 10) & (at < 15), at > 60):  # loads have ended, two workers and one
+        assert (requests.outcome[served] == ON_TIME).mean() > 0.6
+    assert set(requests.outcome.tolist()) <= {ON_TIME, *unserved}
+
+
+@pytest.mark.parametrize("policy", POLICIES)
+def test_a_plan_without_workers_keeps_what_they_are_to_hold(policy: str) -> None:
+    menu = small_menu()
+    asked = new_policy(policy, menu, [Promise(6.0)])
+    seen = outlook(1.0, [[1.0, 0.97, 0.9, 0.8]], [0, 0])
+    before = asked.plan(seen).models.tolist()
+    dead = replace(seen, models=np.array(before), alive=np.zeros(2, dtype=bool))
+    assert asked.plan(dead).models.tolist() == before
+
+
+def test_a_trace_on_which_nobody_comes_is_a_run_of_nothing() -> None:
+    result, simulation = simulate(scenario(0.0), "price")
+    assert len(simulation.requests.outcome) == 0
+    assert set(result.whole.outcomes.values()) == {0}
+    assert result.whole.violation_ratio == 0
 
 
 def test_a_dead_store_moves_price_away_from_the_cache_and_back() -> None:

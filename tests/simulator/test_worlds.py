@@ -11,7 +11,7 @@ from typer.testing import CliRunner
 
 from argus.cli.main import app
 from argus.core.errors import BadRequest
-from argus.simulator.traces import TRACES, arrivals, rates_of, topics
+from argus.simulator.traces import TRACES, arrivals, load_trace, rates_of, topics
 from argus.simulator.world import Drawing
 from argus.simulator.worlds import FOLDER, load_world, world_names
 
@@ -76,6 +76,72 @@ def test_a_trace_of_ones_own(tmp_path: Path) -> None:
         rates_of("sometimes")
 
 
+@pytest.mark.parametrize(
+    ("columns", "message"),
+    [
+        ({"at_s": [-3.0, 5.0]}, "at_s .*-3.*0 or more"),
+        ({"at_s": ["noon"]}, "at_s .*noon"),
+        ({"at_s": [1.0, None]}, "at_s .*nan"),
+        ({"per_minute": [10.0, -1.0]}, "per_minute .*-1.*0 or more"),
+        ({"per_minute": []}, "no rows"),
+        ({"requests": [1.0, float("inf")]}, "requests .*inf"),
+    ],
+)
+def test_a_trace_that_cannot_be_is_refused_with_the_value(
+    columns: dict[str, list[object]], message: str, tmp_path: Path
+) -> None:
+    file = tmp_path / "trace.csv"
+    pd.DataFrame(columns).to_csv(file, index=False)
+    with pytest.raises(BadRequest, match=message):
+        load_trace(str(file))
+
+
+def simulated(trace: dict[str, list[float]], folder: Path, *options: str) -> pd.DataFrame:
+    """The requests of a run of one's own trace."""
+    pd.DataFrame(trace).to_csv(folder / "mine.csv", index=False)
+    done = CliRunner().invoke(
+        app,
+        ["simulate", "--world", "pictogram", "--workers", "2",
+         "--trace", str(folder / "mine.csv"), "--policies", "clipper-ht",
+         "--out", str(folder / "out"), *options],
+        catch_exceptions=False,
+    )  # fmt: skip
+    assert done.exit_code == 0, done.output
+    return pd.read_parquet(folder / "out" / "requests.parquet")
+
+
+def test_ones_own_arrivals_come_when_they_came(tmp_path: Path) -> None:
+    at_s = [100.25, 3.0, 3.0, 61.5, 130.0]
+    assert simulated({"at_s": at_s}, tmp_path)["arrived_s"].tolist() == sorted(at_s)
+    first = simulated({"at_s": at_s}, tmp_path, "--minutes", "2")["arrived_s"]
+    assert first.tolist() == [3.0, 3.0, 61.5, 100.25]
+
+
+def test_ones_own_rates_are_used_as_they_are(tmp_path: Path) -> None:
+    """These workers carry 6.46 times what the published cluster does."""
+    rates = {"per_minute": [100.0] * 5}
+    assert len(simulated(rates, tmp_path)) == pytest.approx(500, rel=0.15)
+    assert len(simulated(rates, tmp_path, "--load", "2")) == pytest.approx(1000, rel=0.15)
+    scaled = simulated(rates, tmp_path, "--scale-to-capacity")
+    assert len(scaled) == pytest.approx(3232, rel=0.1)
+
+
+def test_ones_own_arrivals_are_drawn_at_their_rates_for_another_load(tmp_path: Path) -> None:
+    at_s = np.linspace(0, 299, 500).tolist()
+    twice = simulated({"at_s": at_s}, tmp_path, "--load", "2")
+    assert len(twice) == pytest.approx(1000, rel=0.15)
+    scaled = simulated({"at_s": at_s}, tmp_path, "--scale-to-capacity")
+    assert len(scaled) == pytest.approx(3232, rel=0.1)
+
+
+def test_a_curve_is_scaled_whatever_its_numbers(tmp_path: Path) -> None:
+    curves = [
+        simulated({"requests": [height, 2 * height]}, tmp_path, "--minutes", "5")
+        for height in (1.0, 1000.0)
+    ]
+    assert len(curves[0]) == len(curves[1]) > 0
+
+
 def test_topics_repeat_recent_ones() -> None:
     drawing = Drawing(novel=0.1, alive=100, capacity=50)
     drawn = topics(20_000, drawing, np.random.default_rng(0))
@@ -100,6 +166,19 @@ def test_the_command_compares_policies(tmp_path: Path) -> None:
     table = pd.read_parquet(tmp_path / "out" / "requests.parquet")
     assert set(table["policy"]) == {"price", "clipper-ha"}
     assert (tmp_path / "out" / "figure.png").stat().st_size > 10_000
+
+
+def test_the_command_simulates_a_load_so_small_that_nobody_comes(tmp_path: Path) -> None:
+    done = CliRunner().invoke(
+        app,
+        ["simulate", "--policies", "price", "--load", "0.00001", "--minutes", "2",
+         "--out", str(tmp_path / "out"), "--json"],
+        catch_exceptions=False,
+    )  # fmt: skip
+    assert done.exit_code == 0, done.output
+    result = json.loads(done.stdout.splitlines()[-1])
+    assert set(result["price"]["outcomes"].values()) == {0}
+    assert len(pd.read_parquet(tmp_path / "out" / "requests.parquet")) == 0
 
 
 @pytest.mark.parametrize(

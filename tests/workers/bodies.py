@@ -8,7 +8,7 @@ A model's source says what happens when it is loaded, and then when it is given 
     kills            the process dies while loading it
     garbled          it is loaded, and a task is answered with bytes that are no message
     slow             it is loaded; the first task is answered after a second, the others never
-    count:FILE:A,B…  as the n-th of these, for the n-th process that loads it (the last from then on)
+    count:FILE:A,B…  as the n-th of these when it is loaded for the n-th time (then as the last)
 """
 
 from __future__ import annotations

@@ -22,8 +22,10 @@ def simulate(
     trace: Annotated[
         str,
         typer.Option(
-            help="bursty, twitter, diurnal, poisson, step, or a CSV with a column at_s (seconds of "
-            "arrivals), per_minute (rates) or requests (a curve, scaled as twitter's)."
+            help="bursty, twitter, diurnal, poisson or step, scaled to what the world carries; or "
+            "a CSV of your own with a column at_s (arrivals in seconds from its beginning, used as "
+            "they are), per_minute (rates, used as they are) or requests (a curve, scaled as "
+            "twitter's)."
         ),
     ] = "bursty",
     policies: Annotated[str, typer.Option(help="Policies, parted by commas, or all.")] = "all",
@@ -34,7 +36,21 @@ def simulate(
         str | None,
         typer.Option(help="The deadline: 3x the exact variant's latency, or 12s; the world's own."),
     ] = None,
-    load: Annotated[float, typer.Option(help="Times the trace's rates.")] = 1.0,
+    scale: Annotated[
+        bool,
+        typer.Option(
+            "--scale-to-capacity",
+            help="Scale the rates of at_s and per_minute too, as if they were for the published "
+            "cluster, which makes 189 exact pictures a minute; arrivals are drawn at random.",
+        ),
+    ] = False,
+    load: Annotated[
+        float,
+        typer.Option(
+            help="Times the trace's rates. Unless it is 1, arrivals of at_s are drawn at random "
+            "at so many times their rates by minute."
+        ),
+    ] = 1.0,
     noise: Annotated[
         float | None,
         typer.Option(help="Deviation of predicted quality; inf is useless; the world's own."),
@@ -54,7 +70,7 @@ def simulate(
     """Serve a trace with every policy on a virtual cluster, and compare them."""
     from argus.simulator.runs import Promised, Scenario, kinds_of, most_load
     from argus.simulator.runs import simulate as run
-    from argus.simulator.traces import rates_of
+    from argus.simulator.traces import load_trace
     from argus.simulator.worlds import load_world, workers_of
 
     here = load_world(world)
@@ -67,13 +83,16 @@ def simulate(
         raise BadRequest(
             f"{world} has workers of {', '.join(here.menu.types)}: give as many numbers."
         )
+    asked = load_trace(trace).first(minutes)
     scenario = Scenario(
         here,
         kinds_of(counts),
-        rates_of(trace)[:minutes],
+        asked.rates,
         _multiple(slo, here.menu.slo_s) if slo else here.slo,
         seed,
         load,
+        own=asked.own and not scale,
+        at_s=asked.at_s,
     )
     names = _names(policies)
     progress = Progress(

@@ -31,8 +31,9 @@ class Batching(Protocol):
     def choose(self, queue: Queue) -> tuple[int, int]:
         """How many of the first to drop, and how many of the next to begin; 0 is to wait."""
 
-    def learn(self, limit: float, in_time: bool) -> float:
-        """A worker's limit after a batch that was in time or not."""
+    def learn(self, limit: float, size: int, most: int, in_time: bool) -> float:
+        """A worker's limit after a batch of `size` requests that was in time or not; `most` is the
+        largest batch it may form."""
 
 
 class StepBatching:
@@ -41,22 +42,25 @@ class StepBatching:
     def choose(self, queue: Queue) -> tuple[int, int]:
         return 0, min(len(queue.left_s), queue.most)
 
-    def learn(self, limit: float, in_time: bool) -> float:
+    def learn(self, limit: float, size: int, most: int, in_time: bool) -> float:
         return limit
 
 
 class AdditiveIncrease:
-    """Clipper's (Crankshaw et al., NSDI 2017, section 4.3): one more after a batch in time, a tenth
-    less after one that was late. Those who would be late in it are dropped; where that is everyone,
-    the batch is smaller."""
+    """Clipper's (Crankshaw et al., NSDI 2017, section 4.3): one more after a batch in time that was
+    as large as the limit, a tenth less after one that was late. The limit is never more than the
+    largest batch. Those who would be late in it are dropped; where that is everyone, the batch is
+    smaller."""
 
     stepwise = False
 
     def choose(self, queue: Queue) -> tuple[int, int]:
         return _in_time(queue, min(queue.most, max(1, int(queue.limit))))
 
-    def learn(self, limit: float, in_time: bool) -> float:
-        return limit + 1 if in_time else max(1.0, 0.9 * limit)
+    def learn(self, limit: float, size: int, most: int, in_time: bool) -> float:
+        if not in_time:
+            return max(1.0, 0.9 * limit)
+        return min(float(most), limit + 1) if size >= int(limit) else limit
 
 
 class Adaptive:
@@ -88,7 +92,7 @@ class Adaptive:
         waits = next_s + batch_s < first and next_s < batch_s
         return late, 0 if waits else waiting
 
-    def learn(self, limit: float, in_time: bool) -> float:
+    def learn(self, limit: float, size: int, most: int, in_time: bool) -> float:
         return limit
 
 
@@ -108,7 +112,7 @@ class Switch:
         calm = queue.rate * queue.batch_s(1) < 0.9 and waiting * queue.batch_s(1) < queue.left_s[0]
         return _in_time(queue, 1 if calm else queue.most)
 
-    def learn(self, limit: float, in_time: bool) -> float:
+    def learn(self, limit: float, size: int, most: int, in_time: bool) -> float:
         return limit
 
 

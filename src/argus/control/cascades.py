@@ -48,6 +48,8 @@ class Cascade(Base):
         menu, rate = self.menu, max(outlook.rate, 1e-6)
         light, heavy = int(menu.model[self.light]), int(menu.model[EXACT])
         workers = int(outlook.alive.sum())
+        if not workers:
+            return Plan(outlook.models)
         kinds = outlook.kinds[outlook.alive]
         light_s = float(self.costs_s[self.light, kinds].mean())
         heavy_s = float(self.costs_s[EXACT, kinds].mean())

@@ -85,6 +85,7 @@ class Station(Generic[W]):
     _order: itertools.count[int] = field(default_factory=itertools.count)
     _all_in_time: bool = True
     _judged: bool = True
+    _begun: int = 0
     _counted: int = 0
 
     @property
@@ -128,6 +129,7 @@ class Station(Generic[W]):
         died = not self.alive
         self.alive, self.ready, self.at_s = True, True, now
         if died:
+            self._judged = self._all_in_time = True
             works = [work for _, _, work in self.making]
             self.making = []
             for work in works:
@@ -183,7 +185,7 @@ class Station(Generic[W]):
             self._take_out([*begun, *dropped])
             for work in begun:
                 self._start(work)
-            self._judged = not begun
+            self._judged, self._begun = not begun, len(begun)
         return begun, dropped
 
     def next_s(self, now: float) -> float:
@@ -214,12 +216,14 @@ class Station(Generic[W]):
         if all_of_them:
             works += [work for _, _, work in self.making]
             self.making = []
+            self._judged = self._all_in_time = True  # a batch that was lost teaches nothing
         return works
 
     def _judge(self) -> None:
         """Learn from the batch that is over, once."""
         if not self._judged:
-            self.limit = self.batching.learn(self.limit, self._all_in_time)
+            learn, in_time = self.batching.learn, self._all_in_time
+            self.limit = learn(self.limit, self._begun, self.most, in_time)
             self._judged = self._all_in_time = True
 
     def _measure(self, took: float, foretold: float) -> None:

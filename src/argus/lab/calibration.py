@@ -127,7 +127,9 @@ def calibrate(
 
 
 def _fingerprint(spec: ScorerSpec) -> str:
-    """Another for other weights or, of a class, for other files in the folder of its module.
+    """Another for other weights or, of a class, for other files in the folder of its package; of a
+    class in a module that is in no package, for other Python files beside it, where a project keeps
+    much else.
 
     Raises ModelError if the class is not there.
     """
@@ -141,8 +143,9 @@ def _fingerprint(spec: ScorerSpec) -> str:
     if found is None or found.origin is None:
         raise ModelError(f"The scorer {spec.kind} cannot be imported.")
     digest = hashlib.sha256()
-    for path in sorted(Path(found.origin).parent.glob("*.*")):
-        digest.update(path.name.encode() + path.read_bytes())
+    for path in sorted(Path(found.origin).parent.glob("*.*" if found.parent else "*.py")):
+        if path.is_file():
+            digest.update(path.name.encode() + path.read_bytes())
     return digest.hexdigest()[:16]
 
 

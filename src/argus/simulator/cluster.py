@@ -69,6 +69,7 @@ class Simulation:
         self._window_s, self._margin = window_s, margin
         self.world, self.policy, self.promise = world, policy, promise
         self.requests, self.ledger = requests, Ledger()
+        self._last_s = float(requests.arrived_s.max(initial=0.0))
         self._random = np.random.default_rng(seed)
         self._known_rate, self._on_progress = known_rate, on_progress
         menu = world.menu
@@ -111,6 +112,7 @@ class Simulation:
         self._count = self._counted = self._seen = (
             0  # in all, till the last window, till the last look
         )
+        self._open = 0  # requests that came and have no outcome yet
         self._heap: list[tuple[float, int, Callable[..., None], tuple[Any, ...]]] = []
         self._order = itertools.count()
         self._targets = [worker.model for worker in self.workers]
@@ -131,18 +133,18 @@ class Simulation:
         self._plan()
         self._at(self._window_s, self._window)
         self._at(self._window_s / WATCHES, self._watch)
-        arrived = requests.arrived_s.tolist()
-        heap = self._heap
+        arrived, heap = requests.arrived_s.tolist(), self._heap
         for number, at in enumerate(arrived):
             while heap and heap[0][0] <= at:
                 self._step()
             self.now = at
             self._count += 1
+            self._open += 1
             self._arrive(number)
             if self._on_progress is not None and number % 1000 == 0:
                 self._on_progress(number)
-        end = (arrived[-1] if arrived else 0.0) + 2 * self.promise.deadline_s
-        while heap and heap[0][0] <= end:
+        end = self._last_s + 2 * self.promise.deadline_s
+        while heap and (heap[0][0] <= end or self._open):
             self._step()
         return requests
 
@@ -265,7 +267,7 @@ class Simulation:
         elif any(worker.serves >= 0 for worker in self.workers):
             self._route(job)
         else:
-            self._at(self.now + 1.0, self._again, job)
+            self._at(min(self.now + 1.0, job.expires_s), self._again, job)
 
     def _go_on(self, worker: Worker) -> None:
         _, dropped = worker.begin(self.now)
@@ -321,6 +323,7 @@ class Simulation:
             outcome = LATE if self.now > job.expires_s else ON_TIME
             variant = job.first
             quality = float(self._truth[int(requests.prompt[number]), variant])
+        self._open -= 1
         requests.outcome[number] = outcome
         requests.ended_s[number] = self.now
         requests.variant[number] = variant
@@ -341,7 +344,7 @@ class Simulation:
         self._forecast.add(self._count - self._counted)
         self._counted = self._count
         self._plan()
-        if self.now < self.requests.arrived_s[-1]:
+        if self.now < self._last_s:
             self._at(self.now + self._window_s, self._window)
 
     def _watch(self) -> None:
@@ -354,7 +357,7 @@ class Simulation:
             self._plan()
         elif self._pace.outdated:
             self._plan()
-        if self.now < self.requests.arrived_s[-1]:
+        if self.now < self._last_s:
             self._at(self.now + self._window_s / WATCHES, self._watch)
 
     def _plan(self) -> None:
@@ -419,9 +422,11 @@ class Simulation:
     # --- what can happen
 
     def kill(self, number: int) -> None:
-        """A worker dies; its requests are routed again."""
+        """A worker dies, if it lives; its requests are routed again."""
         worker = self.workers[number]
-        worker.advance(self.now)
+        if not worker.alive:
+            return
+        self._settle(worker, worker.advance(self.now))
         worker.alive = False
         worker.version += 1
         self._cluster.models[number] = worker.serves
@@ -431,8 +436,10 @@ class Simulation:
         self._plan()
 
     def revive(self, number: int) -> None:
-        """A worker comes back, and loads what the plan says."""
+        """A worker that is dead comes back, and loads what the plan says."""
         worker = self.workers[number]
+        if worker.alive:
+            return
         worker.alive, worker.ready = True, False
         self._load(worker)
         self._plan()

@@ -79,7 +79,7 @@ def figures(requests: Requests, chosen: Flags, minutes: float) -> Figures:
     return Figures(
         offered / max(minutes, 1e-9),
         float(on_time.sum()) / max(minutes, 1e-9),
-        1 - float(on_time.sum()) / max(1, offered),
+        float((~on_time).sum()) / max(1, offered),
         float(quality.mean()) if len(quality) else 0.0,
         float(quality.sum()) / max(1, offered),
         float(p50),

@@ -21,8 +21,10 @@ from argus.simulator.world import World
 class Scenario:
     """What all policies of a comparison face.
 
-    `rates` (minutes,) are requests a minute for the published cluster; they are scaled by what the
-    world's workers can carry of exact pictures, times `load`. `slo` is in multiples of the exact
+    `rates` (minutes,) are requests a minute times `load`: of a workload of one's `own`, or else for
+    the published cluster, to be scaled by what the world carries of exact pictures (its own figure,
+    or what the workers make). Requests come at random, or at `at_s` (n,) seconds, ascending, if
+    those are given for an `own` workload and the load is 1. `slo` is in multiples of the exact
     variant's latency.
     """
 
@@ -33,6 +35,8 @@ class Scenario:
     seed: int = 0
     load: float = 1.0
     events: tuple[tuple[float, Happening], ...] = ()
+    own: bool = False
+    at_s: Numbers | None = None
 
     @property
     def promise(self) -> Promise:
@@ -41,6 +45,8 @@ class Scenario:
     @property
     def scaled(self) -> Numbers:
         """Requests a minute (minutes,) of this scenario."""
+        if self.own:
+            return self.load * self.rates
         carried = 60 * self.world.capacity_rps(list(self.kinds))
         capacity = self.world.capacity_qpm or carried
         scaled: Numbers = self.load * self.rates * capacity / PAPER_CAPACITY
@@ -49,7 +55,9 @@ class Scenario:
     def requests(self) -> Requests:
         """The same requests for every policy."""
         rng = np.random.default_rng(self.seed)
-        times = arrivals(self.scaled, rng)
+        times = self.at_s if self.own and self.load == 1 else None
+        if times is None:
+            times = arrivals(self.scaled, rng)
         prompts = rng.integers(len(self.world.truth), size=len(times))
         return Requests.new(times, prompts, topics(len(times), self.world.drawing, rng))
 

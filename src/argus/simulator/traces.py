@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -67,26 +69,67 @@ TRACES: dict[str, Callable[[], Numbers]] = {
 }  # fmt: skip
 
 
-def rates_of(name: str) -> Numbers:
-    """Requests a minute (minutes,) of a trace by name, or of a CSV file.
+@dataclass(frozen=True)
+class Trace:
+    """`rates` (minutes,) are requests a minute, of a workload of one's `own`, or else for the
+    published cluster, to be scaled to the one at hand. `at_s` (n,) are the arrivals themselves in
+    seconds, ascending, where they are known."""
 
-    A CSV has a column `at_s` of arrival times in seconds, `per_minute` of rates, or `requests`
-    of a curve whose shape alone is taken, as `twitter` takes it. Raises BadRequest for anything
-    else.
+    rates: Numbers
+    own: bool = False
+    at_s: Numbers | None = None
+
+    def first(self, minutes: int | None) -> Trace:
+        """Its first minutes, all of it for None."""
+        if minutes is None:
+            return self
+        at_s = None if self.at_s is None else self.at_s[self.at_s < 60.0 * minutes]
+        return replace(self, rates=self.rates[:minutes], at_s=at_s)
+
+
+def load_trace(name: str) -> Trace:
+    """A trace by name, or of a CSV file.
+
+    A CSV has a column `per_minute` of requests a minute, `at_s` of arrivals in seconds from the
+    trace's beginning, or `requests` of a curve whose shape alone is taken, as `twitter` takes it.
+    Raises BadRequest for anything else, and for numbers that cannot be.
     """
     if name in TRACES:
-        return TRACES[name]()
+        return Trace(TRACES[name]())
     file = Path(name)
     if not file.is_file():
         raise BadRequest(f"There is no trace {name!r}: use {', '.join(TRACES)}, or a CSV file.")
-    table = pd.read_csv(file)
+    try:
+        table = pd.read_csv(file)
+    except ValueError as error:
+        raise BadRequest(f"{file} is no CSV file: {error}") from None
     if "per_minute" in table:
-        return table["per_minute"].to_numpy(dtype=float)
+        return Trace(_numbers(file, table["per_minute"]), own=True)
     if "at_s" in table:
-        return np.bincount((table["at_s"] // 60).astype(int)).astype(float)
+        at_s = np.sort(_numbers(file, table["at_s"]))
+        return Trace(np.bincount((at_s // 60).astype(int)).astype(float), own=True, at_s=at_s)
     if "requests" in table:
-        return twitter(table["requests"].to_numpy(dtype=float))
+        return Trace(twitter(_numbers(file, table["requests"])))
     raise BadRequest(f"{file} needs a column at_s (seconds), per_minute (rates) or requests.")
+
+
+def rates_of(name: str) -> Numbers:
+    """Requests a minute (minutes,) of a trace. Raises as `load_trace`."""
+    return load_trace(name).rates
+
+
+def _numbers(file: Path, column: pd.Series[Any]) -> Numbers:
+    """A column as finite numbers of 0 or more."""
+    if column.empty:
+        raise BadRequest(f"{file} has no rows.")
+    values = pd.to_numeric(column, errors="coerce").to_numpy(dtype=float)
+    wrong = np.flatnonzero(~(np.isfinite(values) & (values >= 0)))
+    if len(wrong):
+        raise BadRequest(
+            f"The column {column.name} of {file} has {column.iloc[wrong[0]]} in row "
+            f"{wrong[0] + 1}: it must be numbers of 0 or more."
+        )
+    return values
 
 
 def arrivals(rates: Numbers, rng: np.random.Generator) -> Numbers:

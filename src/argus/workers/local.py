@@ -47,7 +47,7 @@ MAX_DEATHS = 3
 FIRST_PAUSE_S, LONGEST_PAUSE_S = 0.5, 30.0
 PARTING_S = 5.0
 LOOK_S = 0.25  # between two looks at whether a process hangs
-FIRST_TIMES = 10  # the silence allowed before a model's first picture: kernels are chosen, caches fill
+FIRST_TIMES = 10  # as much silence is allowed before a model's first picture: kernels are chosen
 
 OnStep = Callable[[int, int], None]
 OnPreview = Callable[[int, Image.Image], None]

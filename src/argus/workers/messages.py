@@ -11,7 +11,6 @@ from argus.core.errors import ArgusError
 from argus.core.job import Job
 from argus.core.profile import MAX_BATCH
 
-
 BEAT_S = 0.1  # seconds between two beats of a worker at work
 
 
