@@ -5,7 +5,7 @@ VENV   ?= .venv
 BIN    := $(VENV)/bin
 READY  := $(VENV)/.ready
 
-.PHONY: help setup serve picture grid test lint bench clean
+.PHONY: help setup serve picture grid test faults lint bench clean
 
 help: ## what can be made
 	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 12
@@ -31,6 +31,10 @@ grid: $(READY) ## the README's grid of pictures, by the shipped weights
 test: $(READY) ## all tests
 	@echo "Testing ..."
 	@$(BIN)/pytest
+
+faults: $(READY) ## minutes of load on a real server while its workers fail (FAULT_MINUTES=5)
+	@echo "Failing workers under load ..."
+	@$(BIN)/pytest tests/faults -m soak -s
 
 lint: $(READY) ## ruff and mypy
 	@echo "Checking style and types ..."

@@ -71,3 +71,21 @@ def _serve(pipe: Connection, kind: str) -> Model | None:
             time.sleep(600 if answered else 1.0)
         answered += 1
         pipe.send(Finished(request.number, Image.new("RGB", (8, 8)), timings_ms=TIMINGS))
+
+
+def run_lying(pipe: Connection, model: Model) -> None:
+    """Answers every task twice, and others that nobody sent."""
+    pipe.send(Ready(model))
+    while True:
+        request = pipe.recv()
+        if isinstance(request, Task):
+            picture = Image.new("RGB", (8, 8))
+            for number in (request.number, request.number, request.number + 1000, -1):
+                pipe.send(Finished(number, picture, timings_ms=TIMINGS))
+            pipe.send(Ready(Model("another")))
+
+
+def run_nonsense(pipe: Connection, model: Model) -> None:
+    """Is ready, and answers a task with bytes that are no message."""
+    pipe.send(Ready(model))
+    _serve(pipe, "garbled")
