@@ -16,6 +16,7 @@ from argus.cache.catalogue import Catalogue
 from argus.cache.index import Vector
 from argus.cache.latents import LatentStore
 from argus.cache.scope import Scope
+from argus.control.breaker import SHUT_AT
 from argus.server import retrieval
 from argus.server.retrieval import Retrieval
 from argus.workers.messages import pack, unpack
@@ -65,6 +66,26 @@ def test_what_the_cache_cannot_do_is_done_without(
             edge.keep(SCOPE, "a red fish", VECTOR, {5: pack(torch.zeros(1))})
         assert edge.storing == 2  # the third is not kept, rather than filling the memory
         await edge.close(limit_s=0.05)
+
+    asyncio.run(asyncio.wait_for(use(), 30))
+
+
+def open_cache(folder: Path, store: type[LatentStore] = LatentStore) -> ApproximateCache:
+    catalogue = Catalogue(f"sqlite:///{folder}/catalogue.db")
+    return ApproximateCache(catalogue, store(str(folder / "latents"), catalogue.id), 10**9)
+
+
+def test_a_request_without_time_left_says_nothing_about_the_store(tmp_path: Path) -> None:
+    async def use() -> None:
+        cache = open_cache(tmp_path)
+        cache.keep(SCOPE, "a red fish", VECTOR, {5: torch.zeros(1)})
+        edge = Retrieval(cache)
+        (found,) = await edge.find(SCOPE, VECTOR, 1)
+        for _ in range(SHUT_AT):
+            assert await edge.fetch(found, 5, limit_s=0.0) is None
+        assert edge.usable == 1
+        assert not edge.shut
+        assert await edge.fetch(found, 5) is not None
 
     asyncio.run(asyncio.wait_for(use(), 30))
 

@@ -14,7 +14,7 @@ from torch import Tensor
 from argus.cache.cache import ApproximateCache, Neighbour
 from argus.cache.index import Vector
 from argus.cache.scope import Scope
-from argus.control.breaker import PROBE_S, Breaker
+from argus.control.breaker import LEAST_S, PROBE_S, Breaker
 from argus.workers.messages import pack, unpack
 
 log = logging.getLogger(__name__)
@@ -71,7 +71,7 @@ class Retrieval:
         def read() -> Tensor | None:
             return self._cache.fetch(neighbour, k)
 
-        if self._breaker.open:
+        if self._breaker.open or limit_s < LEAST_S:
             return None
         latents = await self._asked(read, limit_s)
         return None if latents is None else pack(latents)
@@ -86,16 +86,16 @@ class Retrieval:
 
     async def _asked(self, read: Callable[[], T], limit_s: float) -> T | None:
         """What a reader of the store gives; None if it fails or takes too long."""
-        self._breaker.begin()
+        trial = self._breaker.begin()
         reading = asyncio.get_running_loop().run_in_executor(self._reading, read)
         try:
             result = await asyncio.wait_for(reading, max(0.0, min(limit_s, LIMIT_S)))
         except Exception as error:
-            self._breaker.failure()
+            self._breaker.failure(trial)
             log.warning("Latents cannot be fetched: %r", error)
             return None
         except asyncio.CancelledError:
-            self._breaker.abandon()
+            self._breaker.abandon(trial)
             raise
         self._breaker.success()  # even if what was asked for is gone: the store answers
         return result
