@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import math
 import time
 from collections.abc import Callable, Mapping
-from concurrent.futures import ThreadPoolExecutor
 from typing import TypeVar
 
 from torch import Tensor
@@ -15,13 +15,15 @@ from argus.cache.cache import ApproximateCache, Neighbour
 from argus.cache.index import Vector
 from argus.cache.scope import Scope
 from argus.control.breaker import LEAST_S, PROBE_S, Breaker
+from argus.server.threads import Threads, TooManyHang
 from argus.workers.messages import pack, unpack
 
 log = logging.getLogger(__name__)
 
 T = TypeVar("T")
 
-LIMIT_S = 5.0
+LIMIT_S = 5.0  # for a search or a fetch, and less where the request has less
+STORE_LIMIT_S = 60.0  # for storing the latents of one run
 READERS = 4
 MOST_STORING = 256
 
@@ -30,14 +32,17 @@ class Retrieval:
     """Asks the cache from an asyncio loop. What it cannot find, read or store in time is done
     without, and logged; nothing is raised.
 
-    It works in threads of its own, so that a store that hangs holds up nothing else.
+    Searches, fetches and storing have threads of their own: none waits for another, and calls that
+    hang hold up neither later ones nor the end of the process.
     """
 
     def __init__(self, cache: ApproximateCache) -> None:
         self._cache = cache
         self._storing: set[asyncio.Task[None]] = set()
-        self._reading = ThreadPoolExecutor(READERS, "cache-read")
-        self._writing = ThreadPoolExecutor(1, "cache-write")
+        self._searching = Threads("cache-search", READERS)
+        self._fetching = Threads("cache-fetch", READERS)
+        self._writing = Threads("cache-write", 1)
+        self._turn = asyncio.Lock()  # one is stored after another, each within its own limit
         self._breaker = Breaker(time.monotonic)
 
     @property
@@ -55,17 +60,24 @@ class Retrieval:
         """Full runs whose latents are not stored yet."""
         return len(self._storing)
 
-    async def find(self, scope: Scope, vector: Vector, count: int) -> list[Neighbour]:
-        search = asyncio.get_running_loop().run_in_executor(
-            self._reading, self._cache.find, scope, vector, count
-        )
+    async def find(
+        self, scope: Scope, vector: Vector, count: int, limit_s: float = math.inf
+    ) -> list[Neighbour]:
+        """The `count` nearest entries of a scope, nearest first; none if they are not found within
+        `limit_s` seconds, nor in `LIMIT_S`."""
+        if limit_s <= 0:
+            return []
         try:
-            return await asyncio.wait_for(search, LIMIT_S)
+            return await self._searching.run(
+                lambda: self._cache.find(scope, vector, count), min(limit_s, LIMIT_S)
+            )
+        except TooManyHang:
+            return []
         except Exception as error:
             log.warning("The cache cannot be searched: %r", error)
             return []
 
-    async def fetch(self, neighbour: Neighbour, k: int, limit_s: float = LIMIT_S) -> bytes | None:
+    async def fetch(self, neighbour: Neighbour, k: int, limit_s: float = math.inf) -> bytes | None:
         """A neighbour's latents after K steps, packed for a worker, if they are there in time."""
 
         def read() -> Tensor | None:
@@ -85,14 +97,14 @@ class Retrieval:
                 await self._asked(self._cache.probe, limit_s)
 
     async def _asked(self, read: Callable[[], T], limit_s: float) -> T | None:
-        """What a reader of the store gives; None if it fails or takes too long."""
+        """What a reader of the store returns; None if it fails or takes too long."""
         trial = self._breaker.begin()
-        reading = asyncio.get_running_loop().run_in_executor(self._reading, read)
         try:
-            result = await asyncio.wait_for(reading, max(0.0, min(limit_s, LIMIT_S)))
+            result = await self._fetching.run(read, min(limit_s, LIMIT_S))
         except Exception as error:
             self._breaker.failure(trial)
-            log.warning("Latents cannot be fetched: %r", error)
+            if not isinstance(error, TooManyHang):
+                log.warning("Latents cannot be fetched: %r", error)
             return None
         except asyncio.CancelledError:
             self._breaker.abandon(trial)
@@ -112,7 +124,10 @@ class Retrieval:
 
         async def stored() -> None:
             try:
-                await asyncio.get_running_loop().run_in_executor(self._writing, store)
+                async with self._turn:
+                    await self._writing.run(store, STORE_LIMIT_S)
+            except TooManyHang:
+                return
             except Exception as error:
                 log.warning("Latents cannot be stored: %r", error)
 
@@ -121,8 +136,10 @@ class Retrieval:
         task.add_done_callback(self._storing.discard)
 
     async def close(self, limit_s: float) -> None:
-        """Wait for what is being stored, but no longer than `limit_s` seconds."""
-        if self._storing:
-            await asyncio.wait(self._storing, timeout=limit_s)
-        self._reading.shutdown(wait=False, cancel_futures=True)
-        self._writing.shutdown(wait=False, cancel_futures=True)
+        """Wait for what is being stored, but no longer than `limit_s` seconds; drop the rest."""
+        if not self._storing:
+            return
+        _, late = await asyncio.wait(self._storing, timeout=limit_s)
+        for task in late:
+            task.cancel()
+        await asyncio.gather(*late, return_exceptions=True)
