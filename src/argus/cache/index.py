@@ -49,14 +49,11 @@ class SimilarityIndex:
             if not len(graph):
                 del self._graphs[scope]
 
-    def keep_only(self, scope: str, entries: set[int]) -> None:
-        """Remove every other entry of a scope."""
+    def entries(self, scope: str) -> set[int]:
+        """The entries of a scope."""
         with self._lock:
             graph = self._graphs.get(scope)
-            known = [] if graph is None else [int(key) for key in graph.keys]
-        for entry in known:
-            if entry not in entries:
-                self.remove(scope, entry)
+            return set() if graph is None else {int(key) for key in graph.keys}
 
     def nearest(self, scope: str, vector: Vector, count: int = 1) -> list[tuple[int, float]]:
         """The `count` entries nearest to a vector with their cosines to it, nearest first."""
