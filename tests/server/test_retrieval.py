@@ -276,3 +276,72 @@ def test_a_request_waits_for_a_search_no_longer_than_its_deadline(
         monkeypatch.setattr(server.service.cache, "find", lambda *_: released.wait())
         answer = server.generate("a red fish")  # made, or given up when its 3 s are over
         assert answer.status_code in (200, 429, 504)
+
+
+def test_the_index_is_built_in_a_thread_before_the_server_is_ready(
+    tiny_family: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    built_by: list[str] = []
+    vectors = Catalogue.vectors
+
+    def noted(catalogue: Catalogue) -> Iterator[tuple[int, str, Vector]]:
+        built_by.append(threading.current_thread().name)
+        return vectors(catalogue)
+
+    monkeypatch.setattr(Catalogue, "vectors", noted)
+    with running(Settings(family=str(tiny_family), data=tmp_path, workers=1)) as server:
+        assert built_by == ["cache-search"]
+        assert "argus_cache_entries 0.0" in server.http.get("/metrics").text
+        assert server.generate("a red fish").status_code == 200
+    assert len(built_by) == 1
+
+
+def test_uses_are_counted_behind_the_answer_and_at_the_end(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(retrieval, "COUNT_AFTER_S", 0.01)
+
+    async def use() -> None:
+        cache = open_cache(tmp_path)
+        entry = cache.keep(SCOPE, "a red fish", VECTOR, {5: torch.zeros(1)})
+        assert entry is not None
+        found = Neighbour(entry, "a red fish", 1.0, (5,))
+        edge = Retrieval(cache)
+        for uses in (1, 2):
+            await edge.fetch(found, 5)
+            while cache.stats().uses < uses:
+                await asyncio.sleep(0.01)
+        monkeypatch.setattr(retrieval, "COUNT_AFTER_S", 1e9)
+        for _ in range(3):
+            await edge.fetch(found, 5)
+        await edge.close(limit_s=20)
+        assert cache.stats().uses == 5
+
+    asyncio.run(asyncio.wait_for(use(), 30))
+
+
+def test_after_a_write_that_hangs_the_next_are_stored(
+    tmp_path: Path,
+    hanging: type[LatentStore],
+    released: threading.Event,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(retrieval, "STORE_LIMIT_S", 0.05)
+
+    async def use() -> None:
+        cache = open_cache(tmp_path, hanging)
+        edge = Retrieval(cache)
+        monkeypatch.setattr(Hanging, "writes", False)
+        edge.keep(SCOPE, "a red fish", VECTOR, {5: pack(torch.zeros(1))})
+        while edge.storing:
+            await asyncio.sleep(0.01)
+        assert len(cache) == 0
+        monkeypatch.setattr(Hanging, "writes", True)
+        monkeypatch.setattr(retrieval, "STORE_LIMIT_S", 20.0)
+        edge.keep(SCOPE, "a blue boat", VECTOR, {5: pack(torch.zeros(1))})
+        while edge.storing:
+            await asyncio.sleep(0.01)
+        assert [one.prompt for one in cache.entries()] == ["a blue boat"]
+        await edge.close(limit_s=1)
+
+    asyncio.run(asyncio.wait_for(use(), 30))

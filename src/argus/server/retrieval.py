@@ -24,6 +24,8 @@ T = TypeVar("T")
 
 LIMIT_S = 5.0  # for a search or a fetch, and less where the request has less
 STORE_LIMIT_S = 60.0  # for storing the latents of one run
+LOAD_LIMIT_S = 600.0  # for the index to be built, before requests are served without it
+COUNT_AFTER_S = 1.0  # the uses of latents are written together
 READERS = 4
 MOST_STORING = 256
 
@@ -42,6 +44,8 @@ class Retrieval:
         self._searching = Threads("cache-search", READERS)
         self._fetching = Threads("cache-fetch", READERS)
         self._writing = Threads("cache-write", 1)
+        self._counting = Threads("cache-count", 1)
+        self._count_later: asyncio.Task[None] | None = None
         self._turn = asyncio.Lock()  # one is stored after another, each within its own limit
         self._breaker = Breaker(time.monotonic)
 
@@ -59,6 +63,13 @@ class Retrieval:
     def storing(self) -> int:
         """Full runs whose latents are not stored yet."""
         return len(self._storing)
+
+    async def load(self) -> None:
+        """Build the similarity index, so that the first searches need not."""
+        try:
+            await self._searching.run(self._cache.load, LOAD_LIMIT_S)
+        except Exception as error:
+            log.warning("The cache's index cannot be built yet: %r", error)
 
     async def find(
         self, scope: Scope, vector: Vector, count: int, limit_s: float = math.inf
@@ -86,7 +97,19 @@ class Retrieval:
         if self._breaker.open or limit_s < LEAST_S:
             return None
         latents = await self._asked(read, limit_s)
-        return None if latents is None else pack(latents)
+        if latents is None:
+            return None
+        if self._count_later is None or self._count_later.done():
+            self._count_later = asyncio.create_task(self._count(COUNT_AFTER_S))
+        return pack(latents)
+
+    async def _count(self, after_s: float = 0.0) -> None:
+        """Write down which latents were fetched."""
+        await asyncio.sleep(after_s)
+        try:
+            await self._counting.run(self._cache.count_uses, STORE_LIMIT_S)
+        except Exception as error:
+            log.warning("Uses of latents are not counted yet: %r", error)
 
     async def watch(self, limit_s: float) -> None:
         """See now and then whether a store that failed answers again, within `limit_s` seconds;
@@ -136,10 +159,12 @@ class Retrieval:
         task.add_done_callback(self._storing.discard)
 
     async def close(self, limit_s: float) -> None:
-        """Wait for what is being stored, but no longer than `limit_s` seconds; drop the rest."""
-        if not self._storing:
-            return
-        _, late = await asyncio.wait(self._storing, timeout=limit_s)
+        """Wait for what is being stored and for uses to be counted, but no longer than `limit_s`
+        seconds; drop the rest."""
+        if self._count_later is not None:
+            self._count_later.cancel()
+        last = {*self._storing, asyncio.create_task(self._count())}
+        _, late = await asyncio.wait(last, timeout=limit_s)
         for task in late:
             task.cancel()
         await asyncio.gather(*late, return_exceptions=True)
