@@ -6,7 +6,7 @@ import sqlite3
 import subprocess
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
@@ -392,7 +392,7 @@ class LockedCatalogue(Catalogue):
 
     locked = True
 
-    def used(self, uses: dict[tuple[int, int], Uses]) -> None:
+    def used(self, uses: Mapping[tuple[int, int], Uses]) -> None:
         if self.locked:
             raise SQLAlchemyError("database is locked")
         super().used(uses)
@@ -606,7 +606,8 @@ def test_transactions_that_each_remove_latents_of_an_entry_wait_for_each_other(
     tmp_path: Path,
 ) -> None:
     """Where a database lets both go on, each would see the other's latents and leave the entry."""
-    assert str(locked(7).compile(dialect=postgresql.dialect())).endswith("FOR UPDATE")
+    dialect: sa.Dialect = postgresql.dialect()  # type: ignore[no-untyped-call]
+    assert str(locked(7).compile(dialect=dialect)).endswith("FOR UPDATE")
     cache = open_cache(tmp_path)
     entry = cache.keep(SCOPE, "a red fish", vector(1), latents(5))
     assert entry is not None

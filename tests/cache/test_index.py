@@ -22,8 +22,9 @@ def vectors(count: int, seed: int = 0) -> NDArray[np.float32]:
 
 
 def cosines(known: NDArray[np.float32], query: Vector) -> NDArray[np.float32]:
-    found: NDArray[np.float32] = known @ query
-    return found / np.linalg.norm(known, axis=1) / np.linalg.norm(query)
+    lengths = np.linalg.norm(known, axis=1) * np.linalg.norm(query)
+    found: NDArray[np.float32] = known @ query / lengths
+    return found
 
 
 def built(known: NDArray[np.float32], *, by_adding: bool) -> SimilarityIndex:

@@ -31,8 +31,8 @@ def test_a_call_gives_what_it_returns_or_raises() -> None:
     async def use() -> None:
         threads = Threads("test", 1)
         assert await threads.run(lambda: 7) == 7
-        with pytest.raises(KeyError):
-            await threads.run(lambda: {}["nothing"])
+        with pytest.raises(ValueError, match="seven"):
+            await threads.run(lambda: int("seven"))
         assert threads.hung == 0
 
     run(use())

@@ -138,5 +138,6 @@ class _Graph:
 def _unit(vectors: NDArray[np.float32]) -> NDArray[np.float32]:
     """Vectors (..., d) at length 1; those of zeros stay."""
     length = np.linalg.norm(vectors, axis=-1, keepdims=True)
-    unit: NDArray[np.float32] = vectors / np.where(length > 0, length, 1)
+    length[length == 0] = 1
+    unit: NDArray[np.float32] = vectors / length
     return unit
