@@ -2,19 +2,26 @@ from __future__ import annotations
 
 import logging
 import signal
+import sqlite3
 import subprocess
 import sys
+import threading
+from collections.abc import Iterator, Mapping
+from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
+import sqlalchemy as sa
 import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from sqlalchemy.dialects import postgresql
+from sqlalchemy.exc import SQLAlchemyError
 
-from argus.cache.cache import ApproximateCache, Neighbour
-from argus.cache.catalogue import Catalogue
+from argus.cache.cache import AT_ONCE, ApproximateCache, Neighbour
+from argus.cache.catalogue import Catalogue, Entry, Uses, locked
 from argus.cache.index import Vector
 from argus.cache.latents import LatentStore, StoredLatents
 from argus.cache.scope import Scope
@@ -31,11 +38,14 @@ class Clock:
         return self.now
 
 
-def open_cache(folder: Path, limit_bytes: int = 10**9) -> ApproximateCache:
-    catalogue = Catalogue(f"sqlite:///{folder}/catalogue.db")
-    return ApproximateCache(
-        catalogue, LatentStore(str(folder / "latents"), catalogue.id), limit_bytes, Clock()
-    )
+def open_cache(
+    folder: Path,
+    limit_bytes: int = 10**9,
+    catalogue: type[Catalogue] = Catalogue,
+    store: type[LatentStore] = LatentStore,
+) -> ApproximateCache:
+    opened = catalogue(f"sqlite:///{folder}/catalogue.db")
+    return ApproximateCache(opened, store(str(folder / "latents"), opened.id), limit_bytes, Clock())
 
 
 def vector(*values: float) -> Vector:
@@ -159,7 +169,8 @@ def test_the_least_used_times_steps_saved_goes_first(tmp_path: Path) -> None:
     found = nearest(cache, SCOPE, vector(1, 0))
     assert found is not None
     for _ in range(5):
-        cache.fetch(found, 5)  # 6 uses × 5 steps is worth more than 1 × 20
+        cache.fetch(found, 5)  # 5 uses × 5 steps are worth more than none × 20
+    cache.close()
     small = open_cache(tmp_path, limit_bytes=int(3.2 * one))
     small.keep(SCOPE, "a blue boat", vector(0, 1), latents(25, 30))
     red, blue = nearest(small, SCOPE, vector(1, 0)), nearest(small, SCOPE, vector(0, 1))
@@ -205,6 +216,7 @@ def test_entries_are_removed_by_id_prompt_and_namespace(tmp_path: Path) -> None:
 def test_what_another_process_removed_is_not_found(tmp_path: Path) -> None:
     cache = open_cache(tmp_path)
     cache.keep(SCOPE, "a red fish", vector(1), latents(5))
+    cache.load()
     open_cache(tmp_path).remove()
     assert nearest(cache, SCOPE, vector(1)) is None
 
@@ -291,6 +303,7 @@ def test_much_that_another_process_removed_is_forgotten_at_once(tmp_path: Path) 
     kept = cache.keep(SCOPE, "a red fish", vector(0, 1), latents(5))
     for i in range(30):
         cache.keep(SCOPE, f"blue boat {i}", vector(1, i / 1e4), latents(5))
+    cache.load()
     for i in range(30):
         other.remove(prompt=f"blue boat {i}")
     found = nearest(cache, SCOPE, vector(1))
@@ -342,3 +355,273 @@ def test_a_probe_reads_what_is_there_and_changes_nothing(tmp_path: Path) -> None
     written.unlink()
     cache.probe()  # a store that says what it does not have answers
     assert cache.stats() == before
+
+
+def test_a_fetch_does_not_wait_for_who_writes_and_its_use_is_counted_later(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    cache = open_cache(tmp_path)
+    cache.keep(SCOPE, "a red fish", vector(1), latents(5))
+    found = nearest(cache, SCOPE, vector(1))
+    assert found is not None
+    with closing(sqlite3.connect(tmp_path / "catalogue.db")) as other:
+        other.execute("BEGIN IMMEDIATE")
+        for _ in range(3):
+            assert cache.fetch(found, 5) is not None
+    assert not caplog.records
+    cache.count_uses()
+    assert cache.stats().uses == 3
+
+
+def test_uses_of_several_processes_add_up(tmp_path: Path) -> None:
+    caches = [open_cache(tmp_path) for _ in range(3)]
+    caches[0].keep(SCOPE, "a red fish", vector(1), latents(5, 10))
+    for cache in caches:
+        found = nearest(open_cache(tmp_path), SCOPE, vector(1))
+        assert found is not None
+        cache.fetch(found, 5)
+        cache.fetch(found, 5)
+        cache.fetch(found, 10)
+    for cache in caches:
+        cache.close()
+    assert open_cache(tmp_path).stats().uses == 9
+
+
+class LockedCatalogue(Catalogue):
+    """Cannot be written to at first."""
+
+    locked = True
+
+    def used(self, uses: Mapping[tuple[int, int], Uses]) -> None:
+        if self.locked:
+            raise SQLAlchemyError("database is locked")
+        super().used(uses)
+
+
+def test_uses_that_cannot_be_written_are_counted_later(tmp_path: Path) -> None:
+    catalogue = LockedCatalogue(f"sqlite:///{tmp_path}/catalogue.db")
+    store = LatentStore(str(tmp_path / "latents"), catalogue.id)
+    cache = ApproximateCache(catalogue, store, 10**9)
+    cache.keep(SCOPE, "a red fish", vector(1), latents(5))
+    found = nearest(cache, SCOPE, vector(1))
+    assert found is not None
+    cache.fetch(found, 5)
+    with pytest.raises(SQLAlchemyError):
+        cache.count_uses()
+    cache.fetch(found, 5)
+    catalogue.locked = False
+    cache.count_uses()
+    assert cache.stats().uses == 2
+
+
+def test_much_is_evicted_in_many_short_transactions(tmp_path: Path) -> None:
+    """Objects are deleted after each: between two, others can write."""
+    deleted = []
+
+    class Watched(LatentStore):
+        def delete(self, names: list[str]) -> None:
+            with closing(sqlite3.connect(tmp_path / "catalogue.db", timeout=0)) as other:
+                other.execute("BEGIN IMMEDIATE")
+            deleted.append(len(names))
+            super().delete(names)
+
+    cache = open_cache(tmp_path)
+    for i in range(10):
+        cache.keep(SCOPE, f"{i} fish", vector(1, i), latents(*range(1, 21)))
+    small = open_cache(tmp_path, limit_bytes=cache.size_bytes // 2, store=Watched)
+    small.keep(SCOPE, "a blue boat", vector(0, 1), latents(5))
+    assert sum(deleted) > 100
+    assert max(deleted) <= AT_ONCE
+    assert small.size_bytes <= cache.size_bytes // 2
+
+
+def test_an_entry_without_latents_is_passed_over(tmp_path: Path) -> None:
+    cache = open_cache(tmp_path)
+    cache.keep(SCOPE, "a red fish", vector(1), latents(5))
+    cache.keep(SCOPE, "a blue boat", vector(0, 1), latents(5))
+    with closing(sqlite3.connect(tmp_path / "catalogue.db")) as other:
+        other.execute("DELETE FROM latents WHERE entry = 1")
+        other.commit()
+    found: list[Neighbour] = []
+    search = threading.Thread(
+        target=lambda: found.extend(cache.find(SCOPE, vector(1))), daemon=True
+    )
+    search.start()
+    search.join(20)
+    assert [one.prompt for one in found] == ["a blue boat"]
+
+
+class Restless(Catalogue):
+    """Between any two of a search's looks another process removes what it found."""
+
+    def entry(self, entry: int) -> Entry | None:
+        self.remove_entry(entry)
+        return super().entry(entry)
+
+
+def test_a_search_gives_up_when_everything_it_finds_is_removed_meanwhile(tmp_path: Path) -> None:
+    cache = open_cache(tmp_path, catalogue=Restless)
+    for i in range(9):
+        cache.keep(SCOPE, f"{i} fish", vector(1, i), latents(5))
+    assert cache.find(SCOPE, vector(1), count=2) == []
+    assert len(cache) == 5
+
+
+class Meanwhile(Catalogue):
+    """Another thread keeps an entry right after the ids of a scope were read."""
+
+    cache: ApproximateCache | None = None
+
+    def ids(self, scope: str) -> set[int]:
+        found = super().ids(scope)
+        if self.cache is not None:
+            self.cache.keep(SCOPE, "a green cup", vector(0, 0, 1), latents(5))
+        return found
+
+
+def test_an_entry_kept_while_others_are_dropped_is_found(tmp_path: Path) -> None:
+    catalogue = Meanwhile(f"sqlite:///{tmp_path}/catalogue.db")
+    cache = ApproximateCache(catalogue, LatentStore(str(tmp_path / "latents"), catalogue.id), 10**9)
+    cache.keep(SCOPE, "a red fish", vector(1), latents(5))
+    cache.load()
+    open_cache(tmp_path).remove()
+    catalogue.cache = cache
+    cache.find(SCOPE, vector(1))
+    found = nearest(cache, SCOPE, vector(0, 0, 1))
+    assert found is not None
+    assert found.prompt == "a green cup"
+
+
+class Slow(Catalogue):
+    """Gives the first vector at once, and the others when it is released."""
+
+    def __init__(self, url: str) -> None:
+        super().__init__(url)
+        self.read, self.reading, self.released = 0, threading.Event(), threading.Event()
+
+    def vectors(self) -> Iterator[tuple[int, str, Vector]]:
+        self.read += 1
+        for one in list(super().vectors()):
+            yield one
+            self.reading.set()
+            self.released.wait(30)
+
+
+def test_the_index_is_built_once_and_what_is_kept_meanwhile_is_in_it(tmp_path: Path) -> None:
+    open_cache(tmp_path).keep(SCOPE, "a red fish", vector(1), latents(5))
+    catalogue = Slow(f"sqlite:///{tmp_path}/catalogue.db")
+    cache = ApproximateCache(catalogue, LatentStore(str(tmp_path / "latents"), catalogue.id), 10**9)
+    boat = (SCOPE, "a blue boat", vector(0, 1), latents(5))
+    threads = [
+        threading.Thread(target=cache.load),
+        threading.Thread(target=cache.keep, args=boat),
+        threading.Thread(target=cache.find, args=(SCOPE, vector(1))),
+    ]
+    threads[0].start()
+    assert catalogue.reading.wait(30)
+    for thread in threads[1:]:
+        thread.start()
+    while cache.stored(SCOPE, "a blue boat") is None:
+        pass
+    catalogue.released.set()
+    for thread in threads:
+        thread.join(30)
+    found = nearest(cache, SCOPE, vector(0, 1))
+    assert found is not None
+    assert found.prompt == "a blue boat"
+    assert catalogue.read == 1
+
+
+class Unread(Catalogue):
+    def vectors(self) -> Iterator[tuple[int, str, Vector]]:
+        raise AssertionError("the index is built")
+
+
+def test_entries_are_counted_without_the_index(tmp_path: Path) -> None:
+    cache = open_cache(tmp_path)
+    cache.keep(SCOPE, "a red fish", vector(1), latents(5))
+    cache.keep(SCOPE, "a blue boat", vector(0, 1), latents(5))
+    again = open_cache(tmp_path, catalogue=Unread)
+    assert len(again) == 2
+    again.keep(SCOPE, "a green cup", vector(0, 0, 1), latents(5))
+    assert len(again) == 3
+    again.remove(prompt="a red fish")
+    assert len(again) == 2
+
+
+def test_a_write_that_hangs_holds_up_no_other(tmp_path: Path) -> None:
+    reached, released = threading.Event(), threading.Event()
+
+    class HangingOnce(LatentStore):
+        def put(self, k: int, latents: torch.Tensor) -> StoredLatents:
+            if not reached.is_set():
+                reached.set()
+                released.wait(30)
+            return super().put(k, latents)
+
+    cache = open_cache(tmp_path, store=HangingOnce)
+    fish = (SCOPE, "a red fish", vector(1), latents(5))
+    hanging = threading.Thread(target=cache.keep, args=fish, daemon=True)
+    hanging.start()
+    assert reached.wait(30)
+    boat: list[int | None] = []
+    other = threading.Thread(
+        target=lambda: boat.append(cache.keep(SCOPE, "a boat", vector(0, 1), latents(5))),
+        daemon=True,
+    )
+    other.start()
+    other.join(20)
+    assert boat == [1]
+    assert cache.keep(*fish) is None  # another thread is storing it
+    released.set()
+    hanging.join(30)
+    assert len(cache) == 2
+
+
+def test_latents_are_not_added_to_an_entry_that_is_gone(tmp_path: Path) -> None:
+    """Another process may remove an entry between two looks of this one."""
+
+    class Evicting(LatentStore):
+        evicting = False
+
+        def put(self, k: int, latents: torch.Tensor) -> StoredLatents:
+            if self.evicting:
+                open_cache(tmp_path).remove()
+            return super().put(k, latents)
+
+    cache = open_cache(tmp_path, store=Evicting)
+    first = cache.keep(SCOPE, "a red fish", vector(1), latents(5))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Evicting, "evicting", True)
+        second = cache.keep(SCOPE, "a red fish", vector(1), latents(5, 10))
+    assert first != second
+    (entry,) = cache.entries()
+    assert (entry.id, entry.skips) == (second, (10,))
+    found = nearest(cache, SCOPE, vector(1))
+    assert found is not None
+    assert cache.fetch(found, 10) is not None
+
+
+def test_transactions_that_each_remove_latents_of_an_entry_wait_for_each_other(
+    tmp_path: Path,
+) -> None:
+    """Where a database lets both go on, each would see the other's latents and leave the entry."""
+    dialect: sa.Dialect = postgresql.dialect()  # type: ignore[no-untyped-call]
+    assert str(locked(7).compile(dialect=dialect)).endswith("FOR UPDATE")
+    cache = open_cache(tmp_path)
+    entry = cache.keep(SCOPE, "a red fish", vector(1), latents(5))
+    assert entry is not None
+    catalogue = Catalogue(f"sqlite:///{tmp_path}/catalogue.db")
+    steps: list[str] = []
+    sa.event.listen(
+        catalogue._engine,
+        "before_cursor_execute",
+        lambda *given: steps.append(" ".join(given[2].split()).partition(" WHERE")[0]),
+    )
+    catalogue.remove_latents([(entry, 5)])
+    assert steps == [
+        "DELETE FROM latents",
+        "SELECT entries.id FROM entries",  # the lock, before what is left is looked at
+        "SELECT latents.k FROM latents",
+        "DELETE FROM entries",
+    ]

@@ -8,12 +8,11 @@ import time
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
-from functools import cached_property
 
 from sqlalchemy.exc import SQLAlchemyError
 from torch import Tensor
 
-from argus.cache.catalogue import Catalogue, Entry, Removed, Stats
+from argus.cache.catalogue import Catalogue, Entry, Removed, Stats, Uses
 from argus.cache.index import SimilarityIndex, Vector
 from argus.cache.latents import BrokenLatents, LatentStore, StoredLatents
 from argus.cache.scope import Scope
@@ -22,6 +21,8 @@ log = logging.getLogger(__name__)
 
 ROOM = 0.02  # share of the limit that one round of eviction frees beyond what it must
 ORPHAN_AGE_S = 600.0
+AT_ONCE = 32  # latents removed or counted in one transaction, so that none is locked for long
+ROUNDS = 2  # of a search that meets entries which another process removed
 
 
 @dataclass(frozen=True)
@@ -53,22 +54,45 @@ class ApproximateCache:
     ) -> None:
         self._catalogue, self._store, self._limit = catalogue, store, limit_bytes
         self._clock, self._eviction = clock, eviction
-        self._lock = threading.RLock()
-        self._bytes = catalogue.size_bytes()
+        self._lock = threading.RLock()  # held while the catalogue is written, not the store
+        self._keeping: set[tuple[str, str]] = set()
+        self._entries, self._bytes = catalogue.count(), catalogue.size_bytes()
+        self._index: SimilarityIndex | None = None
+        self._building = threading.Lock()
+        self._uses: dict[tuple[int, int], Uses] = {}
+        self._noting = threading.Lock()
 
-    @cached_property
-    def _index(self) -> SimilarityIndex:
-        """Built when it is first asked for, since who only looks after the cache does not."""
-        return SimilarityIndex(self._catalogue.vectors())
+    def load(self) -> None:
+        """Build the similarity index from the catalogue; the first search would otherwise. Takes
+        seconds for tens of thousands of entries."""
+        self._built()
+
+    def _built(self) -> SimilarityIndex:
+        with self._building:
+            if self._index is None:
+                self._index = SimilarityIndex(self._catalogue.vectors())
+            return self._index
+
+    def _index_if_built(self) -> SimilarityIndex | None:
+        """Waits while it is being built, so that what has just changed in the catalogue can be
+        changed in it: an index that is built later reads that from the catalogue."""
+        with self._building:
+            return self._index
 
     @property
     def size_bytes(self) -> int:
         return self._bytes
 
     def __len__(self) -> int:
-        return len(self._index)
+        """Number of entries, without the catalogue being asked or the index built."""
+        index = self._index
+        return self._entries if index is None else len(index)
 
     def close(self) -> None:
+        try:
+            self.count_uses()
+        except SQLAlchemyError as error:
+            log.warning("Uses of latents were not counted: %s", error)
         self._catalogue.close()
 
     def find(self, scope: Scope, vector: Vector, count: int = 1) -> list[Neighbour]:
@@ -76,23 +100,29 @@ class ApproximateCache:
 
         `vector` (d,) need not have unit length.
         """
-        while True:
-            nearest = self._index.nearest(scope.key, vector, count)
+        index, found = self._built(), []
+        for _ in range(ROUNDS):
+            nearest = index.nearest(scope.key, vector, count)
             found = [
                 Neighbour(number, entry.prompt, similarity, entry.skips)
                 for number, similarity in nearest
                 if (entry := self._catalogue.entry(number)) is not None
             ]
             if len(found) == len(nearest):
-                return found
-            # Another process removed some, and maybe many more.
-            self._index.keep_only(scope.key, self._catalogue.ids(scope.key))
+                break
+            # Another process removed some, and maybe many more. What is added meanwhile is not
+            # among those known before.
+            known = index.entries(scope.key)
+            for number in known - self._catalogue.ids(scope.key):
+                index.remove(scope.key, number)
+        return found
 
     def fetch(self, neighbour: Neighbour, k: int) -> Tensor | None:
         """A neighbour's latents (1, c, h, w) after K steps, or None if they are gone or broken.
 
         Broken ones are dropped and logged, once because they are dropped. Raises OSError while
-        the store cannot be read; nothing is dropped then.
+        the store cannot be read; nothing is dropped then. The use is written to the catalogue by
+        `count_uses`, since a write may have to wait for others.
         """
         stored = self._catalogue.latents(neighbour.entry, k)
         if stored is None:
@@ -103,11 +133,30 @@ class ApproximateCache:
             log.warning("Dropped latents of entry %d at K=%d: %s", neighbour.entry, k, error)
             self._forget(self._catalogue.remove_latents([(neighbour.entry, k)]))
             return None
-        try:
-            self._catalogue.used(neighbour.entry, k, self._clock())
-        except SQLAlchemyError as error:
-            log.warning("A use of entry %d was not counted: %s", neighbour.entry, error)
+        with self._noting:
+            self._note((neighbour.entry, k), Uses(1, self._clock()))
         return latents
+
+    def count_uses(self) -> None:
+        """Write down which latents were fetched since the last time.
+
+        Raises SQLAlchemyError if the catalogue cannot be written; what is left is written next
+        time.
+        """
+        with self._noting:
+            uses, self._uses = list(self._uses.items()), {}
+        try:
+            while uses:
+                self._catalogue.used(dict(uses[:AT_ONCE]))
+                del uses[:AT_ONCE]
+        finally:
+            with self._noting:
+                for of, left in uses:
+                    self._note(of, left)
+
+    def _note(self, of: tuple[int, int], uses: Uses) -> None:
+        known = self._uses.get(of)
+        self._uses[of] = uses if known is None else known + uses
 
     def probe(self) -> None:
         """Read the newest latents, if there are any, to see how the store is.
@@ -126,31 +175,45 @@ class ApproximateCache:
     ) -> int | None:
         """Store a full run's latents by K. Gives the entry's id, or None if nothing was stored.
 
-        A prompt that the scope already holds gets those K that it lacks. Evicts what is worth
-        least. What was written before an error is deleted again.
+        A prompt that the scope already holds gets those K that it lacks; one that another thread
+        is storing is left to it. Evicts what is worth least. What was written before an error is
+        deleted again.
         """
-        with self._lock:  # so that two runs of one prompt are stored once
-            held = self._catalogue.stored(scope, prompt)
-            lacking = sorted(set(latents) - set(held.skips if held else ()))
-            written: list[StoredLatents] = []
-            try:
-                for k in lacking:
-                    written.append(self._store.put(k, latents[k]))
-                if not written:
-                    entry = held.id if held else None
-                elif held is None:
-                    entry = self._catalogue.add(scope, prompt, vector, written, self._clock())
-                else:
-                    entry = held.id
-                    self._catalogue.add_latents(entry, written, self._clock())
-            except Exception:
-                self._store.delete([one.name for one in written])
-                raise
-            if entry is not None:
-                self._index.add(scope.key, entry, vector)
-            self._bytes += sum(one.size_bytes for one in written)
-            if self._bytes > self._limit:
-                self._evict()
+        one = (scope.key, prompt)
+        with self._lock:
+            if one in self._keeping:
+                return None
+            self._keeping.add(one)
+        try:
+            return self._keep(scope, prompt, vector, latents)
+        finally:
+            self._keeping.discard(one)
+
+    def _keep(
+        self, scope: Scope, prompt: str, vector: Vector, latents: Mapping[int, Tensor]
+    ) -> int | None:
+        held = self._catalogue.stored(scope, prompt)
+        entry = held.id if held else None
+        lacking = sorted(set(latents) - set(held.skips if held else ()))
+        written: list[StoredLatents] = []
+        try:
+            for k in lacking:
+                written.append(self._store.put(k, latents[k]))
+            if written:
+                with self._lock:
+                    now = self._clock()
+                    if entry is None or not self._catalogue.add_latents(entry, written, now):
+                        entry = self._catalogue.add(scope, prompt, vector, written, now)
+                        self._entries += 1
+                    self._bytes += sum(one.size_bytes for one in written)
+        except Exception:
+            self._store.delete([one.name for one in written])
+            raise
+        index = self._index_if_built()
+        if entry is not None and index is not None:
+            index.add(scope.key, entry, vector)
+        if self._bytes > self._limit:
+            self._evict()
         return entry if written else None
 
     def stored(self, scope: Scope, prompt: str) -> Entry | None:
@@ -189,6 +252,7 @@ class ApproximateCache:
 
     def _evict(self) -> None:
         """Remove the least worth keeping until a little room is left below the limit."""
+        self.count_uses()
         excess = self._catalogue.size_bytes() - self._limit * (1 - ROOM)
         chosen = []
         for entry, k, size in self._catalogue.least_worth(self._eviction):
@@ -196,13 +260,27 @@ class ApproximateCache:
                 break
             chosen.append((entry, k))
             excess -= size
-        self._forget(self._catalogue.remove_latents(chosen))
+        try:
+            while chosen:
+                self._drop(self._catalogue.remove_latents(chosen[:AT_ONCE]))
+                del chosen[:AT_ONCE]
+        finally:
+            self._recount()
 
     def _forget(self, removed: list[Removed]) -> None:
-        indexed = "_index" in self.__dict__
+        try:
+            self._drop(removed)
+        finally:
+            self._recount()
+
+    def _drop(self, removed: list[Removed]) -> None:
+        """Remove from the index and the store what has left the catalogue."""
+        index = self._index_if_built()
         for one in removed:
-            if one.scope is not None and indexed:
-                self._index.remove(one.scope, one.entry)
+            if one.scope is not None and index is not None:
+                index.remove(one.scope, one.entry)
         self._store.delete([one.name for one in removed])
+
+    def _recount(self) -> None:
         with self._lock:
-            self._bytes = self._catalogue.size_bytes()
+            self._entries, self._bytes = self._catalogue.count(), self._catalogue.size_bytes()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import uuid
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -76,6 +76,17 @@ class Stats:
 
 
 @dataclass(frozen=True)
+class Uses:
+    """How often latents were fetched since that was last written down, and when last."""
+
+    count: int
+    last_at: float
+
+    def __add__(self, other: Uses) -> Uses:
+        return Uses(self.count + other.count, max(self.last_at, other.last_at))
+
+
+@dataclass(frozen=True)
 class Removed:
     """Latents that left the catalogue; `scope` is set when their entry left with them."""
 
@@ -123,10 +134,14 @@ class Catalogue:
             connection.execute(_latents.insert(), _rows(entry, latents, now))
         return int(entry)
 
-    def add_latents(self, entry: int, latents: Iterable[StoredLatents], now: float) -> None:
-        """Add latents to an entry that lacks them."""
-        with self._engine.begin() as connection:
+    def add_latents(self, entry: int, latents: Iterable[StoredLatents], now: float) -> bool:
+        """Add latents to an entry that lacks them. False, and nothing is added, if it is gone."""
+        with self._engine.connect() as connection:
             connection.execute(_latents.insert(), _rows(entry, latents, now))
+            there = connection.execute(locked(entry)).first() is not None
+            if there:
+                connection.commit()
+        return there
 
     def entry(self, entry: int) -> Entry | None:
         return next(iter(self._select(_entries.c.id == entry)), None)
@@ -151,8 +166,12 @@ class Catalogue:
         return next(iter(self._select(*here, limit=1)), None)
 
     def ids(self, scope: str) -> set[int]:
-        """The entries of a scope, given by its key."""
-        query = sa.select(_entries.c.id).where(_entries.c.scope == scope)
+        """The entries of a scope, given by its key, that have latents."""
+        query = (
+            sa.select(_entries.c.id)
+            .join(_latents, _latents.c.entry == _entries.c.id)
+            .where(_entries.c.scope == scope)
+        )
         with self._engine.connect() as connection:
             return set(connection.execute(query).scalars())
 
@@ -174,14 +193,32 @@ class Catalogue:
             row = connection.execute(query).first()
         return None if row is None else StoredLatents(row.k, row.name, row.sha256, row.size_bytes)
 
-    def used(self, entry: int, k: int, now: float) -> None:
-        """Count one use of an entry's latents."""
-        with self._engine.begin() as connection:
-            connection.execute(
-                _latents.update()
-                .where(_latents.c.entry == entry, _latents.c.k == k)
-                .values(uses=_latents.c.uses + 1, used_at=now)
+    def used(self, uses: Mapping[tuple[int, int], Uses]) -> None:
+        """Add to the uses of latents by (entry, K), in one transaction."""
+        at = sa.bindparam("at", type_=sa.Float)
+        query = (
+            _latents.update()
+            .where(
+                _latents.c.entry == sa.bindparam("of", type_=sa.Integer),
+                _latents.c.k == sa.bindparam("after", type_=sa.Integer),
             )
+            .values(
+                uses=_latents.c.uses + sa.bindparam("more", type_=sa.Integer),
+                used_at=sa.case((_latents.c.used_at < at, at), else_=_latents.c.used_at),
+            )
+        )
+        rows = [
+            {"of": entry, "after": k, "more": one.count, "at": one.last_at}
+            for (entry, k), one in sorted(uses.items(), key=lambda item: item[0])
+        ]
+        with self._engine.begin() as connection:
+            connection.execute(query, rows)
+
+    def count(self) -> int:
+        """Number of entries."""
+        with self._engine.connect() as connection:
+            query = sa.select(sa.func.count()).select_from(_entries)
+            return int(connection.execute(query).scalar_one())
 
     def size_bytes(self) -> int:
         """The bytes of all latents."""
@@ -214,15 +251,16 @@ class Catalogue:
                 yield row.entry, row.k, row.size_bytes
 
     def remove_latents(self, pairs: Iterable[tuple[int, int]]) -> list[Removed]:
-        """Remove latents by (entry, K), and entries that have none left."""
+        """Remove latents by (entry, K), and entries that have none left, in one transaction."""
         removed: list[Removed] = []
         with self._engine.begin() as connection:
-            for entry, k in pairs:
+            for entry, k in sorted(pairs):  # in one order, or two such transactions may deadlock
                 where = (_latents.c.entry == entry) & (_latents.c.k == k)
                 gone = connection.execute(_latents.delete().where(where).returning(_latents.c.name))
                 name = gone.scalar_one_or_none()
                 if name is None:  # another process was first
                     continue
+                connection.execute(locked(entry)).first()
                 left = connection.execute(
                     sa.select(_latents.c.k).where(_latents.c.entry == entry).limit(1)
                 ).first()
@@ -277,6 +315,13 @@ def new_engine(url: str) -> sa.Engine:
     if engine.dialect.name == "sqlite":
         sa.event.listen(engine, "connect", _set_up_sqlite)
     return engine
+
+
+def locked(entry: int) -> sa.Select[tuple[int]]:
+    """Lock an entry's row until the transaction ends, before it is seen which latents it has left.
+    Otherwise two transactions that each remove one of the last two would both leave the entry. On
+    SQLite this is a plain SELECT: a transaction that has written is the only one there."""
+    return sa.select(_entries.c.id).where(_entries.c.id == entry).with_for_update()
 
 
 def _rows(entry: int, latents: Iterable[StoredLatents], now: float) -> list[dict[str, object]]:

@@ -11,13 +11,17 @@ from usearch.index import Index
 
 Vector = NDArray[np.float32]
 
+FEW = 128  # entries of a scope that are compared one by one; a graph takes 50 kB even for one
+
 
 class SimilarityIndex:
-    """One HNSW graph a scope (usearch, cosine, f16), in memory, rebuilt from the catalogue."""
+    """The vectors of every scope (cosine, f16), in memory, rebuilt from the catalogue: an array
+    for a scope of up to `FEW` entries, an HNSW graph (usearch) once it has had more."""
 
     def __init__(self, known: Iterable[tuple[int, str, Vector]] = ()) -> None:
         """`known` are entries with their scopes and vectors, added with every core at once."""
-        self._graphs: dict[str, Index] = {}
+        self._scopes: dict[str, _Array | _Graph] = {}
+        self._size = 0
         self._lock = threading.Lock()
         by_scope: dict[str, tuple[list[int], list[Vector]]] = {}
         for entry, scope, vector in known:
@@ -25,51 +29,115 @@ class SimilarityIndex:
             entries.append(entry)
             vectors.append(vector)
         for scope, (entries, vectors) in by_scope.items():
-            self._graphs[scope] = _new_graph(len(vectors[0]))
-            self._graphs[scope].add(np.array(entries), np.stack(vectors))
+            kind = _Array if len(entries) <= FEW else _Graph
+            self._scopes[scope] = kind(entries, np.stack(vectors))
+            self._size += len(entries)
 
     def __len__(self) -> int:
-        with self._lock:
-            return sum(len(graph) for graph in self._graphs.values())
+        return self._size
 
     def add(self, scope: str, entry: int, vector: Vector) -> None:
         with self._lock:
-            graph = self._graphs.get(scope)
-            if graph is None:
-                graph = self._graphs[scope] = _new_graph(len(vector))
-            if entry not in graph:
-                graph.add(entry, vector)
+            there = self._scopes.get(scope)
+            if there is None:
+                self._scopes[scope] = _Array([entry], vector[None])
+            elif entry in there:
+                return
+            else:
+                if isinstance(there, _Array) and len(there) >= FEW:
+                    there = self._scopes[scope] = _Graph(there.entries, there.vectors)
+                there.add(entry, vector)
+            self._size += 1
 
     def remove(self, scope: str, entry: int) -> None:
         with self._lock:
-            graph = self._graphs.get(scope)
-            if graph is None or entry not in graph:
+            there = self._scopes.get(scope)
+            if there is None or entry not in there:
                 return
-            graph.remove(entry)
-            if not len(graph):
-                del self._graphs[scope]
+            there.remove(entry)
+            self._size -= 1
+            if not len(there):
+                del self._scopes[scope]
 
-    def keep_only(self, scope: str, entries: set[int]) -> None:
-        """Remove every other entry of a scope."""
+    def entries(self, scope: str) -> set[int]:
+        """The entries of a scope."""
         with self._lock:
-            graph = self._graphs.get(scope)
-            known = [] if graph is None else [int(key) for key in graph.keys]
-        for entry in known:
-            if entry not in entries:
-                self.remove(scope, entry)
+            there = self._scopes.get(scope)
+            return set() if there is None else set(there.entries)
 
     def nearest(self, scope: str, vector: Vector, count: int = 1) -> list[tuple[int, float]]:
         """The `count` entries nearest to a vector with their cosines to it, nearest first."""
         with self._lock:
-            graph = self._graphs.get(scope)
-            if graph is None or not len(graph):
-                return []
-            found = graph.search(vector, count)
+            there = self._scopes.get(scope)
+            return [] if there is None else there.nearest(vector, count)
+
+
+class _Array:
+    """Unit vectors (n, d), each compared with at every search."""
+
+    def __init__(self, entries: list[int], vectors: NDArray[np.float32]) -> None:
+        self.entries = list(entries)
+        self._rows = _unit(vectors).astype(np.float16)  # those beyond the entries are spare
+
+    def __len__(self) -> int:
+        return len(self.entries)
+
+    def __contains__(self, entry: int) -> bool:
+        return entry in self.entries
+
+    @property
+    def vectors(self) -> NDArray[np.float32]:
+        return self._rows[: len(self)].astype(np.float32)
+
+    def add(self, entry: int, vector: Vector) -> None:
+        if len(self) == len(self._rows):
+            self._rows = np.concatenate([self._rows, np.empty_like(self._rows)])
+        self._rows[len(self)] = _unit(vector)
+        self.entries.append(entry)
+
+    def remove(self, entry: int) -> None:
+        at, last = self.entries.index(entry), len(self) - 1
+        self._rows[at], self.entries[at] = self._rows[last], self.entries[last]
+        self.entries.pop()
+
+    def nearest(self, vector: Vector, count: int) -> list[tuple[int, float]]:
+        cosines = self.vectors @ _unit(vector)
+        best = np.argsort(-cosines, kind="stable")[:count]
+        return [(self.entries[i], float(cosines[i])) for i in best]
+
+
+class _Graph:
+    def __init__(self, entries: list[int], vectors: NDArray[np.float32]) -> None:
+        self._index = Index(ndim=vectors.shape[1], metric="cos", dtype="f16")
+        self._index.add(np.array(entries), vectors)
+
+    def __len__(self) -> int:
+        return len(self._index)
+
+    def __contains__(self, entry: int) -> bool:
+        return entry in self._index
+
+    @property
+    def entries(self) -> list[int]:
+        return [int(key) for key in self._index.keys]
+
+    def add(self, entry: int, vector: Vector) -> None:
+        self._index.add(entry, vector)
+
+    def remove(self, entry: int) -> None:
+        self._index.remove(entry)
+
+    def nearest(self, vector: Vector, count: int) -> list[tuple[int, float]]:
+        found = self._index.search(vector, count)
         return [
             (int(key), 1.0 - float(distance))
             for key, distance in zip(found.keys, found.distances, strict=True)
         ]
 
 
-def _new_graph(width: int) -> Index:
-    return Index(ndim=width, metric="cos", dtype="f16")
+def _unit(vectors: NDArray[np.float32]) -> NDArray[np.float32]:
+    """Vectors (..., d) at length 1; those of zeros stay."""
+    length = np.linalg.norm(vectors, axis=-1, keepdims=True)
+    length[length == 0] = 1
+    unit: NDArray[np.float32] = vectors / length
+    return unit

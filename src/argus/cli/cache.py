@@ -34,14 +34,14 @@ def stats(config: ConfigFile = None, data: Data = None) -> None:
     """How much is cached, and how often it was used."""
     with _opened(config, data) as (settings, cache):
         kept = cache.stats()
-    share = kept.size_bytes / settings.cache_limit
     table = Table("what", "", box=None, show_header=False, padding=(0, 2, 0, 0))
     table.add_row("prompts", f"{kept.entries:,}")
     table.add_row("latents", f"{kept.latents:,}")
     size, limit = (
         ByteSize(n).human_readable(decimal=True) for n in (kept.size_bytes, settings.cache_limit)
     )
-    table.add_row("size", f"{size} ({share:.1%} of {limit})")
+    share = f"{kept.size_bytes / settings.cache_limit:.1%} of " if settings.cache_limit else "of "
+    table.add_row("size", f"{size} ({share}{limit})")
     table.add_row("uses", f"{kept.uses:,}")
     for namespace, entries in kept.namespaces.items():
         table.add_row(f"prompts of {namespace}", f"{entries:,}")

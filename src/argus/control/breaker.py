@@ -11,6 +11,7 @@ MEMORY = 0.05  # of the share of usable latents, a fetch
 TRUSTED = 0.99  # a share below which the store is asked for its own sake
 PROBE_S = 1.0  # between such questions
 FETCH_SHARE = 0.5  # of what is left of a deadline, for latents to come
+LEAST_S = 0.01  # a fetch with less time is not begun: its failure would say nothing
 SHUT_AT = 5  # failures in a row
 FIRST_PAUSE_S, LONGEST_PAUSE_S = 1.0, 30.0
 
@@ -43,13 +44,17 @@ class Breaker:
     def doubted(self) -> bool:
         return self.usable < TRUSTED
 
-    def begin(self) -> None:
-        """Somebody asks."""
-        self._trying = self._next_try is not None
+    def begin(self) -> bool:
+        """A fetch begins. Returns whether it is the trial of an open breaker; `abandon` and
+        `failure` take that answer, since fetches begun before it opened may still end."""
+        trial = self._next_try is not None
+        self._trying = trial
+        return trial
 
-    def abandon(self) -> None:
-        """Who asked waits no longer; somebody else may try."""
-        self._trying = False
+    def abandon(self, trial: bool) -> None:
+        """A fetch was cancelled; if it was the trial, the next fetch is."""
+        if trial:
+            self._trying = False
 
     def success(self) -> None:
         if self._next_try is not None:
@@ -58,7 +63,10 @@ class Breaker:
         self._trying = False
         self.usable += MEMORY * (1 - self.usable)
 
-    def failure(self) -> None:
+    def failure(self, trial: bool) -> None:
+        """A fetch failed. While the breaker is open only the trial counts."""
+        if self._next_try is not None and not trial:
+            return
         self._failures += 1
         self.usable *= 1 - MEMORY
         if self._next_try is not None:

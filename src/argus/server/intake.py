@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, TypeVar
 
 from argus.cache.cache import Neighbour
 from argus.cache.scope import Scope
+from argus.control.breaker import FETCH_SHARE
 from argus.server.model import ServedFamily
 from argus.server.order import Order
 from argus.server.retrieval import Retrieval
@@ -109,7 +110,10 @@ class Intake:
         neighbours: list[Neighbour] = []
         retrieve_ms = 0.0
         if looks_up:
-            search = self._retrieval.find(scope, embedding.vector, order.count)
+            left_s = min(promised_s, deadline_s) - time.monotonic()
+            search = self._retrieval.find(
+                scope, embedding.vector, order.count, FETCH_SHARE * left_s
+            )
             neighbours, retrieve_ms = await timed(search)
         return Prepared(
             order=order,

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import math
 import time
 from collections.abc import Callable, Mapping
-from concurrent.futures import ThreadPoolExecutor
 from typing import TypeVar
 
 from torch import Tensor
@@ -14,14 +14,18 @@ from torch import Tensor
 from argus.cache.cache import ApproximateCache, Neighbour
 from argus.cache.index import Vector
 from argus.cache.scope import Scope
-from argus.control.breaker import PROBE_S, Breaker
+from argus.control.breaker import LEAST_S, PROBE_S, Breaker
+from argus.server.threads import Threads, TooManyHang
 from argus.workers.packing import pack, unpack
 
 log = logging.getLogger(__name__)
 
 T = TypeVar("T")
 
-LIMIT_S = 5.0
+LIMIT_S = 5.0  # for a search or a fetch, and less where the request has less
+STORE_LIMIT_S = 60.0  # for storing the latents of one run
+LOAD_LIMIT_S = 600.0  # for the index to be built, before requests are served without it
+COUNT_AFTER_S = 1.0  # the uses of latents are written together
 READERS = 4
 MOST_STORING = 256
 
@@ -30,14 +34,19 @@ class Retrieval:
     """Asks the cache from an asyncio loop. What it cannot find, read or store in time is done
     without, and logged; nothing is raised.
 
-    It works in threads of its own, so that a store that hangs holds up nothing else.
+    Searches, fetches and storing have threads of their own: none waits for another, and calls that
+    hang hold up neither later ones nor the end of the process.
     """
 
     def __init__(self, cache: ApproximateCache) -> None:
         self._cache = cache
         self._storing: set[asyncio.Task[None]] = set()
-        self._reading = ThreadPoolExecutor(READERS, "cache-read")
-        self._writing = ThreadPoolExecutor(1, "cache-write")
+        self._searching = Threads("cache-search", READERS)
+        self._fetching = Threads("cache-fetch", READERS)
+        self._writing = Threads("cache-write", 1)
+        self._counting = Threads("cache-count", 1)
+        self._count_later: asyncio.Task[None] | None = None
+        self._turn = asyncio.Lock()  # one is stored after another, each within its own limit
         self._breaker = Breaker(time.monotonic)
 
     @property
@@ -55,26 +64,52 @@ class Retrieval:
         """Full runs whose latents are not stored yet."""
         return len(self._storing)
 
-    async def find(self, scope: Scope, vector: Vector, count: int) -> list[Neighbour]:
-        search = asyncio.get_running_loop().run_in_executor(
-            self._reading, self._cache.find, scope, vector, count
-        )
+    async def load(self) -> None:
+        """Build the similarity index, so that the first searches need not."""
         try:
-            return await asyncio.wait_for(search, LIMIT_S)
+            await self._searching.run(self._cache.load, LOAD_LIMIT_S)
+        except Exception as error:
+            log.warning("The cache's index cannot be built yet: %r", error)
+
+    async def find(
+        self, scope: Scope, vector: Vector, count: int, limit_s: float = math.inf
+    ) -> list[Neighbour]:
+        """The `count` nearest entries of a scope, nearest first; none if they are not found within
+        `limit_s` seconds, nor in `LIMIT_S`."""
+        if limit_s <= 0:
+            return []
+        try:
+            return await self._searching.run(
+                lambda: self._cache.find(scope, vector, count), min(limit_s, LIMIT_S)
+            )
+        except TooManyHang:
+            return []
         except Exception as error:
             log.warning("The cache cannot be searched: %r", error)
             return []
 
-    async def fetch(self, neighbour: Neighbour, k: int, limit_s: float = LIMIT_S) -> bytes | None:
+    async def fetch(self, neighbour: Neighbour, k: int, limit_s: float = math.inf) -> bytes | None:
         """A neighbour's latents after K steps, packed for a worker, if they are there in time."""
 
         def read() -> Tensor | None:
             return self._cache.fetch(neighbour, k)
 
-        if self._breaker.open:
+        if self._breaker.open or limit_s < LEAST_S:
             return None
         latents = await self._asked(read, limit_s)
-        return None if latents is None else pack(latents)
+        if latents is None:
+            return None
+        if self._count_later is None or self._count_later.done():
+            self._count_later = asyncio.create_task(self._count(COUNT_AFTER_S))
+        return pack(latents)
+
+    async def _count(self, after_s: float = 0.0) -> None:
+        """Write down which latents were fetched."""
+        await asyncio.sleep(after_s)
+        try:
+            await self._counting.run(self._cache.count_uses, STORE_LIMIT_S)
+        except Exception as error:
+            log.warning("Uses of latents are not counted yet: %r", error)
 
     async def watch(self, limit_s: float) -> None:
         """See now and then whether a store that failed answers again, within `limit_s` seconds;
@@ -85,17 +120,17 @@ class Retrieval:
                 await self._asked(self._cache.probe, limit_s)
 
     async def _asked(self, read: Callable[[], T], limit_s: float) -> T | None:
-        """What a reader of the store gives; None if it fails or takes too long."""
-        self._breaker.begin()
-        reading = asyncio.get_running_loop().run_in_executor(self._reading, read)
+        """What a reader of the store returns; None if it fails or takes too long."""
+        trial = self._breaker.begin()
         try:
-            result = await asyncio.wait_for(reading, max(0.0, min(limit_s, LIMIT_S)))
+            result = await self._fetching.run(read, min(limit_s, LIMIT_S))
         except Exception as error:
-            self._breaker.failure()
-            log.warning("Latents cannot be fetched: %r", error)
+            self._breaker.failure(trial)
+            if not isinstance(error, TooManyHang):
+                log.warning("Latents cannot be fetched: %r", error)
             return None
         except asyncio.CancelledError:
-            self._breaker.abandon()
+            self._breaker.abandon(trial)
             raise
         self._breaker.success()  # even if what was asked for is gone: the store answers
         return result
@@ -112,7 +147,10 @@ class Retrieval:
 
         async def stored() -> None:
             try:
-                await asyncio.get_running_loop().run_in_executor(self._writing, store)
+                async with self._turn:
+                    await self._writing.run(store, STORE_LIMIT_S)
+            except TooManyHang:
+                return
             except Exception as error:
                 log.warning("Latents cannot be stored: %r", error)
 
@@ -121,8 +159,12 @@ class Retrieval:
         task.add_done_callback(self._storing.discard)
 
     async def close(self, limit_s: float) -> None:
-        """Wait for what is being stored, but no longer than `limit_s` seconds."""
-        if self._storing:
-            await asyncio.wait(self._storing, timeout=limit_s)
-        self._reading.shutdown(wait=False, cancel_futures=True)
-        self._writing.shutdown(wait=False, cancel_futures=True)
+        """Wait for what is being stored and for uses to be counted, but no longer than `limit_s`
+        seconds; drop the rest."""
+        if self._count_later is not None:
+            self._count_later.cancel()
+        last = {*self._storing, asyncio.create_task(self._count())}
+        _, late = await asyncio.wait(last, timeout=limit_s)
+        for task in late:
+            task.cancel()
+        await asyncio.gather(*late, return_exceptions=True)

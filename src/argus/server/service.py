@@ -180,12 +180,15 @@ class Service:
 
     async def _start(self) -> None:
         """Once the workers are there: see how fast they are, and put the policy in charge."""
+        loading = asyncio.create_task(self.retrieval.load())
+        self._tasks.append(loading)
         try:
             ready = (worker.ready() for worker in self.workers)
             problems = await asyncio.gather(*ready, return_exceptions=True)
             if all(isinstance(problem, Exception) for problem in problems):
                 return
             encoder = await asyncio.wrap_future(self._encoder)
+            await loading
             exact, menu = self.family.exact, self.model.menu
             job = exact.job("a picture to see how long one takes", 0)
             exact_s = await self.fleet.calibrate(job, float(menu.steps[EXACT]))

@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from argus.control.breaker import FETCH_SHARE, PROBE_S, Breaker
+from argus.control.breaker import FETCH_SHARE, LEAST_S, PROBE_S, Breaker
 from argus.control.forecast import Forecast
 from argus.control.menu import EXACT
 from argus.control.pace import WATCHES, Pace
@@ -218,13 +218,16 @@ class Simulation:
         store, breaker = self.world.store, self._breaker
         spread = math.exp(store.spread * self._random.normal())
         delay = store.median_s * self.store_slowness * spread
-        breaker.begin()
+        if limit_s < LEAST_S:
+            self._at(self.now, then, False)
+            return
+        trial = breaker.begin()
 
         def end() -> None:
             if delay < limit_s:
                 breaker.success()
             else:
-                breaker.failure()
+                breaker.failure(trial)
             if breaker.doubted and not self._probing:
                 self._probing = True
                 self._at(self.now + PROBE_S, self._probe)
