@@ -248,8 +248,8 @@ class Steering:
             quality = self._mean
         else:
             quality = np.nan_to_num(told.mean, nan=0.0).tolist()
-        left_s = asked.left_s / self._fleet.scale / asked.effort
-        return Candidate(quality, allowed, left_s, asked.similarity, asked.slo.index)
+        left_s = asked.left_s / self._fleet.scale
+        return Candidate(quality, allowed, left_s, asked.similarity, asked.slo.index, asked.effort)
 
     def _choice(self, decision: Decision, asked: Asked) -> Choice:
         v, told = decision.variant, asked.prediction
