@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -56,3 +58,34 @@ def test_a_smaller_picture_waits_as_long_as_any(led: Led) -> None:
     led.service.fleet.stations[0].queued_s = 1.5 * led.exact_s
     halved = led.asked(0.75 * led.exact_s, effort=0.25)
     assert led.steering.choose(halved).worker is None
+
+
+def test_workers_that_come_and_go_leave_the_forecast_as_it_is(led: Led) -> None:
+    steering, metrics, rate = led.steering, led.service.metrics, 200.0
+    asked = led.asked(led.exact_s)
+
+    async def arrivals() -> None:
+        begun, arrived = time.monotonic(), 0
+        while True:
+            due = int(rate * (time.monotonic() - begun))
+            for _ in range(due - arrived):
+                steering.arrived(asked)
+            arrived = due
+            await asyncio.sleep(0.005)
+
+    async def deaths() -> None:
+        while True:
+            await asyncio.sleep(0.07)  # more often than anyone looks at the load
+            steering.changed.set()
+
+    async def a_while() -> None:
+        tasks = [asyncio.create_task(one) for one in (arrivals(), deaths(), steering.run())]
+        await asyncio.sleep(2.0)
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+
+    asyncio.run(a_while())
+    steering.plan()
+    told = metrics.registry.get_sample_value("argus_forecast_rate")
+    assert told == pytest.approx(rate, rel=0.3)
