@@ -31,3 +31,11 @@ def test_a_burst_is_taken_at_once_and_its_end_too() -> None:
     assert forecast.next() == pytest.approx(8.0)
     forecast.add(60)
     assert forecast.next() == pytest.approx(2.0)
+
+
+def test_a_window_that_took_longer_holds_more_requests_at_the_same_rate() -> None:
+    forecast = Forecast(30)
+    for _ in range(5):
+        forecast.add(60)
+    forecast.add(115, elapsed_s=58)
+    assert forecast.next() == pytest.approx(2.0, rel=0.01)

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 @dataclass
 class Forecast:
-    """Holt's linear method over windows of equal length, with a test for bursts.
+    """Holt's linear method over windows of about equal length, with a test for bursts.
 
     A window whose count is more than `burst` standard deviations (of a Poisson count) above the
     forecast is a burst: the level jumps there at once, and there is no trend from before it.
@@ -22,12 +22,14 @@ class Forecast:
     level: float | None = None
     trend: float = 0.0
 
-    def add(self, count: int) -> None:
-        """A window is over in which `count` requests came."""
-        rate = count / self.window_s
+    def add(self, count: int, elapsed_s: float | None = None) -> None:
+        """A window is over in which `count` requests came. It took `elapsed_s` seconds, `window_s`
+        if that is not given."""
+        elapsed_s = self.window_s if elapsed_s is None else elapsed_s
+        rate = count / elapsed_s
         if self.level is None:
             self.level = rate
-        elif self.is_burst(count, self.window_s):
+        elif self.is_burst(count, elapsed_s):
             self.jump(rate)
         else:
             before, expected = self.level, self.level + self.damping * self.trend

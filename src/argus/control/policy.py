@@ -54,7 +54,9 @@ class Candidate:
 
     `quality` (v,) is predicted and `allowed` (v,) says what could serve it: without a neighbour
     nothing that skips. `similarity` is that of the neighbour, None without one. `promise` is its
-    class, `left_s` what is left of its deadline.
+    class, `left_s` the seconds of the menu that are left of its deadline, waiting included.
+    `effort` is the work of its picture as a multiple of the menu's: 4 for both sides doubled. Steps
+    and costs are multiplied by it, waits are not.
     """
 
     quality: Sequence[float]
@@ -62,6 +64,7 @@ class Candidate:
     left_s: float
     similarity: float | None = None
     promise: int = 0
+    effort: float = 1.0
 
 
 @dataclass

@@ -174,7 +174,7 @@ class Price(Base):
                     best_wait[place] = (wait, cluster.running[worker], worker)
         floor = self.promises[candidate.promise].floor
         quality, allowed = candidate.quality, candidate.allowed
-        left_s = max(MOMENT_S, candidate.left_s)
+        left_s, effort = max(MOMENT_S, candidate.left_s), candidate.effort
         options: list[tuple[float, int, int, float]] = []
         best = -float("inf")
         for (kind, model), (wait, running, worker) in best_wait.items():
@@ -182,7 +182,7 @@ class Price(Base):
             joined = running if wait > 0 else running + 1  # who waits, takes another's place
             size = max(1, min(joined, self._best_batch[kind][model]))
             waiting = WAIT_LOSS * wait / left_s
-            step_s = self.menu.batch_step_s(kind, model, size)
+            step_s = effort * self.menu.batch_step_s(kind, model, size)
             for v in self._mine:
                 if self._model[v] != model or not allowed[v] or quality[v] < floor:
                     continue
@@ -190,7 +190,7 @@ class Price(Base):
                 if share > 1:
                     continue
                 hoped = quality[v] * (1 - LATE * share**STEEP)
-                worth = hoped - price * self._cost_rows[v][kind] - waiting
+                worth = hoped - price * effort * self._cost_rows[v][kind] - waiting
                 options.append((worth, v, worker, price))
                 if worth > best:
                     best = worth

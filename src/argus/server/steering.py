@@ -17,7 +17,15 @@ from argus.control.forecast import Forecast
 from argus.control.menu import EXACT, Menu
 from argus.control.pace import WATCHES, Pace
 from argus.control.policies import new_policy
-from argus.control.policy import Candidate, Decision, Outlook, Policy, Promise, first_free
+from argus.control.policy import (
+    Candidate,
+    Cluster,
+    Decision,
+    Outlook,
+    Policy,
+    Promise,
+    first_free,
+)
 from argus.core.errors import BadRequest
 from argus.core.family import Family, skip_name
 from argus.server.metrics import Metrics
@@ -101,7 +109,7 @@ class Steering:
         self._forecast = Forecast(window_s)
         self._recent: deque[tuple[list[float], list[bool], int]] = deque(maxlen=RECENT)
         self._count = self._counted = self._seen = 0  # in all, till the last window, the last look
-        self._looked = time.monotonic()
+        self._looked = self._added = time.monotonic()  # at the last look, at the end of the window
         self._pace = Pace(scale)
         self._planned: list[int] = []  # only where the policy moves nothing
         self.usable = 1.0
@@ -116,6 +124,11 @@ class Steering:
             allowed = [v == EXACT for v in range(len(allowed))]
         self._count += 1
         self._recent.append((list(candidate.quality), allowed, asked.slo.index))
+
+    def refused(self, count: int) -> None:
+        """Count pictures into the rate that were asked for and refused before anything was known of
+        them."""
+        self._count += count
 
     def choose(self, asked: Asked) -> Choice:
         """What the policy says.
@@ -151,13 +164,10 @@ class Steering:
 
     def retry_after_s(self, asked: Asked) -> int:
         """Seconds until the backlog should be short enough for a request like this one."""
-        cluster = self._fleet.cluster()
-        waits = [
-            wait for wait, held in zip(cluster.wait_s, cluster.models, strict=True) if held >= 0
-        ]
+        wait_s = shortest_wait_s(self._fleet.cluster()) or 0.0
         cheapest = asked.effort * float(self._menu.alone_s.min())
         left_s = asked.left_s / self._fleet.scale if math.isfinite(asked.left_s) else 0.0
-        late_s = min(waits, default=0.0) + cheapest - left_s
+        late_s = wait_s + cheapest - left_s
         return max(1, math.ceil(late_s * self._fleet.scale))
 
     def saved_s(self, variant: str) -> float:
@@ -167,17 +177,21 @@ class Steering:
 
     async def run(self) -> None:
         """Plan every window, and at once when the rate jumps, when workers turn out to be slower
-        or faster, or when one comes or goes."""
-        pause = self._window_s / WATCHES
-        for watch in range(1, 10**12):
+        or faster, or when one comes or goes.
+
+        Looks and windows go by the clock: a plan that a worker caused moves neither.
+        """
+        pause, looks = self._window_s / WATCHES, 0
+        at = time.monotonic() + pause
+        while True:
             try:
-                await asyncio.wait_for(self.changed.wait(), pause)
+                await asyncio.wait_for(self.changed.wait(), max(0.0, at - time.monotonic()))
             except TimeoutError:
+                looks, at = looks + 1, time.monotonic() + pause
                 self._pace.saw(self._fleet.scale)
                 jumped = self._is_burst()
-                if watch % WATCHES == 0:
-                    self._forecast.add(self._count - self._counted)
-                    self._counted = self._count
+                if looks % WATCHES == 0:
+                    self._end_window()
                 elif not jumped and not self._pace.outdated:
                     continue
             self.changed.clear()
@@ -201,6 +215,11 @@ class Steering:
             self._fleet.move(models)
         else:
             self._planned = models
+
+    def _end_window(self) -> None:
+        now = time.monotonic()
+        self._forecast.add(self._count - self._counted, now - self._added)
+        self._counted, self._added = self._count, now
 
     def _is_burst(self) -> bool:
         """Whether far more or fewer came since the last look than were expected."""
@@ -248,8 +267,8 @@ class Steering:
             quality = self._mean
         else:
             quality = np.nan_to_num(told.mean, nan=0.0).tolist()
-        left_s = asked.left_s / self._fleet.scale / asked.effort
-        return Candidate(quality, allowed, left_s, asked.similarity, asked.slo.index)
+        left_s = asked.left_s / self._fleet.scale
+        return Candidate(quality, allowed, left_s, asked.similarity, asked.slo.index, asked.effort)
 
     def _choice(self, decision: Decision, asked: Asked) -> Choice:
         v, told = decision.variant, asked.prediction
@@ -265,6 +284,12 @@ class Steering:
     def usable_skip(self, asked: str, stored: Sequence[int]) -> str:
         """The pinned variant that skips, or the largest skip below it that is stored."""
         return skip_name(self._family.usable_skip(self._family.variants[asked].skip, tuple(stored)))
+
+
+def shortest_wait_s(cluster: Cluster) -> float | None:
+    """Seconds of the menu until a worker that serves begins one more; None if none serves."""
+    waits = [wait for wait, held in zip(cluster.wait_s, cluster.models, strict=True) if held >= 0]
+    return min(waits, default=None)
 
 
 def policy_of(name: str, menu: Menu, promises: Sequence[Promise]) -> Policy:
