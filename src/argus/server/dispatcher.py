@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import math
 import time
 from collections.abc import Callable
 from concurrent.futures import Future
 from dataclasses import replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NoReturn
 
 from PIL import Image
 
 from argus.cache.cache import Neighbour
 from argus.control.breaker import FETCH_SHARE
-from argus.core.errors import Expired
+from argus.core.errors import BadRequest, Expired
 from argus.core.family import EXACT, Variant
 from argus.core.job import Job
 from argus.server.foresight import Foresight
@@ -24,13 +25,15 @@ from argus.server.metrics import Metrics
 from argus.server.model import ServedFamily
 from argus.server.order import Full, Order, Served, Shed
 from argus.server.retrieval import Retrieval
-from argus.server.steering import Asked, Choice, Steering
+from argus.server.steering import Asked, Choice, Steering, shortest_wait_s
 from argus.workers.fleet import Fleet, HandedBack, TooLate, Work
 from argus.workers.local import OnPreview
 from argus.workers.messages import Finished, WorkerError
 
 if TYPE_CHECKING:
     from argus.quality.encoder import Embedding
+
+log = logging.getLogger(__name__)
 
 RETRY_S = 5  # while models are loaded
 
@@ -77,13 +80,24 @@ class Dispatcher:
         """Make an order's pictures, all or none; unfinished ones go to `on_preview`.
 
         Raises Full at once when there is no room, Shed when nobody can keep the promise, Expired
-        when its time is over before it begins, and what the worker raises.
+        when its time is over before it begins, and what the worker raises. Whatever happens, each
+        of its pictures is counted as one outcome: that of the order if it fails, since then none of
+        them is answered.
         """
-        excess = self._in_flight + order.count - self._limit
-        if excess > 0:
-            self._metrics.outcomes.labels(order.slo, "shed").inc(order.count)
-            wait_s = max(1, math.ceil(min(self._fleet.cluster().wait_s) * self._fleet.scale))
-            raise Full(self._in_flight, self._limit, wait_s)
+        try:
+            served = await self._admitted(order, on_preview)
+        except BaseException as error:
+            # An order is answered whole: where one picture was not made, nobody got the others.
+            self._metrics.outcomes.labels(order.slo, _outcome_of(error)).inc(order.count)
+            raise
+        for one in served:
+            outcome = "on time" if one.on_time else "late"
+            self._metrics.outcomes.labels(order.slo, outcome).inc()
+        return served
+
+    async def _admitted(self, order: Order, on_preview: OnPreview | None) -> list[Served]:
+        if self._in_flight + order.count > self._limit:
+            self._refused(order)
         self._in_flight += order.count
         self._metrics.in_flight.set(self._in_flight)
         try:
@@ -92,38 +106,29 @@ class Dispatcher:
             self._in_flight -= order.count
             self._metrics.in_flight.set(self._in_flight)
 
+    def _refused(self, order: Order) -> NoReturn:
+        """There is no room for an order, which counts as demand all the same. Raises Full."""
+        started = self._started
+        if not order.pinned and started.done() and started.exception() is None:
+            started.result().steering.refused(order.count)
+        wait_s = shortest_wait_s(self._fleet.cluster())
+        retry_s = RETRY_S if wait_s is None else max(1, math.ceil(wait_s * self._fleet.scale))
+        raise Full(self._in_flight, self._limit, retry_s)
+
     async def _serve(self, order: Order, on_preview: OnPreview | None) -> list[Served]:
         prepared = await self._intake.prepare(order, on_preview)
-        tasks = [asyncio.create_task(self._counted(prepared, i)) for i in range(order.count)]
+        tasks = [asyncio.create_task(self._make(prepared, i)) for i in range(order.count)]
         try:
             return list(await asyncio.gather(*tasks))
         finally:
             for task in tasks:
                 task.cancel()
 
-    async def _counted(self, prepared: Prepared, number: int) -> Served:
-        outcome = "failed"
-        try:
-            served = await self._make(prepared, number)
-            outcome = "on time" if served.on_time else "late"
-            return served
-        except Shed:
-            outcome = "shed"
-            raise
-        except Expired:
-            outcome = "dropped"
-            raise
-        except asyncio.CancelledError:
-            outcome = "cancelled"
-            raise
-        finally:
-            self._metrics.outcomes.labels(prepared.order.slo, outcome).inc()
-
     async def _make(self, prepared: Prepared, number: int) -> Served:
         """One picture: routed until a worker makes it, and again if the policy doubts it."""
         order, steering = prepared.order, self._started.result().steering
         neighbour = prepared.neighbour(number)
-        begun = time.perf_counter()
+        begun, foretold_by = time.perf_counter(), self._foresight.number
         prediction = self._foresight.predict(
             prepared.embedding.vector, neighbour.similarity if neighbour else None
         )
@@ -140,81 +145,84 @@ class Dispatcher:
                 prepared.on_preview(index, image)
 
         deaths = 0
-        while True:
-            if not self._fleet.ready:
-                await self._some_worker(prepared)
-            stored = () if neighbour is None or broken else neighbour.skips
-            asked = Asked(
-                prediction,
-                neighbour.similarity if neighbour else None,
-                () if self._retrieval.shut and not order.pinned else stored,
-                prepared.slo,
-                min(prepared.due_s, prepared.deadline_s) - time.monotonic(),
-                prepared.effort,
-                order.least,
-                order.own_guidance,
-            )
-            steering.usable = self._retrieval.usable
-            if not counted and not order.pinned:
-                steering.arrived(asked, prepared.governed)
-                counted = True
-            try:
+        try:
+            while True:
+                if not self._fleet.ready:
+                    await self._some_worker(prepared)
+                stored = () if neighbour is None or broken else neighbour.skips
+                asked = Asked(
+                    prediction,
+                    neighbour.similarity if neighbour else None,
+                    () if self._retrieval.shut and not order.pinned else stored,
+                    prepared.slo,
+                    min(prepared.due_s, prepared.deadline_s) - time.monotonic(),
+                    prepared.effort,
+                    order.least,
+                    order.own_guidance,
+                )
+                steering.usable = self._retrieval.usable
+                if not counted and not order.pinned:
+                    steering.arrived(asked, prepared.governed)
+                    counted = True
                 routing = self._choose(prepared, asked, broken, replacing)
                 choice, took_ms = await timed(routing)
-            except WorkerError:
-                if doubted is None:
-                    raise
-                work, choice, run = doubted
-                break
-            route_ms += took_ms
-            if choice.variant == hopeless:
-                choice = replace(choice, worker=None)
-            if choice.worker is None and hopeless is not None:
-                raise Expired("The deadline left no time to make the picture.")
-            if choice.worker is None:
-                raise Shed(choice.reason, steering.retry_after_s(asked))
-            variant = self._family.variants[choice.variant]
-            work = self._work(prepared, variant, choice.variant, number)
-            work.deaths, work.on_preview = deaths, show
-            if choice.patient:
-                work.expires_s, work.begin_by_s = math.inf, time.monotonic() + PATIENCE_S
-            if variant.skip:
-                assert neighbour is not None
-                self._fleet.reserve(work, choice.worker)
-                limit_s = FETCH_SHARE * max(0.0, asked.left_s)
+                route_ms += took_ms
+                if choice.variant == hopeless:
+                    choice = replace(choice, worker=None)
+                if choice.worker is None and hopeless is not None:
+                    raise Expired("The deadline left no time to make the picture.")
+                if choice.worker is None:
+                    raise Shed(choice.reason, steering.retry_after_s(asked))
+                variant = self._family.variants[choice.variant]
+                work = self._work(prepared, variant, choice.variant, number)
+                work.deaths, work.on_preview = deaths, show
+                if choice.patient:
+                    work.expires_s, work.begin_by_s = math.inf, time.monotonic() + PATIENCE_S
+                if variant.skip:
+                    assert neighbour is not None
+                    self._fleet.reserve(work, choice.worker)
+                    limit_s = FETCH_SHARE * max(0.0, asked.left_s)
+                    try:
+                        fetch = self._retrieval.fetch(neighbour, variant.skip, limit_s)
+                        work.start, took_ms = await timed(fetch)
+                    except BaseException:
+                        self._fleet.release(work, choice.worker)
+                        raise
+                    fetch_ms += took_ms
+                    if work.start is None:
+                        self._fleet.release(work, choice.worker)
+                        broken = True
+                        continue
                 try:
-                    fetch = self._retrieval.fetch(neighbour, variant.skip, limit_s)
-                    work.start, took_ms = await timed(fetch)
-                except BaseException:
-                    self._fleet.release(work, choice.worker)
-                    raise
-                fetch_ms += took_ms
-                if work.start is None:
-                    self._fleet.release(work, choice.worker)
-                    broken = True
+                    run = await self._fleet.run(work, choice.worker, self._models[choice.variant])
+                except TooLate:
+                    if (
+                        doubted is not None
+                        or order.pinned
+                        or not prepared.governed
+                        or hopeless is not None
+                    ):
+                        raise
+                    hopeless = choice.variant
                     continue
-            try:
-                run = await self._fleet.run(work, choice.worker, self._models[choice.variant])
-            except TooLate:
-                if doubted is not None:
-                    work, choice, run = doubted
-                    break
-                if order.pinned or not prepared.governed or hopeless is not None:
-                    raise
-                hopeless = choice.variant
-                continue
-            except HandedBack:
-                deaths = work.deaths
-                if time.monotonic() >= prepared.deadline_s:
-                    raise Expired("The deadline passed while workers changed.") from None
-                await asyncio.sleep(0)
-                continue
-            if steering.policy.reviews and replacing is None and prepared.governed:
-                replacing = await self._doubted(steering, asked, order, choice, run)
-                if replacing is not None and time.monotonic() < prepared.deadline_s:
-                    doubted = work, choice, run
+                except HandedBack:
+                    deaths = work.deaths
+                    if time.monotonic() >= prepared.deadline_s:
+                        raise Expired("The deadline passed while workers changed.") from None
+                    await asyncio.sleep(0)
                     continue
-            break
+                reviewed = prepared.governed and not order.pinned and replacing is None
+                if steering.policy.reviews and reviewed:
+                    replacing = await self._doubted(steering, asked, order, choice, run)
+                    if replacing is not None and time.monotonic() < prepared.deadline_s:
+                        doubted = work, choice, run
+                        continue
+                break
+        except Exception as error:
+            if doubted is None:
+                raise
+            log.info("A doubted picture is kept: it was not made again (%s)", type(error).__name__)
+            work, choice, run = doubted
         if run.kept:
             self._retrieval.keep(prepared.scope, order.prompt, prepared.embedding.vector, run.kept)
         decision_ms = {
@@ -222,6 +230,9 @@ class Dispatcher:
             "route": route_ms, "fetch": fetch_ms,
         }  # fmt: skip
         served = self._served(prepared, work.job, choice, run, neighbour, decision_ms)
+        served = replace(served, foretold_by=foretold_by)
+        if choice.instead_of is not None:
+            self._record(choice.instead_of)
         if prepared.looked_up:
             result = "hit" if served.steps_skipped else "broken" if broken else "miss"
             self._metrics.lookups.labels(result).inc()
@@ -257,8 +268,8 @@ class Dispatcher:
             # Nobody waits for anything: better late than refused.
             choice = steering.however_late(asked, f"{choice.reason}, and nobody else waits")
         if not prepared.governed:
-            self._record(choice)
-            return await self._held(EXACT, self._would_be(choice), prepared, asked)
+            made = await self._held(EXACT, self._would_be(choice), prepared, asked)
+            return replace(made, instead_of=choice)
         if broken and choice.worker is not None:
             choice = choice.because(f"{choice.reason}; the neighbour's latents are unusable")
         return choice
@@ -308,12 +319,18 @@ class Dispatcher:
     async def _doubted(
         self, steering: Steering, asked: Asked, order: Order, choice: Choice, run: Finished
     ) -> str | None:
-        """The variant that is to replace a picture, None if it will do."""
+        """The variant that is to replace a picture, None if it will do or cannot be judged."""
         predictor = self._foresight.predictor
         if self._judge is None or predictor is None:
             raise WorkerError("This policy judges pictures: it needs a scorer and a predictor.")
-        (score,) = await self._judge.scores(order.prompt, [run.image])
-        return steering.again(asked, choice.variant, predictor.quality_of(score))
+        try:
+            (score,) = await self._judge.scores(order.prompt, [run.image])
+            judged = predictor.quality_of(score)
+        except Exception as error:  # its message may quote the prompt
+            if not isinstance(error, BadRequest):
+                log.warning("Pictures cannot be judged (%s)", type(error).__name__)
+            return None
+        return steering.again(asked, choice.variant, judged)
 
     def _would_be(self, choice: Choice) -> str:
         """What Argus would have done, where it does not decide."""
@@ -389,3 +406,12 @@ class Dispatcher:
             metrics.price.set(served.price)
         for stage, spent in served.timings_ms.items():
             metrics.stages.labels(stage).observe(spent / 1000)
+
+
+def _outcome_of(error: BaseException) -> str:
+    """What is counted for every picture of an order that ended with an error."""
+    if isinstance(error, Full | Shed):
+        return "shed"
+    if isinstance(error, Expired):
+        return "dropped"
+    return "cancelled" if isinstance(error, asyncio.CancelledError) else "failed"

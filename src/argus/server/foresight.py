@@ -10,10 +10,12 @@ from argus.quality.predictor import Prediction, Predictor
 
 
 class Foresight:
-    """Without a predictor it foretells nothing."""
+    """Without a predictor it foretells nothing. `number` counts the predictors that were in force:
+    it says which of them foretold something."""
 
     def __init__(self, predictor: Predictor | None, menu: Menu) -> None:
         self._variants = menu.variants
+        self.number = 0
         self.predictor = predictor
 
     @property
@@ -25,6 +27,7 @@ class Foresight:
         if predictor is not None:
             self._order = np.array([predictor.variants.index(name) for name in self._variants])
         self._predictor = predictor
+        self.number += 1
 
     def predict(self, vector: Vector, similarity: float | None) -> Prediction | None:
         """Of every variant of the menu (v,)."""

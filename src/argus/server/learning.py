@@ -139,8 +139,8 @@ class Learning:
                 continue
             try:
                 await self.measure(self._waiting.popleft())
-            except Exception as error:
-                log.warning("A served picture could not be measured: %r", error)
+            except Exception as error:  # its message may quote the prompt
+                log.warning("A served picture could not be measured (%s)", type(error).__name__)
 
     async def measure(self, one: _Waiting) -> Sample | None:
         """Make a served picture's exact twin and compare them; None if nobody can make it now."""
@@ -173,7 +173,7 @@ class Learning:
             time.time(),
         )
         await asyncio.to_thread(self._keep, sample)
-        self._saw(sample)
+        self._saw(sample, one.served.foretold_by == self._foresight.number)
         return sample
 
     def _keep(self, sample: Sample) -> None:
@@ -181,12 +181,14 @@ class Learning:
             self._samples = Samples(self._url)
         self._samples.add(sample)
 
-    def _saw(self, sample: Sample) -> None:
+    def _saw(self, sample: Sample, current: bool) -> None:
+        """A sample, and whether the predictor in force foretold it."""
         self._since_training += 1
         self._metrics.measured.labels(sample.variant).observe(sample.quality)
         if sample.predicted is not None:
             self._metrics.quality_error.observe(sample.quality - sample.predicted)
-            self.drift.saw_error(sample.quality - sample.predicted)
+            if current:
+                self.drift.saw_error(sample.quality - sample.predicted)
         drifted = self.drift.errors
         self._alarm("errors", drifted)
         if drifted and self._settings.retrain and self._since_training >= NEW_SAMPLES:

@@ -65,7 +65,8 @@ class Asked:
 class Choice:
     """How a picture is to be made, by whom, and why, for who reads the answer. Nobody is to make it
     when `worker` is None: it is shed. `quality` and `low` are predicted, `price` is of a second.
-    `patient` ones are made however late it gets."""
+    `patient` ones are made however late it gets. `instead_of` is what the policy chose, where it
+    decides nothing."""
 
     variant: str
     worker: int | None
@@ -74,6 +75,7 @@ class Choice:
     low: float | None = None
     price: float | None = None
     patient: bool = False
+    instead_of: Choice | None = None
 
     def because(self, reason: str) -> Choice:
         return replace(self, reason=reason)

@@ -1,0 +1,332 @@
+"""An order's way to its pictures: what is made again, what is answered, what is counted."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Coroutine, Iterator
+from concurrent.futures import Future
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from argus.config import Settings, SloClass
+from argus.control.menu import EXACT
+from argus.control.policy import Base, Candidate, Cluster, Decision, first_free
+from argus.core.errors import BadRequest, ModelError
+from argus.quality.drift import Drift
+from argus.quality.encoder import PromptEncoder
+from argus.server.dispatcher import Dispatcher
+from argus.server.intake import Intake, Started
+from argus.server.learning import _Waiting
+from argus.server.metrics import Metrics
+from argus.server.order import Full, Order, Served, Shed
+from argus.server.service import Service
+from argus.server.slo import Classes
+from argus.server.steering import Steering
+from argus.workers.fleet import HandedBack, Work
+from argus.workers.messages import Finished, WorkerError
+from tests.conftest import constant_predictor
+from tests.server.running import Running, running
+
+HASTY = "hasty"  # a class whose deadline passes while a test looks on
+
+
+@pytest.fixture(scope="module")
+def server(measured_family: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Running]:
+    classes = {"default": SloClass(latency="60s"), HASTY: SloClass(latency="3s")}
+    settings = Settings(
+        family=str(measured_family), data=tmp_path_factory.mktemp("data"), workers=1,
+        slo=classes, truth_share=0.0,
+    )  # fmt: skip
+    with running(settings) as server:
+        yield server
+
+
+def order(prompt: str = "a red fish", **fields: Any) -> Order:
+    values: dict[str, Any] = {
+        "negative_prompt": "", "count": 1, "seed": 1, "width": 32, "height": 32, "guidance": 3.0,
+        "namespace": "everyone", "cached": False, **fields,
+    }  # fmt: skip
+    return Order(prompt, **values)
+
+
+@dataclass
+class Counter:
+    """A dispatcher of its own over a server's parts, and what it counts."""
+
+    service: Service
+    encoder: Future[PromptEncoder] | None = None
+    rollout: float = 1.0
+    queue_limit: int = 8
+    metrics: Metrics = field(default_factory=Metrics)
+
+    @property
+    def dispatcher(self) -> Dispatcher:
+        of = self.service
+        encoder = self.encoder or of._encoder
+        intake = Intake(of.model, encoder, of._started, of.retrieval, self.rollout)
+        return Dispatcher(
+            of.model, intake, of._started, of.retrieval, of.fleet, of.foresight, self.metrics,
+            self.queue_limit, of.judge,
+        )  # fmt: skip
+
+    def serve(self, order: Order) -> list[Served]:
+        return self.run(self.dispatcher.serve(order))
+
+    def run(self, work: Coroutine[Any, Any, Any]) -> Any:
+        return asyncio.run_coroutine_threadsafe(work, self.service.loop).result(120)
+
+    def counted(self, name: str = "argus_outcomes", label: str = "outcome") -> dict[str, float]:
+        """Values of a counter by one of its labels."""
+        (metric,) = (one for one in self.metrics.registry.collect() if one.name == name)
+        totals = [one for one in metric.samples if one.name.endswith("_total")]
+        return {one.labels[label]: one.value for one in totals}
+
+
+@pytest.fixture
+def counter(server: Running) -> Counter:
+    return Counter(server.service)
+
+
+# --- outcomes
+
+
+def test_who_leaves_before_anything_is_known_of_the_prompt_is_counted(server: Running) -> None:
+    counter = Counter(server.service, encoder=Future())
+
+    async def leave() -> None:
+        asking = asyncio.create_task(counter.dispatcher.serve(order(count=2)))
+        await asyncio.sleep(0)
+        asking.cancel()
+        await asyncio.gather(asking, return_exceptions=True)
+
+    counter.run(leave())
+    assert counter.counted() == {"cancelled": 2}
+
+
+def test_what_the_encoder_cannot_do_is_counted_as_failed(server: Running) -> None:
+    broken: Future[PromptEncoder] = Future()
+    broken.set_exception(ModelError("no text encoder"))
+    counter = Counter(server.service, encoder=broken)
+    with pytest.raises(ModelError):
+        counter.serve(order(count=3))
+    assert counter.counted() == {"failed": 3}
+
+
+class Fickle(Base):
+    """Sheds every second picture."""
+
+    asked = 0
+
+    def route(self, candidate: Candidate, cluster: Cluster) -> Decision:
+        self.asked += 1
+        worker = first_free(cluster, 0) if self.asked % 2 else None
+        return Decision(EXACT, worker, "every second is shed")
+
+
+def use(server: Running, policy: Base, monkeypatch: pytest.MonkeyPatch) -> None:
+    started = server.service.started
+    assert started is not None
+    monkeypatch.setattr(started.steering, "policy", policy)
+
+
+def promises(server: Running) -> tuple[Any, Any]:
+    started = server.service.started
+    assert started is not None
+    return server.service.model.menu, started.classes.promises(1.0)
+
+
+def test_where_one_picture_of_a_request_is_shed_nobody_got_the_others(
+    server: Running, counter: Counter, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    use(server, Fickle(*promises(server)), monkeypatch)
+    with pytest.raises(Shed):
+        counter.serve(order(count=3))
+    assert counter.counted() == {"shed": 3}
+    (made,) = counter.serve(order())
+    assert made.on_time
+    assert counter.counted() == {"shed": 3, "on time": 1}
+
+
+# --- pictures that are made again
+
+
+class Doubting(Base):
+    """Makes everything by `quick` and doubts it."""
+
+    reviews = True
+
+    def __init__(self, menu: Any, promises: Any) -> None:
+        super().__init__(menu, promises)
+        self.judged: list[float] = []
+        self.light = menu.variants.index("quick")
+
+    def route(self, candidate: Candidate, cluster: Cluster) -> Decision:
+        return Decision(self.light, first_free(cluster, 0), "the light one first")
+
+    def review(self, candidate: Candidate, variant: int, judged: float) -> int | None:
+        self.judged.append(judged)
+        return EXACT
+
+
+@pytest.fixture
+def doubting(server: Running, monkeypatch: pytest.MonkeyPatch) -> Doubting:
+    policy = Doubting(*promises(server))
+    use(server, policy, monkeypatch)
+    return policy
+
+
+def test_a_doubted_picture_is_made_again(counter: Counter, doubting: Doubting) -> None:
+    (made,) = counter.serve(order())
+    assert made.variant == "exact"
+    assert len(doubting.judged) == 1
+
+
+def test_a_pinned_picture_is_not_judged(counter: Counter, doubting: Doubting) -> None:
+    (made,) = counter.serve(order(variant="quick"))
+    assert made.variant == "quick"
+    assert doubting.judged == []
+
+
+@pytest.mark.parametrize("why", ["the worker fails", "it hands back too late", "nobody is left"])
+def test_a_doubted_picture_is_better_than_none(
+    counter: Counter, doubting: Doubting, monkeypatch: pytest.MonkeyPatch, why: str
+) -> None:
+    fleet, runs = counter.service.fleet, 0
+    make = fleet.run
+
+    async def once(work: Work, number: int, model: int) -> Finished:
+        nonlocal runs
+        runs += 1
+        if runs == 1:
+            return await make(work, number, model)
+        if why == "the worker fails":
+            raise WorkerError("it died three times")
+        if why == "it hands back too late":
+            await asyncio.sleep(work.expires_s + 0.05 - time.monotonic())
+        else:
+            fleet.stations[0].ready = False
+        raise HandedBack
+
+    monkeypatch.setattr(fleet, "run", once)
+    try:
+        (made,) = counter.serve(order(slo=HASTY))
+    finally:
+        fleet.stations[0].ready = True
+    assert made.variant == "quick"
+
+
+def test_a_picture_that_cannot_be_judged_is_final(
+    counter: Counter, doubting: Doubting, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Weak:
+        def score(self, prompts: list[str], images: list[Any]) -> None:
+            raise BadRequest("no thing of its world")
+
+    monkeypatch.setattr(counter.service.judge, "_scorer", Weak())
+    (made,) = counter.serve(order("a photo of my dog"))
+    assert made.variant == "quick"
+    assert doubting.judged == []
+
+
+# --- what is recorded of it
+
+
+def test_a_shadow_picture_that_is_handed_back_is_recorded_once(
+    server: Running, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    counter = Counter(server.service, rollout=0.0)
+    fleet, runs = server.service.fleet, 0
+    make = fleet.run
+
+    async def at_the_third_try(work: Work, number: int, model: int) -> Finished:
+        nonlocal runs
+        runs += 1
+        if runs < 3:
+            raise HandedBack
+        return await make(work, number, model)
+
+    monkeypatch.setattr(fleet, "run", at_the_third_try)
+    (made,) = counter.serve(order())
+    assert made.variant == "exact"
+    assert counter.counted("argus_shadow_pictures", "variant") == {"exact": 1}
+
+
+def test_an_error_of_the_last_predictor_says_nothing_of_the_new_one(
+    server: Running, counter: Counter
+) -> None:
+    class Noted(Drift):
+        def __init__(self) -> None:
+            super().__init__()
+            self.noted: list[float] = []
+
+        def saw_error(self, error: float) -> None:
+            self.noted.append(error)
+
+    service = server.service
+    learning, foresight = service.learning, service.foresight
+    noted = learning.drift = Noted()
+    asked = order(variant="quick")
+    made = [counter.serve(asked)[0] for _ in range(2)]
+    assert counter.run(learning.measure(_Waiting(asked, made[0]))) is not None
+    assert len(noted.noted) == 1
+    before = foresight.predictor
+    assert before is not None
+    foresight.predictor = constant_predictor(
+        before.made_for, dict.fromkeys(before.variants, 0.5)
+    )  # fmt: skip
+    assert counter.run(learning.measure(_Waiting(asked, made[1]))) is not None
+    assert len(noted.noted) == 1  # the waiting one was foretold by the predictor that is gone
+    again = counter.serve(asked)[0]
+    assert counter.run(learning.measure(_Waiting(asked, again))) is not None
+    assert len(noted.noted) == 2
+
+
+# --- no room
+
+
+@pytest.fixture
+def unstarted(measured_family: Path, tmp_path: Path) -> Iterator[Service]:
+    """Two workers without processes: the first could serve, and has a queue of 7 s."""
+    service = Service(Settings(family=str(measured_family), data=tmp_path, workers=2))
+    classes = Classes({}, 1.0, measured=True)
+    steering = Steering(
+        "price", service.family, service.model.menu, classes, service.fleet, service.metrics,
+        window_s=0.3,
+    )  # fmt: skip
+    service._started.set_result(Started(steering, classes))
+    first, second = service.fleet.stations
+    first.ready, second.alive, first.queued_s = True, False, 7.0
+    yield service
+    service.cache.close()
+
+
+def test_a_full_queue_says_when_a_worker_that_serves_has_room(unstarted: Service) -> None:
+    full = Counter(unstarted, queue_limit=1)
+    with pytest.raises(Full) as refused:
+        asyncio.run(full.dispatcher.serve(order(count=2)))
+    assert refused.value.retry_after_s == 7
+    assert full.counted() == {"shed": 2}
+
+
+def test_refused_pictures_are_demand_too(unstarted: Service) -> None:
+    full = Counter(unstarted, queue_limit=1)
+    assert unstarted.started is not None
+    steering = unstarted.started.steering
+
+    async def refuse() -> None:
+        planning = asyncio.create_task(steering.run())
+        for _ in range(100):
+            with pytest.raises(Full):
+                await full.dispatcher.serve(order(count=4))
+            await asyncio.sleep(0.005)
+        planning.cancel()
+
+    asyncio.run(refuse())
+    steering.plan()
+    rate = unstarted.metrics.registry.get_sample_value("argus_forecast_rate")
+    assert rate is not None
+    assert rate > 0
