@@ -19,9 +19,13 @@ def serve(measured_family: Path, tmp_path: Path) -> Iterator[Serve]:
     with ExitStack() as stack:
 
         def start(**settings: Any) -> Running:
-            given = {"slo": {"default": {"latency": "30s"}}, "workers": 2, "truth_share": 0.0}
-            return stack.enter_context(
-                running(Settings(family=str(measured_family), data=tmp_path, **(given | settings)))
-            )
+            given: dict[str, Any] = {
+                "family": str(measured_family),
+                "data": tmp_path,
+                "slo": {"default": {"latency": "30s"}},
+                "workers": 2,
+                "truth_share": 0.0,
+            }
+            return stack.enter_context(running(Settings(**(given | settings))))
 
         yield start

@@ -108,3 +108,8 @@ def slowed(worker: LocalWorker, on_s: float = 0.02, off_s: float = 0.06) -> Iter
     finally:
         over.set()
         thread.join()
+
+
+def hold_up(server: Running, seconds: float) -> None:
+    """Keep the server's event loop from running for a while, as a machine that swaps does."""
+    server.service.loop.call_soon_threadsafe(time.sleep, seconds)

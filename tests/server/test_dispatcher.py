@@ -76,7 +76,7 @@ class Counter:
     def serve(self, order: Order) -> list[Served]:
         return self.run(self.dispatcher.serve(order))
 
-    def run(self, work: Coroutine[Any, Any, Any]) -> Any:
+    def run(self, work: Coroutine[Any, Any, T]) -> T:
         return asyncio.run_coroutine_threadsafe(work, self.service.loop).result(120)
 
     def counted(self, name: str = "argus_outcomes", label: str = "outcome") -> dict[str, float]:
