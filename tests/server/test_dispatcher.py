@@ -8,7 +8,7 @@ from collections.abc import Coroutine, Iterator
 from concurrent.futures import Future
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import pytest
 
@@ -30,6 +30,8 @@ from argus.workers.fleet import HandedBack, Work
 from argus.workers.messages import Finished, WorkerError
 from tests.conftest import constant_predictor
 from tests.server.running import Running, running
+
+T = TypeVar("T")
 
 HASTY = "hasty"  # a class whose deadline passes while a test looks on
 
