@@ -23,9 +23,9 @@ from rich.console import Console
 from rich.progress import track
 from rich.table import Table
 
-from argus.control.menu import Flags
 from argus.control.policies import POLICIES, new_policy
 from argus.control.price import Price
+from argus.control.variants import Flags
 from argus.simulator.cluster import Happening, Simulation
 from argus.simulator.report import Report
 from argus.simulator.requests import ON_TIME
@@ -150,7 +150,7 @@ def parts(world: str = "paper-a100", load: float = 0.75, as_json: JsonFlag = Fal
     left to decide there.
     """
     here = load_world(world)
-    variants = np.array(here.menu.strategies)
+    variants = np.array(here.table.strategies)
     cases: dict[str, World] = {"all of it": here}
     for strategy in ("cache", "model", "steps"):
         if (variants == strategy).any():
@@ -170,28 +170,28 @@ def parts(world: str = "paper-a100", load: float = 0.75, as_json: JsonFlag = Fal
 def busy(world: World, name: str, policy: str, load: float, feedback: bool = True) -> Report:
     rates = np.full(MINUTES, rates_of("step").max())
     made = replace(scenario(world, name, "step"), rates=rates, load=load)
-    chosen = new_policy(policy, world.menu, [made.promise])
+    chosen = new_policy(policy, world.table, [made.slo])
     if not feedback:
-        chosen = Price(world.menu, [made.promise], feedback=False)
+        chosen = Price(world.table, [made.slo], feedback=False)
     return simulate(made, policy, policy=chosen)[0]
 
 
 def without(world: World, gone: Flags) -> World:
     """The world without some variants."""
     keep = ~gone
-    menu = world.menu
+    table = world.table
     names = [v for v, stays in zip(range(len(keep)), keep, strict=True) if stays]
     return replace(
         world,
-        menu=replace(
-            menu,
-            variants=tuple(menu.variants[v] for v in names),
-            strategies=tuple(menu.strategies[v] for v in names),
-            model=menu.model[keep],
-            steps=menu.steps[keep],
-            skip=menu.skip[keep],
-            least_similarity=menu.least_similarity[keep],
-            mean_quality=menu.mean_quality[keep],
+        table=replace(
+            table,
+            variants=tuple(table.variants[v] for v in names),
+            strategies=tuple(table.strategies[v] for v in names),
+            model=table.model[keep],
+            steps=table.steps[keep],
+            skip=table.skip[keep],
+            least_similarity=table.least_similarity[keep],
+            mean_quality=table.mean_quality[keep],
         ),
         truth=world.truth[:, keep],
         predicted=world.predicted[:, keep],
@@ -200,9 +200,9 @@ def without(world: World, gone: Flags) -> World:
 
 def alone(world: World) -> World:
     """The world with one picture at a time."""
-    menu = world.menu
-    single = replace(menu, batches=menu.batches[:1], step_s=menu.step_s[:, :, :1], _curves={})
-    return replace(world, menu=single)
+    table = world.table
+    single = replace(table, batches=table.batches[:1], step_s=table.step_s[:, :, :1], _curves={})
+    return replace(world, table=single)
 
 
 @app.command()
@@ -277,15 +277,15 @@ def scale(world: str = "paper-a100", as_json: JsonFlag = False) -> None:
 
 def two_types(world: World, slower: float) -> World:
     """The world with a second type of device that takes `slower` times as long."""
-    menu = world.menu
+    table = world.table
     both = replace(
-        menu,
-        types=(*menu.types, "slow"),
-        step_s=np.concatenate([menu.step_s, slower * menu.step_s]),
-        load_s=np.concatenate([menu.load_s, menu.load_s]),
+        table,
+        types=(*table.types, "slow"),
+        step_s=np.concatenate([table.step_s, slower * table.step_s]),
+        load_s=np.concatenate([table.load_s, table.load_s]),
         _curves={},
     )
-    return replace(world, menu=both)
+    return replace(world, table=both)
 
 
 def show(reports: dict[str, Report], as_json: bool) -> None:
@@ -311,13 +311,13 @@ def draw(runs: dict[str, Simulation], file: Path) -> None:
     drawn = Figure(figsize=(9, 2.2 * len(runs)))
     panels = drawn.subplots(len(runs), 1, sharex=True)
     for panel, (name, run) in zip(panels, runs.items(), strict=True):
-        requests, menu = run.requests, run.world.menu
+        requests, table = run.requests, run.world.table
         minute = (requests.arrived_s // 60).astype(int)
         count = np.bincount(minute)
         bottom = np.zeros(len(count))
-        for strategy in dict.fromkeys(menu.strategies):
+        for strategy in dict.fromkeys(table.strategies):
             of = np.isin(
-                requests.variant, [v for v, s in enumerate(menu.strategies) if s == strategy]
+                requests.variant, [v for v, s in enumerate(table.strategies) if s == strategy]
             )
             share = np.bincount(minute, weights=of, minlength=len(count)) / np.maximum(count, 1)
             panel.fill_between(range(len(count)), bottom, bottom + share, label=strategy, lw=0)

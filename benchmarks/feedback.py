@@ -22,7 +22,7 @@ from matplotlib.figure import Figure
 from rich.console import Console
 from rich.table import Table
 
-from argus.control.policy import Outlook, Plan
+from argus.control.policy import Plan, PlanningInput
 from argus.control.price import Price
 from argus.simulator.cluster import Simulation
 from argus.simulator.requests import ON_TIME
@@ -36,10 +36,10 @@ BEFORE, AFTER, BIN_S = 5, 10, 5.0  # minutes, minutes, seconds
 class Frozen(Price):
     """Plans for the low load, and never again."""
 
-    def plan(self, outlook: Outlook) -> Plan:
-        if outlook.now_s > 60 * BEFORE - 30:
-            return Plan(outlook.models)
-        return super().plan(outlook)
+    def plan(self, inputs: PlanningInput) -> Plan:
+        if inputs.now_s > 60 * BEFORE - 30:
+            return Plan(inputs.models)
+        return super().plan(inputs)
 
 
 def main(
@@ -49,11 +49,11 @@ def main(
     world = load_world("paper-a100")
     rates = BURSTY_HIGH * np.repeat([0.25, 0.9], [BEFORE, AFTER])
     scenario = Scenario(world, (0,) * 8, rates, world.slo)
-    promise = scenario.promise
+    slo = scenario.slo
     cases = {
-        "plans and feedback": Price(world.menu, [promise]),
-        "feedback alone": Frozen(world.menu, [promise]),
-        "plans alone": Price(world.menu, [promise], feedback=False),
+        "plans and feedback": Price(world.table, [slo]),
+        "feedback alone": Frozen(world.table, [slo]),
+        "plans alone": Price(world.table, [slo], feedback=False),
     }
     runs = {
         name: simulate(replace(scenario), "price", policy=policy)[1]
@@ -89,7 +89,7 @@ def binned(run: Simulation) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     served = requests.variant >= 0
     which = (requests.arrived_s[served] // BIN_S).astype(int)
     count = int(60 * (BEFORE + AFTER) / BIN_S)
-    steps = run.world.menu.steps[requests.variant[served]]
+    steps = run.world.table.steps[requests.variant[served]]
     number = np.maximum(np.bincount(which, minlength=count), 1)
     taken = np.zeros(count)
     np.maximum.at(taken, which, (requests.ended_s - requests.arrived_s)[served])
@@ -110,7 +110,7 @@ def draw(runs: dict[str, Simulation], file: Path) -> None:
         at, steps, taken = binned(run)
         above.plot(at, steps, label=name, lw=1.2)
         below.plot(at, taken, label=name, lw=1.2)
-    deadline = next(iter(runs.values())).promise.deadline_s
+    deadline = next(iter(runs.values())).slo.deadline_s
     below.axhline(deadline, color="black", ls=":", lw=1, label="deadline")
     above.set_ylabel("mean steps run")
     below.set_ylabel("longest answer, s")

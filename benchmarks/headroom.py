@@ -86,7 +86,7 @@ def main(
 
 def by_prompt(rows: pd.DataFrame, variants: list[str]) -> tuple[list[str], Numbers]:
     """Prompts, and (prompts, variants, seeds): how much better than unrelated pictures theirs
-    score, in units of what exact pictures do on average."""
+    score, in work_steps of what exact pictures do on average."""
     wide = rows.pivot_table(index="prompt", columns=["variant", "seed"], values="score")
     seeds = sorted(rows["seed"].unique())
     scores = np.stack([[wide[v, s].to_numpy() for s in seeds] for v in variants])

@@ -147,7 +147,7 @@ def milliseconds(trained: training.Trained, data: Examples) -> float:
 
 
 def rated(console: Console, path: Path) -> dict[str, float]:
-    """Half of the prompts to SDXL-Turbo, those that lose least by it as foretold; mean rating as a
+    """Half of the prompts to SDXL-Turbo, those that lose least by it as predicted; mean rating as a
     ratio to that of SDXL base. Chosen at random, it is what the means of the two give."""
     from cache import embed
 

@@ -1,4 +1,4 @@
-"""Does a real server hold its promise through a burst, and did the simulator foretell it?
+"""Does a real server hold its promise through a burst, and did the simulator predict it?
 
     python benchmarks/serving.py [--policies price,clipper-ha] [--out DIR] [--json]
 
@@ -46,9 +46,9 @@ from rich.console import Console
 from rich.progress import track
 from rich.table import Table
 
-from argus.control.menu import EXACT, Menu, Numbers, menu_of
 from argus.control.policies import new_policy
-from argus.control.policy import Promise
+from argus.control.policy import Slo
+from argus.control.variants import EXACT, Numbers, VariantTable, variant_table
 from argus.core.family import Family
 from argus.core.profile import Profile
 from argus.engine.engine import Engine
@@ -98,8 +98,8 @@ def main(
     out.mkdir(parents=True, exist_ok=True)
     family = default_family()
     profile = measured_profile(family, out / f"profile-{workers}.json", workers)
-    menu = menu_of(family, profile)
-    ideal = workers / float(menu.cost_s(slo * menu.slo_s)[EXACT].min())
+    table = variant_table(family, profile)
+    ideal = workers / float(table.cost_s(slo * table.slo_s)[EXACT].min())
     earlier = [one.prompt for one in islice(workload(ideas_of(family), seed), warm)]
     warmed = warmed_cache(family, out, earlier)
 
@@ -132,8 +132,8 @@ def main(
         served[name] = asyncio.run(replay(settings_of(name), warmed, data, arrived_s, asked))
         print(f"{name:12}", served[name].summary, flush=True)
     scores = Scores(family, asked)
-    made = {name: one.requests(menu, scores) for name, one in served.items()}
-    world = world_of(family, menu, earlier, asked, slo)
+    made = {name: one.requests(table, scores) for name, one in served.items()}
+    world = world_of(family, table, earlier, asked, slo)
     result, runs = {}, {}
     for name, requests in made.items():
         simulated = simulation_of(world, name, workers, served[name], window)
@@ -142,19 +142,19 @@ def main(
         mine: dict[str, Any] = {"simulated": {}}
         for part, (chosen, spent_s) in parts.items():
             live = shown(figures(requests, chosen, spent_s / 60))
-            foretold = shown(figures(simulated, chosen, spent_s / 60))
+            predicted = shown(figures(simulated, chosen, spent_s / 60))
             if part:
-                mine[part], mine["simulated"][part] = live, foretold
+                mine[part], mine["simulated"][part] = live, predicted
             else:
                 mine |= live
-                mine["simulated"] |= foretold
+                mine["simulated"] |= predicted
         served[name].table(requests, simulated).to_parquet(out / f"requests-{name}.parquet")
         mine["lost"] = int(served[name].lost)
         mine["loads"] = served[name].loads
         result[name], runs[name] = mine, requests
     print_table(result)
     if figure is not None:
-        draw(runs, menu, shape * peak / shape.max() * capacity, second, figure)
+        draw(runs, table, shape * peak / shape.max() * capacity, second, figure)
         print(f"wrote {figure}")
     if as_json:
         print(json.dumps(result))
@@ -226,13 +226,13 @@ class Replayed:
         self.deadline_s = float("nan")
         self.summary = self.metrics = ""
 
-    def requests(self, menu: Menu, scores: Scores) -> Requests:
+    def requests(self, table: VariantTable, scores: Scores) -> Requests:
         count = len(self.outcome)
         requests = Requests.new(self.arrived_s, np.arange(count), np.zeros(count, dtype=np.int64))
         requests.outcome[:] = self.outcome
         requests.ended_s[:] = self.ended_s
         for i, variant in enumerate(self.variant):
-            requests.variant[i] = menu.variants.index(variant) if variant else -1
+            requests.variant[i] = table.variants.index(variant) if variant else -1
         requests.quality[:] = scores.quality(self.pictures)
         return requests
 
@@ -397,13 +397,15 @@ class Scores:
         return self._exact
 
 
-def world_of(family: Family, menu: Menu, earlier: list[str], asked: list[str], slo: float) -> World:
+def world_of(
+    family: Family, table: VariantTable, earlier: list[str], asked: list[str], slo: float
+) -> World:
     """The requests as a world: what the predictor says of each, beside the nearest of what is then
     cached, is the truth."""
     predictor = Predictor.load(Path(family.folder) / "predictor", family_fingerprint(family))
     encoder = PromptEncoder.load(model_folder(family.models[family.exact.model]))
     vectors = np.stack([encoder.embed(text).vector for text in [*earlier, *asked]]).astype(float)
-    order = [predictor.variants.index(name) for name in menu.variants]
+    order = [predictor.variants.index(name) for name in table.variants]
 
     def worth(vector: Numbers, similarity: float) -> Numbers:
         mean = predictor.predict(vector.astype(np.float32), similarity).mean[order]
@@ -412,7 +414,7 @@ def world_of(family: Family, menu: Menu, earlier: list[str], asked: list[str], s
     unknown = np.zeros((len(asked), len(order)))
     return World(
         name="live",
-        menu=replace(menu, mean_quality=predictor.usual[order].astype(float)),
+        table=replace(table, mean_quality=predictor.usual[order].astype(float)),
         truth=unknown,
         predicted=unknown,
         similarity=np.full(len(asked), np.nan),
@@ -439,10 +441,10 @@ def simulation_of(
 
         return happen
 
-    promise = Promise(live.deadline_s)
-    told = Promise((1 - MARGIN) * live.deadline_s)
+    slo = Slo(live.deadline_s)
+    told = Slo((1 - MARGIN) * live.deadline_s)
     simulation = Simulation(
-        world, new_policy(policy, world.menu, [told]), promise, (0,) * workers, requests, 0,
+        world, new_policy(policy, world.table, [told]), slo, (0,) * workers, requests, 0,
         events=[(at, slow(factor)) for at, factor in live.slowness],
         window_s=window, margin=MARGIN,
     )  # fmt: skip
@@ -485,17 +487,19 @@ def print_table(result: dict[str, dict[str, Any]]) -> None:
     Console(width=120).print(table)
 
 
-def draw(runs: dict[str, Requests], menu: Menu, rates: Numbers, second: float, file: Path) -> None:
+def draw(
+    runs: dict[str, Requests], table: VariantTable, rates: Numbers, second: float, file: Path
+) -> None:
     """By policy: who was served by which variant, second by second, and who was not in time."""
     drawn = Figure(figsize=(9, 1.9 * len(runs)))
     panels = np.atleast_1d(drawn.subplots(len(runs), 1, sharex=True))
-    colours = _colours(menu)
+    colours = _colours(table)
     width = 2.0
     for panel, (name, requests) in zip(panels, runs.items(), strict=True):
         bins = np.arange(0, len(rates) * second + width, width)
         bottom = np.zeros(len(bins) - 1)
         on_time = requests.outcome == ON_TIME
-        for v, variant in enumerate(menu.variants):
+        for v, variant in enumerate(table.variants):
             of = on_time & (requests.variant == v)
             count = np.histogram(requests.arrived_s[of], bins)[0] / width
             if count.any():
@@ -526,7 +530,7 @@ def draw(runs: dict[str, Requests], menu: Menu, rates: Numbers, second: float, f
     for panel in panels:
         for handle, label in zip(*panel.get_legend_handles_labels(), strict=True):
             handles.setdefault(label, handle)
-    order = [*[v for v in menu.variants if v in handles], "late, shed or dropped"]
+    order = [*[v for v in table.variants if v in handles], "late, shed or dropped"]
     drawn.legend(
         [handles[label] for label in order if label in handles],
         [label for label in order if label in handles],
@@ -536,14 +540,14 @@ def draw(runs: dict[str, Requests], menu: Menu, rates: Numbers, second: float, f
     drawn.savefig(file, dpi=110, bbox_inches="tight")
 
 
-def _colours(menu: Menu) -> list[Any]:
+def _colours(table: VariantTable) -> list[Any]:
     """One hue a strategy, lighter as it gets cheaper."""
     from matplotlib import colormaps
 
     maps = {"exact": "Greys", "cache": "Blues", "steps": "Greens", "model": "Oranges"}
     result: list[Any] = []
-    for v, strategy in enumerate(menu.strategies):
-        same = [u for u, s in enumerate(menu.strategies) if s == strategy]
+    for v, strategy in enumerate(table.strategies):
+        same = [u for u, s in enumerate(table.strategies) if s == strategy]
         at = 0.85 - 0.55 * same.index(v) / max(1, len(same) - 1)
         result.append(colormaps[maps.get(strategy, "Purples")](0.55 if strategy == "exact" else at))
     return result

@@ -121,7 +121,7 @@ class Settings(BaseSettings):
         "idle, to see what they were worth.",
     )
     retrain: bool = Field(
-        True, description="Train the predictor anew when what it foretells goes wrong."
+        True, description="Train the predictor anew when what it predicts goes wrong."
     )
     window_s: float = Field(30.0, gt=0, description="Seconds between plans.")
     workers: int | None = Field(

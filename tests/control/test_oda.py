@@ -7,8 +7,8 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 from scipy.optimize import linprog
 
-from argus.control.menu import Numbers
 from argus.control.oda import align
+from argus.control.variants import Numbers
 
 shares = arrays(np.float64, 4, elements=st.one_of(st.just(0.0), st.floats(0.01, 1))).filter(
     lambda x: x.sum() > 0.1

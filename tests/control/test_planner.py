@@ -31,7 +31,7 @@ def cases(draw: st.DrawFn) -> tuple[Demand, Cluster]:
         rates=rng.uniform(0.1, 2.0, p),
         quality=rng.uniform(0.2, 1.0, (p, v)),
         allowed=rng.random((p, v)) < 0.8,
-        promise=rng.integers(0, k, p),
+        slo=rng.integers(0, k, p),
     )
     cluster = Cluster(
         workers=workers,
@@ -62,7 +62,7 @@ def worth(demand: Demand, cluster: Cluster, capacity: Numbers) -> float:
         (p, v, d, r)
         for p, v in np.argwhere(demand.allowed)
         for d, r in np.argwhere(capacity > 0)
-        if cluster.holds[r, v] and cluster.meets[demand.promise[p], v, d]
+        if cluster.holds[r, v] and cluster.meets[demand.slo[p], v, d]
     ]
     gain = [demand.rates[p] * demand.quality[p, v] for p, v, _, _ in ways]
     gain += [-TUNING.shed_loss * rate for rate in demand.rates]
@@ -101,7 +101,7 @@ def check(demand: Demand, cluster: Cluster, made: Plan) -> None:
     busy = (made.flow * cluster.cost_s[None, :, :, None]).sum(axis=(0, 1))
     assert (busy <= TUNING.utilisation * made.placement + EPS).all()
     served = np.zeros(made.flow.shape[:2])
-    np.add.at(served, demand.promise, demand.rates[:, None] * made.shares)
+    np.add.at(served, demand.slo, demand.rates[:, None] * made.shares)
     assert np.allclose(made.flow.sum(axis=(2, 3)), served, atol=1e-5)
 
 
@@ -159,7 +159,7 @@ def test_more_demand_than_the_cluster_can_serve_is_shed_where_it_loses_least() -
         rates=np.array([1.0, 1.0]),
         quality=np.array([[1.0], [0.5]]),
         allowed=np.ones((2, 1), bool),
-        promise=np.zeros(2, np.int64),
+        slo=np.zeros(2, np.int64),
     )
     cluster = Cluster(
         workers=np.array([1]),

@@ -1,4 +1,4 @@
-"""Each policy's defining behaviour, on a menu small enough to reckon by hand."""
+"""Each policy's defining behaviour, on a table small enough to reckon by hand."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ from hypothesis import strategies as st
 
 from argus.control.batching import Adaptive, AdditiveIncrease, Queue, Switch
 from argus.control.policies import POLICIES, new_policy
-from argus.control.policy import Policy, Promise, assigned
+from argus.control.policy import Policy, Slo, assigned
 from argus.core.errors import BadRequest
-from tests.control.menus import EXACT, FAR, SKIP, SMALL, asked, cluster, outlook, small_menu
+from tests.control.tables import EXACT, FAR, SKIP, SMALL, asked, cluster, inputs, small_menu
 
-PROMISE = Promise(6.0)
+PROMISE = Slo(6.0)
 GOOD = [1.0, 0.99, 0.98, 0.95]
 BAD = [1.0, 0.8, 0.5, 0.2]
 
@@ -25,7 +25,7 @@ def made(name: str) -> Policy:
 @pytest.mark.parametrize("name", POLICIES)
 def test_every_policy_plans_and_routes(name: str) -> None:
     policy = made(name)
-    models = policy.plan(outlook(1.0, [GOOD, BAD], [0, 0, 0])).models.tolist()
+    models = policy.plan(inputs(1.0, [GOOD, BAD], [0, 0, 0])).models.tolist()
     assert len(models) == 3 and set(models) <= {0, 1}
     decision = policy.route(asked(GOOD), cluster(models))
     assert decision.worker is not None
@@ -40,20 +40,20 @@ def test_an_unknown_policy_is_refused_with_what_there_is() -> None:
 
 def test_price_is_exact_while_there_is_room() -> None:
     policy = made("price")
-    policy.plan(outlook(0.1, [GOOD, BAD], [0, 0]))
+    policy.plan(inputs(0.1, [GOOD, BAD], [0, 0]))
     assert policy.route(asked(GOOD), cluster([0, 0])).variant == EXACT
 
 
 def test_under_load_price_gives_the_exact_variant_to_whom_it_helps() -> None:
     policy = made("price")
-    policy.plan(outlook(1.5, [GOOD, BAD] * 50, [0, 0]))
+    policy.plan(inputs(1.5, [GOOD, BAD] * 50, [0, 0]))
     assert policy.route(asked(BAD), cluster([0, 0])).variant == EXACT
     assert policy.route(asked(GOOD), cluster([0, 0])).variant in (SKIP, FAR)
 
 
 def test_a_queue_raises_prices_before_the_next_plan() -> None:
     policy = made("price")
-    policy.plan(outlook(0.1, [GOOD, BAD] * 50, [0]))
+    policy.plan(inputs(0.1, [GOOD, BAD] * 50, [0]))
     middling = [1.0, 0.95, 0.9, 0.8]
     chosen = [policy.route(asked(middling), cluster([0], [wait])).variant for wait in (0.0, 2.9)]
     assert chosen == [EXACT, FAR]
@@ -67,19 +67,19 @@ def test_price_gives_fewer_steps_where_an_exact_picture_would_only_just_be_in_ti
 
 def test_price_sheds_whom_nobody_can_serve_in_time() -> None:
     policy = made("price")
-    policy.plan(outlook(0.1, [GOOD], [0]))
+    policy.plan(inputs(0.1, [GOOD], [0]))
     assert policy.route(asked(GOOD, left_s=0.5), cluster([0], [3.0])).worker is None
 
 
 def test_price_keeps_to_the_floor_of_the_class() -> None:
-    policy = new_policy("price", small_menu(), [Promise(6.0, floor=0.985)])
-    policy.plan(outlook(3.0, [GOOD] * 50, [0]))
+    policy = new_policy("price", small_menu(), [Slo(6.0, floor=0.985)])
+    policy.plan(inputs(3.0, [GOOD] * 50, [0]))
     assert policy.route(asked(GOOD), cluster([0], [1.0])).variant in (EXACT, SKIP)
 
 
 def test_price_blind_serves_all_prompts_alike() -> None:
     policy = made("price-blind")
-    policy.plan(outlook(2.0, [GOOD, BAD] * 50, [0, 0]))
+    policy.plan(inputs(2.0, [GOOD, BAD] * 50, [0, 0]))
     waits = [0.7, 0.7]
     chosen = [policy.route(asked(q), cluster([0, 0], list(waits))).variant for q in (GOOD, BAD)]
     shares = dict.fromkeys(range(4), 0)
@@ -94,7 +94,7 @@ def test_price_blind_serves_all_prompts_alike() -> None:
 
 def test_argus_moves_the_prompts_that_can_bear_it() -> None:
     policy = made("argus")
-    policy.plan(outlook(4.0, [GOOD, BAD] * 50, [0, 0, 0]))
+    policy.plan(inputs(4.0, [GOOD, BAD] * 50, [0, 0, 0]))
     chosen = {name: [0] * 4 for name in ("good", "bad")}
     for _ in range(200):
         chosen["good"][policy.route(asked(GOOD), cluster([0] * 3)).variant] += 1
@@ -105,7 +105,7 @@ def test_argus_moves_the_prompts_that_can_bear_it() -> None:
 
 def test_pac_draws_levels_whatever_the_prompt() -> None:
     policy = made("pac")
-    policy.plan(outlook(4.0, [GOOD, BAD] * 50, [0, 0, 0]))
+    policy.plan(inputs(4.0, [GOOD, BAD] * 50, [0, 0, 0]))
     good = [policy.route(asked(GOOD), cluster([0] * 3)).variant for _ in range(300)]
     bad = [policy.route(asked(BAD), cluster([0] * 3)).variant for _ in range(300)]
     assert abs(np.mean(good) - np.mean(bad)) < 0.25
@@ -113,7 +113,7 @@ def test_pac_draws_levels_whatever_the_prompt() -> None:
 
 def test_argus_turns_to_smaller_models_when_the_store_fails() -> None:
     policy = made("argus")
-    seen = outlook(3.0, [GOOD] * 50, [0, 0, 0])
+    seen = inputs(3.0, [GOOD] * 50, [0, 0, 0])
     failing = type(seen)(**{**vars(seen), "usable": 0.2})
     assert 1 in policy.plan(failing).models.tolist()
     assert 1 not in made("argus").plan(seen).models.tolist()
@@ -129,26 +129,26 @@ def test_nirvana_skips_by_similarity_alone() -> None:
 def test_clipper_serves_one_variant() -> None:
     assert made("clipper-ha").route(asked(GOOD), cluster([0])).variant == EXACT
     fast = made("clipper-ht")
-    assert set(fast.plan(outlook(1.0, [GOOD], [0, 0])).models.tolist()) == {1}
+    assert set(fast.plan(inputs(1.0, [GOOD], [0, 0])).models.tolist()) == {1}
     assert fast.route(asked(BAD), cluster([1])).variant == SMALL
 
 
 def test_proteus_places_smaller_models_as_load_grows() -> None:
-    calm = made("proteus").plan(outlook(0.5, [GOOD], [0] * 4)).models.tolist()
-    busy = made("proteus").plan(outlook(6.0, [GOOD], [0] * 4)).models.tolist()
+    calm = made("proteus").plan(inputs(0.5, [GOOD], [0] * 4)).models.tolist()
+    busy = made("proteus").plan(inputs(6.0, [GOOD], [0] * 4)).models.tolist()
     assert calm == [0] * 4
     assert busy.count(1) > 0
 
 
 def test_sommelier_switches_each_worker_by_its_own_queue() -> None:
-    seen = outlook(1.0, [GOOD], [0, 0])
+    seen = inputs(1.0, [GOOD], [0, 0])
     waiting = type(seen)(**{**vars(seen), "wait_s": np.array([5.0, 0.0])})
     assert made("sommelier").plan(waiting).models.tolist() == [1, 0]
 
 
 def test_a_cascade_makes_again_what_the_discriminator_doubts() -> None:
     policy = made("cascade")
-    policy.plan(outlook(2.0, [GOOD], [0, 1, 1]))
+    policy.plan(inputs(2.0, [GOOD], [0, 1, 1]))
     assert policy.route(asked(BAD), cluster([0, 1, 1])).variant == SMALL
     verdicts = [policy.review(asked(BAD), SMALL, judged) for judged in np.linspace(1, 0, 101)]
     last = [policy.review(asked(BAD), SMALL, judged) for judged in (0.01, 0.99)]
@@ -159,7 +159,7 @@ def test_a_cascade_makes_again_what_the_discriminator_doubts() -> None:
 
 def test_hadis_sends_hard_prompts_to_the_heavy_model_at_once() -> None:
     policy = made("hadis")
-    policy.plan(outlook(1.0, [GOOD], [0, 1, 1]))
+    policy.plan(inputs(1.0, [GOOD], [0, 1, 1]))
     for _ in range(50):
         policy.route(asked(GOOD), cluster([0, 1, 1]))
         policy.route(asked(BAD), cluster([0, 1, 1]))

@@ -42,7 +42,7 @@ def test_whatever_happens_to_workers_every_request_has_one_answer_and_one_outcom
         found = load.account()
         print(dict(found))
         sent, answered = sent + 100, answered + found["on time"] + found["late"]
-        wait_until(lambda: all(one.serves >= 0 for one in server.service.fleet.stations))
+        wait_until(lambda: all(one.serving >= 0 for one in server.service.fleet.queues))
         wait_until(lambda: server.service.fleet.idle)
     assert server.generate("a boat").status_code == 200
     print(f"{answered} of {sent} answered")

@@ -20,17 +20,17 @@ def test_a_worker_that_stops_is_replaced_and_no_request_is_lost(serve: Serve) ->
     with Load(server, 40, per_second=10) as load:
         tell(worker, signal.SIGSTOP)
     assert load.account() == {"on time": 40}
-    wait_until(lambda: worker.restarts >= 1 and server.service.fleet.stations[0].serves >= 0)
+    wait_until(lambda: worker.restarts >= 1 and server.service.fleet.queues[0].serving >= 0)
 
 
 def test_a_worker_that_dies_is_replaced_and_no_request_is_lost(serve: Serve) -> None:
     server = serve()
     worker = server.service.workers[0]
     with Load(server, 40, per_second=10) as load:
-        wait_until(lambda: server.service.fleet.stations[0].making != [])
+        wait_until(lambda: server.service.fleet.queues[0].running != [])
         tell(worker, signal.SIGKILL)
     assert load.account() == {"on time": 40}
-    wait_until(lambda: worker.restarts >= 1 and server.service.fleet.stations[0].serves >= 0)
+    wait_until(lambda: worker.restarts >= 1 and server.service.fleet.queues[0].serving >= 0)
 
 
 def test_when_all_workers_die_requests_wait_for_one_that_is_back(serve: Serve) -> None:
@@ -44,7 +44,7 @@ def test_when_all_workers_die_requests_wait_for_one_that_is_back(serve: Serve) -
 
 def test_a_slow_worker_is_believed_to_be_slow_and_no_request_is_lost(serve: Serve) -> None:
     server = serve()
-    fast, slow = server.service.fleet.stations
+    fast, slow = server.service.fleet.queues
     with slowed(server.service.workers[1]), Load(server, 60, per_second=15) as load:
         pass
     found = load.account()

@@ -13,19 +13,19 @@ from typing import Any, TypeVar
 import pytest
 
 from argus.config import Settings, SloClass
-from argus.control.menu import EXACT
-from argus.control.policy import Base, Candidate, Cluster, Decision, first_free
+from argus.control.policy import Base, Cluster, Decision, Request, first_free
+from argus.control.variants import EXACT
 from argus.core.errors import BadRequest, ModelError
 from argus.quality.drift import Drift
 from argus.quality.encoder import PromptEncoder
+from argus.server.controller import Controller
 from argus.server.dispatcher import Dispatcher
-from argus.server.intake import Intake, Started
 from argus.server.learning import _Waiting
 from argus.server.metrics import Metrics
-from argus.server.order import Full, Order, Served, Shed
+from argus.server.preparation import Preparation, Started
+from argus.server.request import Full, Order, Served, Shed
 from argus.server.service import Service
 from argus.server.slo import Classes
-from argus.server.steering import Steering
 from argus.workers.fleet import HandedBack, Work
 from argus.workers.messages import Finished, WorkerError
 from tests.conftest import constant_predictor
@@ -69,10 +69,10 @@ class Counter:
     def dispatcher(self) -> Dispatcher:
         of = self.service
         encoder = self.encoder or of._encoder
-        intake = Intake(of.model, encoder, of._started, of.retrieval, self.rollout)
+        preparation = Preparation(of.model, encoder, of._started, of.retrieval, self.rollout)
         return Dispatcher(
-            of.model, intake, of._started, of.retrieval, of.fleet, of.foresight, self.metrics,
-            self.queue_limit, of.judge,
+            of.model, preparation, of._started, of.retrieval, of.fleet, of.predictions,
+            self.metrics, self.queue_limit, of.judge,
         )  # fmt: skip
 
     def serve(self, order: Order) -> list[Served]:
@@ -123,7 +123,7 @@ class Fickle(Base):
 
     asked = 0
 
-    def route(self, candidate: Candidate, cluster: Cluster) -> Decision:
+    def route(self, request: Request, cluster: Cluster) -> Decision:
         self.asked += 1
         worker = first_free(cluster, 0) if self.asked % 2 else None
         return Decision(EXACT, worker, "every second is shed")
@@ -132,19 +132,19 @@ class Fickle(Base):
 def use(server: Running, policy: Base, monkeypatch: pytest.MonkeyPatch) -> None:
     started = server.service.started
     assert started is not None
-    monkeypatch.setattr(started.steering, "policy", policy)
+    monkeypatch.setattr(started.controller, "policy", policy)
 
 
-def promises(server: Running) -> tuple[Any, Any]:
+def slos(server: Running) -> tuple[Any, Any]:
     started = server.service.started
     assert started is not None
-    return server.service.model.menu, started.classes.promises(1.0)
+    return server.service.model.table, started.classes.slos(1.0)
 
 
 def test_where_one_picture_of_a_request_is_shed_nobody_got_the_others(
     server: Running, counter: Counter, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    use(server, Fickle(*promises(server)), monkeypatch)
+    use(server, Fickle(*slos(server)), monkeypatch)
     with pytest.raises(Shed):
         counter.serve(order(count=3))
     assert counter.counted() == {"shed": 3}
@@ -161,22 +161,22 @@ class Doubting(Base):
 
     reviews = True
 
-    def __init__(self, menu: Any, promises: Any) -> None:
-        super().__init__(menu, promises)
+    def __init__(self, table: Any, slos: Any) -> None:
+        super().__init__(table, slos)
         self.judged: list[float] = []
-        self.light = menu.variants.index("quick")
+        self.light = table.variants.index("quick")
 
-    def route(self, candidate: Candidate, cluster: Cluster) -> Decision:
+    def route(self, request: Request, cluster: Cluster) -> Decision:
         return Decision(self.light, first_free(cluster, 0), "the light one first")
 
-    def review(self, candidate: Candidate, variant: int, judged: float) -> int | None:
+    def review(self, request: Request, variant: int, judged: float) -> int | None:
         self.judged.append(judged)
         return EXACT
 
 
 @pytest.fixture
 def doubting(server: Running, monkeypatch: pytest.MonkeyPatch) -> Doubting:
-    policy = Doubting(*promises(server))
+    policy = Doubting(*slos(server))
     use(server, policy, monkeypatch)
     return policy
 
@@ -210,14 +210,14 @@ def test_a_doubted_picture_is_better_than_none(
         if why == "it hands back too late":
             await asyncio.sleep(work.expires_s + 0.05 - time.monotonic())
         else:
-            fleet.stations[0].ready = False
+            fleet.queues[0].ready = False
         raise HandedBack
 
     monkeypatch.setattr(fleet, "run", once)
     try:
         (made,) = counter.serve(order(slo=HASTY))
     finally:
-        fleet.stations[0].ready = True
+        fleet.queues[0].ready = True
     assert made.variant == "quick"
 
 
@@ -269,19 +269,19 @@ def test_an_error_of_the_last_predictor_says_nothing_of_the_new_one(
             self.noted.append(error)
 
     service = server.service
-    learning, foresight = service.learning, service.foresight
+    learning, predictions = service.learning, service.predictions
     noted = learning.drift = Noted()
     asked = order(variant="quick")
     made = [counter.serve(asked)[0] for _ in range(2)]
     assert counter.run(learning.measure(_Waiting(asked, made[0]))) is not None
     assert len(noted.noted) == 1
-    before = foresight.predictor
+    before = predictions.predictor
     assert before is not None
-    foresight.predictor = constant_predictor(
+    predictions.predictor = constant_predictor(
         before.made_for, dict.fromkeys(before.variants, 0.5)
     )  # fmt: skip
     assert counter.run(learning.measure(_Waiting(asked, made[1]))) is not None
-    assert len(noted.noted) == 1  # the waiting one was foretold by the predictor that is gone
+    assert len(noted.noted) == 1  # the waiting one was predicted by the predictor that is gone
     again = counter.serve(asked)[0]
     assert counter.run(learning.measure(_Waiting(asked, again))) is not None
     assert len(noted.noted) == 2
@@ -295,12 +295,12 @@ def unstarted(measured_family: Path, tmp_path: Path) -> Iterator[Service]:
     """Two workers without processes: the first could serve, and has a queue of 7 s."""
     service = Service(Settings(family=str(measured_family), data=tmp_path, workers=2))
     classes = Classes({}, 1.0, measured=True)
-    steering = Steering(
-        "price", service.family, service.model.menu, classes, service.fleet, service.metrics,
+    controller = Controller(
+        "price", service.family, service.model.table, classes, service.fleet, service.metrics,
         window_s=0.3,
     )  # fmt: skip
-    service._started.set_result(Started(steering, classes))
-    first, second = service.fleet.stations
+    service._started.set_result(Started(controller, classes))
+    first, second = service.fleet.queues
     first.ready, second.alive, first.queued_s = True, False, 7.0
     yield service
     service.cache.close()
@@ -317,10 +317,10 @@ def test_a_full_queue_says_when_a_worker_that_serves_has_room(unstarted: Service
 def test_refused_pictures_are_demand_too(unstarted: Service) -> None:
     full = Counter(unstarted, queue_limit=1)
     assert unstarted.started is not None
-    steering = unstarted.started.steering
+    controller = unstarted.started.controller
 
     async def refuse() -> None:
-        planning = asyncio.create_task(steering.run())
+        planning = asyncio.create_task(controller.run())
         for _ in range(100):
             with pytest.raises(Full):
                 await full.dispatcher.serve(order(count=4))
@@ -328,7 +328,7 @@ def test_refused_pictures_are_demand_too(unstarted: Service) -> None:
         planning.cancel()
 
     asyncio.run(refuse())
-    steering.plan()
+    controller.plan()
     rate = unstarted.metrics.registry.get_sample_value("argus_forecast_rate")
     assert rate is not None
     assert rate > 0

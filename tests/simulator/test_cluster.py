@@ -8,23 +8,23 @@ import numpy as np
 import pytest
 
 from argus.control.policies import POLICIES, new_policy
-from argus.control.policy import Promise
+from argus.control.policy import Slo
 from argus.simulator.cluster import Happening, Simulation
 from argus.simulator.requests import DROPPED, FAILED, LATE, ON_TIME, SHED, Requests
 from argus.simulator.runs import Promised, Scenario, most_load, simulate
 from argus.simulator.traces import PAPER_CAPACITY
 from argus.simulator.world import Drawing, Neighbourhood, Store, World
-from tests.control.menus import outlook, small_menu
+from tests.control.tables import inputs, small_menu
 
 
 def world(types: int = 1, **changes: object) -> World:
     rng = np.random.default_rng(0)
-    menu = small_menu(types)
+    table = small_menu(types)
     loss = rng.gamma(1.0, 1.0, (400, 1))
-    truth = 1 - loss * (1 - menu.mean_quality)
+    truth = 1 - loss * (1 - table.mean_quality)
     made = World(
         name="small",
-        menu=menu,
+        table=table,
         truth=truth,
         predicted=truth,
         similarity=rng.uniform(0.5, 1.0, 400),
@@ -45,12 +45,12 @@ def run(
     events: list[tuple[float, Happening]] | None = None,
 ) -> Simulation:
     here, count = world(), len(at)
-    promise = Promise(deadline_s)
+    slo = Slo(deadline_s)
     requests = Requests.new(
         np.array(at, dtype=float), np.zeros(count, dtype=np.int64), np.full(count, -1)
     )
     simulation = Simulation(
-        here, new_policy(policy, here.menu, [promise]), promise, [0] * workers, requests, 0,
+        here, new_policy(policy, here.table, [slo]), slo, [0] * workers, requests, 0,
         events or (),
     )  # fmt: skip
     simulation.run()
@@ -115,10 +115,10 @@ def test_a_seed_repeats_a_run_exactly(policy: str) -> None:
 def test_no_worker_makes_more_than_its_profile_allows() -> None:
     """Worker-seconds of what was made, in the best batches, are at most those there were."""
     _, simulation = simulate(scenario(6.0), "price")
-    requests, menu = simulation.requests, simulation.world.menu
+    requests, table = simulation.requests, simulation.world.table
     made = requests.variant[requests.variant >= 0]
-    best = menu.step_s.min(axis=2) * 0 + (menu.step_s / menu.batches).min(axis=2)
-    cost = menu.steps * best[0, menu.model]
+    best = table.step_s.min(axis=2) * 0 + (table.step_s / table.batches).min(axis=2)
+    cost = table.steps * best[0, table.model]
     assert cost[made].sum() <= 4 * requests.ended_s.max()
 
 
@@ -188,9 +188,9 @@ def test_when_the_last_worker_dies_requests_are_dropped_or_shed_until_one_is_bac
 
 @pytest.mark.parametrize("policy", POLICIES)
 def test_a_plan_without_workers_keeps_what_they_are_to_hold(policy: str) -> None:
-    menu = small_menu()
-    asked = new_policy(policy, menu, [Promise(6.0)])
-    seen = outlook(1.0, [[1.0, 0.97, 0.9, 0.8]], [0, 0])
+    table = small_menu()
+    asked = new_policy(policy, table, [Slo(6.0)])
+    seen = inputs(1.0, [[1.0, 0.97, 0.9, 0.8]], [0, 0])
     before = asked.plan(seen).models.tolist()
     dead = replace(seen, models=np.array(before), alive=np.zeros(2, dtype=bool))
     assert asked.plan(dead).models.tolist() == before
@@ -208,8 +208,8 @@ def test_a_dead_store_moves_price_away_from_the_cache_and_back() -> None:
         (240.0, lambda now: now.slow_store(10_000.0)), (600.0, lambda now: now.slow_store(1.0)),
     ]  # fmt: skip
     _, simulation = simulate(scenario(3.4, minutes=20, events=tuple(events)), "price")
-    requests, menu = simulation.requests, simulation.world.menu
-    cached = np.isin(requests.variant, np.flatnonzero(menu.skip > 0))
+    requests, table = simulation.requests, simulation.world.table
+    cached = np.isin(requests.variant, np.flatnonzero(table.skip > 0))
 
     def share(begin: float, end: float) -> float:
         then = (requests.arrived_s >= begin) & (requests.arrived_s < end)
@@ -240,15 +240,15 @@ def test_in_a_neighbourhood_what_is_made_in_full_is_found_by_later_prompts() -> 
 
     def worth(vector: np.ndarray, similarity: float) -> np.ndarray:
         asked.append(similarity)
-        return np.full(len(here.menu.variants), similarity)
+        return np.full(len(here.table.variants), similarity)
 
     def similarities(policy: str) -> list[float]:
         asked.clear()
         requests = Requests.new(np.array([0.0, 9.0, 18.0]), np.arange(3), np.full(3, -1))
         near = Neighbourhood(vectors, vectors[2:], worth)
-        promise = Promise(6.0)
+        slo = Slo(6.0)
         made = replace(here, neighbourhood=near)
-        Simulation(made, new_policy(policy, made.menu, [promise]), promise, [0], requests, 0).run()
+        Simulation(made, new_policy(policy, made.table, [slo]), slo, [0], requests, 0).run()
         return list(asked)
 
     assert similarities("clipper-ha") == pytest.approx([0.0, 0.8, 1.0])
@@ -260,8 +260,8 @@ def test_slower_workers_leave_policies_less_of_the_deadline() -> None:
         simulation.slow(0, 2.0)
 
     simulation = run([0.0, 200.0, 400.0], "price", events=[(1.0, slow)])
-    (promise,) = simulation.policy.promises  # type: ignore[attr-defined]
-    assert 3.0 <= promise.deadline_s < 3.4
+    (slo,) = simulation.policy.slos  # type: ignore[attr-defined]
+    assert 3.0 <= slo.deadline_s < 3.4
     assert simulation.requests.ended_s[1] == pytest.approx(200.0 + 2 * 2.0)
 
 

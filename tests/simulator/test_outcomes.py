@@ -12,7 +12,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from argus.control.policies import POLICIES, new_policy
-from argus.control.policy import Promise
+from argus.control.policy import Slo
 from argus.simulator.cluster import Happening, Simulation
 from argus.simulator.requests import LATE, ON_TIME, Job, Requests
 from tests.simulator.test_cluster import world
@@ -79,11 +79,11 @@ def test_every_request_has_exactly_one_outcome(
     deadline_s: float,
     seed: int,
 ) -> None:
-    promise, rng = Promise(deadline_s), np.random.default_rng(seed)
+    slo, rng = Slo(deadline_s), np.random.default_rng(seed)
     prompts = rng.integers(len(WORLD.truth), size=len(at))
     requests = Requests.new(np.array(at, dtype=float), prompts, rng.integers(-9, 9, size=len(at)))
     simulation = Counted(
-        WORLD, new_policy(policy, WORLD.menu, [promise]), promise, [0] * WORKERS, requests, seed,
+        WORLD, new_policy(policy, WORLD.table, [slo]), slo, [0] * WORKERS, requests, seed,
         events,
     )  # fmt: skip
     simulation.run()
@@ -97,4 +97,4 @@ def test_every_request_has_exactly_one_outcome(
     assert (in_time | (requests.outcome != ON_TIME)).all()
     assert (~in_time | (requests.outcome != LATE)).all()
     for worker in simulation.workers:
-        assert (worker.waiting, worker.making, worker.queued_s) == ([], [], 0.0)
+        assert (worker.queued, worker.running, worker.queued_s) == ([], [], 0.0)

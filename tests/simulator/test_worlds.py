@@ -24,7 +24,7 @@ def test_every_parameter_of_a_world_says_where_it_is_from(name: str) -> None:
         pytest.skip(str(error))  # public data that is not part of the project
     assert len(world.sources) > 5
     assert (world.truth[:, 0] == 1).all()
-    assert world.menu.variants[0] == "exact"
+    assert world.table.variants[0] == "exact"
 
 
 def test_a_parameter_without_its_mark_is_refused(tmp_path: Path) -> None:
@@ -43,10 +43,10 @@ def test_an_unknown_world_is_refused_with_what_there_is() -> None:
 
 def test_the_published_world_has_the_published_means() -> None:
     world = load_world("paper-a100")
-    means = dict(zip(world.menu.variants, world.truth.mean(axis=0), strict=True))
+    means = dict(zip(world.table.variants, world.truth.mean(axis=0), strict=True))
     assert means["skip-25"] == pytest.approx(0.9152, abs=1e-6)
     assert means["skip-5"] == pytest.approx(0.97046, abs=1e-6)
-    alone = 60 / world.menu.alone_s[:, 0]
+    alone = 60 / world.table.alone_s[:, 0]
     np.testing.assert_allclose(alone[:6], [14.29, 15.87, 17.86, 20.41, 23.81, 28.57], rtol=2e-3)
 
 

@@ -16,7 +16,7 @@ from pathlib import Path
 import pytest
 
 from argus.control.batching import StepBatching
-from argus.control.menu import menu_of
+from argus.control.variants import variant_table
 from argus.core.errors import ModelError, NotEnoughMemory
 from argus.core.job import Job
 from argus.core.profile import Profile
@@ -58,14 +58,14 @@ def with_fleet(
     """Workers that hold the first of two models; `use` also gets a list that grows by one with
     every change that asks for a plan."""
     family = read_family(family_file)
-    menu = menu_of(family, Profile.read(family_file.parent / "profile.json"))
+    table = variant_table(family, Profile.read(family_file.parent / "profile.json"))
     models = [Model(source) for source in sources]
     changed: list[Callable[[], None]] = []
     able = [LocalWorker(models[0], lambda n=n: changed[n]()) for n in range(workers)]  # type: ignore[misc]
     plans: list[int] = []
 
     async def run() -> None:
-        fleet = Fleet(menu, models, able, StepBatching(), lambda: plans.append(len(plans)))
+        fleet = Fleet(table, models, able, StepBatching(), lambda: plans.append(len(plans)))
         changed.extend(partial(fleet.changed, n) for n in range(workers))
         fleet.start()
         try:
@@ -186,9 +186,9 @@ def test_what_a_dead_worker_had_is_handed_back_though_nobody_else_serves(
 
     async def use(fleet: Fleet, plans: list[int]) -> None:
         kill(fleet.workers[0], signal.SIGSTOP)
-        fleet.stations[0].full = lambda kind, model: 1
+        fleet.queues[0].full = lambda kind, model: 1
         runs = [asyncio.create_task(fleet.run(work(), 0, 0)) for _ in range(3)]
-        await until(lambda: len(fleet.stations[0].waiting) == 2)
+        await until(lambda: len(fleet.queues[0].queued) == 2)
         kill(fleet.workers[0])
         for found in await asyncio.gather(*runs, return_exceptions=True):
             assert isinstance(found, HandedBack)
@@ -259,9 +259,9 @@ def test_no_job_is_made_with_another_model_than_it_was_routed_to(
         fleet.move([1])
         await until(lambda: fleet.cluster().models == [1])
         kill(fleet.workers[0], signal.SIGSTOP)
-        fleet.stations[0].full = lambda kind, model: 1
+        fleet.queues[0].full = lambda kind, model: 1
         runs = [asyncio.create_task(fleet.run(work(), 0, 1)) for _ in range(2)]
-        await until(lambda: len(fleet.stations[0].waiting) == 1)
+        await until(lambda: len(fleet.queues[0].queued) == 1)
         kill(fleet.workers[0])  # and the model cannot be loaded again
         await until(lambda: fleet.cluster().models == [0])
         for found in await asyncio.gather(*runs, return_exceptions=True):
@@ -281,13 +281,13 @@ def test_calibration_waits_for_a_worker_that_died(measured_family: Path) -> None
 
 def test_workers_that_never_worked_say_nothing_about_the_machine(measured_family: Path) -> None:
     async def use(fleet: Fleet, plans: list[int]) -> None:
-        fleet.stations[0].timed(9.0)
+        fleet.queues[0].timed(9.0)
         assert fleet.scale == pytest.approx(9.0)
-        fleet.stations[1].timed(4.0)
+        fleet.queues[1].timed(4.0)
         assert fleet.scale == pytest.approx(6.0)
-        fleet.stations[1].alive = False
+        fleet.queues[1].alive = False
         assert fleet.scale == pytest.approx(9.0)
-        fleet.stations[1].alive = True
+        fleet.queues[1].alive = True
 
     with_fleet(measured_family, ("fits", "fits"), use, workers=2)
 
@@ -297,7 +297,7 @@ def test_what_waits_too_long_to_begin_is_given_up_and_what_has_begun_is_not(
 ) -> None:
     async def use(fleet: Fleet, plans: list[int]) -> None:
         kill(fleet.workers[0], signal.SIGSTOP)
-        fleet.stations[0].full = lambda kind, model: 1
+        fleet.queues[0].full = lambda kind, model: 1
         at = time.monotonic() + 0.5
         patient = [Work(JOB, 1e6, at, float("inf"), begin_by_s=at) for _ in range(2)]
         begun, waits = (asyncio.create_task(fleet.run(one, 0, 0)) for one in patient)

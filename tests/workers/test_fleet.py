@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 
 from argus.control.batching import StepBatching
-from argus.control.menu import menu_of
+from argus.control.variants import variant_table
 from argus.core.job import Job
 from argus.core.profile import Profile
 from argus.families.catalog import read_family
@@ -36,7 +36,7 @@ def with_fleet(family_file: Path, use: Callable[[Fleet], Awaitable[None]]) -> No
     workers = [LocalWorker(models[0], lambda n=n: changed[n]()) for n in range(2)]  # type: ignore[misc]
 
     async def run() -> None:
-        fleet = Fleet(menu_of(family, profile), models, workers, StepBatching())
+        fleet = Fleet(variant_table(family, profile), models, workers, StepBatching())
         changed.extend(partial(fleet.changed, n) for n in range(2))
         fleet.start()
         try:

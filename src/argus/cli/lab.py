@@ -153,7 +153,7 @@ def train(
         Path | None, typer.Option(help="With that: the predictor in force. Default: the family's.")
     ] = None,
 ) -> None:
-    """Train what foretells the quality of every variant, and report how well it does on prompts it
+    """Train what predicts the quality of every variant, and report how well it does on prompts it
     never saw.
 
     With --from-catalogue it is written only if it is better on samples that it was not trained on;
@@ -189,7 +189,7 @@ def train(
             name, f"{costs[name] / costs[EXACT]:.2f}", f"{np.nanmean(data.quality[:, v]):.3f}",
             f"{one.error:.3f}", f"{one.rank:.2f}", f"{one.covered:.1%}",
         )  # fmt: skip
-    shown.caption = f"{len(data.prompts):,} prompts, each foretold by a network that never saw it"
+    shown.caption = f"{len(data.prompts):,} prompts, each predicted by a network that never saw it"
     out.print(shown, highlight=False)
     decided = Table("load", "blind", "predicted", "truth of one seed", "recovered")
     for at in regrets:

@@ -79,16 +79,16 @@ def simulate(
     if noise is not None:
         here = here.with_noise(noise, seed + 1)
     counts = workers_of(world) if workers is None else _counts(workers)
-    if len(counts) != len(here.menu.types):
+    if len(counts) != len(here.table.types):
         raise BadRequest(
-            f"{world} has workers of {', '.join(here.menu.types)}: give as many numbers."
+            f"{world} has workers of {', '.join(here.table.types)}: give as many numbers."
         )
     asked = load_trace(trace).first(minutes)
     scenario = Scenario(
         here,
         kinds_of(counts),
         asked.rates,
-        _multiple(slo, here.menu.slo_s) if slo else here.slo,
+        _multiple(slo, here.table.slo_s) if slo else here.slo,
         seed,
         load,
         own=asked.own and not scale,

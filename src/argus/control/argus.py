@@ -9,19 +9,19 @@ import numpy as np
 
 from argus.control import planner
 from argus.control.batching import Switch
-from argus.control.menu import EXACT, Menu, Numbers
 from argus.control.oda import align
 from argus.control.policy import (
     Base,
-    Candidate,
     Cluster,
     Decision,
-    Outlook,
     Plan,
-    Promise,
+    PlanningInput,
+    Request,
+    Slo,
     first_free,
     soonest,
 )
+from argus.control.variants import EXACT, Numbers, VariantTable
 
 GOOD_ENOUGH = 0.95
 SLOW_STORE = 0.5
@@ -43,8 +43,8 @@ class Argus(Base):
     informed = True
     batching = Switch()
 
-    def __init__(self, menu: Menu, promises: Sequence[Promise], seed: int = 0) -> None:
-        super().__init__(menu, promises)
+    def __init__(self, table: VariantTable, slos: Sequence[Slo], seed: int = 0) -> None:
+        super().__init__(table, slos)
         self._random = random.Random(f"argus {seed}")
         self._caching = self._by_speed("cache")
         self._smaller = self._by_speed("model")
@@ -54,27 +54,27 @@ class Argus(Base):
 
     def _by_speed(self, strategy: str) -> list[int]:
         """The exact variant and those of a strategy, from slowest to fastest."""
-        chosen = [v for v, s in enumerate(self.menu.strategies) if s == strategy or v == EXACT]
+        chosen = [v for v, s in enumerate(self.table.strategies) if s == strategy or v == EXACT]
         return sorted(chosen, key=lambda v: -self.costs_s[v, 0])
 
-    def plan(self, outlook: Outlook) -> Plan:
-        usable = outlook.usable >= SLOW_STORE
+    def plan(self, inputs: PlanningInput) -> Plan:
+        usable = inputs.usable >= SLOW_STORE
         self._levels = self._caching if usable and len(self._caching) > 1 else self._smaller
-        levels, menu = self._levels, self.menu
-        value = self.level_quality(outlook)[levels]
-        kinds, alive = outlook.kinds, outlook.alive
-        workers = np.bincount(kinds[alive], minlength=len(menu.types))
-        held = self._counted(outlook)
-        load_s = menu.load_s[:, menu.model[levels]]
-        if len(set(menu.model[levels].tolist())) == 1:
+        levels, table = self._levels, self.table
+        value = self.level_quality(inputs)[levels]
+        kinds, alive = inputs.kinds, inputs.alive
+        workers = np.bincount(kinds[alive], minlength=len(table.types))
+        held = self._counted(inputs)
+        load_s = table.load_s[:, table.model[levels]]
+        if len(set(table.model[levels].tolist())) == 1:
             load_s = np.zeros_like(load_s)
         plan = planner.plan(
-            planner.Demand.alike(outlook.rate, value),
+            planner.Demand.alike(inputs.rate, value),
             planner.Cluster(
                 workers=workers,
                 holds=np.eye(len(levels), dtype=bool),
                 cost_s=self.costs_s[levels],
-                meets=np.ones((1, len(levels), len(menu.types)), dtype=bool),
+                meets=np.ones((1, len(levels), len(table.types)), dtype=bool),
                 load_s=load_s,
                 placed=held,
             ),
@@ -86,26 +86,26 @@ class Argus(Base):
         busiest = int(served.argmax())
         counts[:, busiest] += spare
         shares = served / served.sum() if served.sum() > 0 else np.eye(len(levels))[0]
-        self._coupling = align(self.best_shares(outlook), shares).tolist()
-        self._of_worker = self._dealt(counts, outlook)
-        models = np.where(alive, menu.model[self._of_worker], outlook.models)
+        self._coupling = align(self.best_shares(inputs), shares).tolist()
+        self._of_worker = self._dealt(counts, inputs)
+        models = np.where(alive, table.model[self._of_worker], inputs.models)
         return Plan(models, {"level": float(shares @ np.arange(len(levels)))})
 
-    def _counted(self, outlook: Outlook) -> planner.Whole:
+    def _counted(self, inputs: PlanningInput) -> planner.Whole:
         """How many workers serve each level now (d, level)."""
-        held = np.zeros((len(self.menu.types), len(self._levels)), dtype=np.int64)
+        held = np.zeros((len(self.table.types), len(self._levels)), dtype=np.int64)
         for worker, v in enumerate(self._of_worker):
-            if outlook.alive[worker] and v in self._levels:
-                held[outlook.kinds[worker], self._levels.index(v)] += 1
+            if inputs.alive[worker] and v in self._levels:
+                held[inputs.kinds[worker], self._levels.index(v)] += 1
         return held
 
-    def _dealt(self, counts: planner.Whole, outlook: Outlook) -> list[int]:
+    def _dealt(self, counts: planner.Whole, inputs: PlanningInput) -> list[int]:
         """The level of every worker, changing as few as can be."""
-        left, result = counts.tolist(), [EXACT] * len(outlook.kinds)
+        left, result = counts.tolist(), [EXACT] * len(inputs.kinds)
         waiting = []
-        for worker, kind in enumerate(outlook.kinds.tolist()):
+        for worker, kind in enumerate(inputs.kinds.tolist()):
             now = self._of_worker[worker] if worker < len(self._of_worker) else None
-            if now in self._levels and outlook.alive[worker]:
+            if now in self._levels and inputs.alive[worker]:
                 at = self._levels.index(now)
                 if left[kind][at] > 0:
                     left[kind][at] -= 1
@@ -113,47 +113,47 @@ class Argus(Base):
                     continue
             waiting.append(worker)
         for worker in waiting:
-            kind = int(outlook.kinds[worker])
+            kind = int(inputs.kinds[worker])
             at = next((at for at, count in enumerate(left[kind]) if count > 0), 0)
             left[kind][at] -= 1
             result[worker] = self._levels[at]
         return result
 
-    def level_quality(self, outlook: Outlook) -> Numbers:
+    def level_quality(self, inputs: PlanningInput) -> Numbers:
         """Mean quality (v,) of those prompts that a variant can serve."""
-        if not len(outlook.quality):
-            return self.menu.mean_quality
-        seen = outlook.allowed.sum(axis=0)
-        total = np.where(outlook.allowed, outlook.quality, 0.0).sum(axis=0)
-        mean: Numbers = np.where(seen > 0, total / np.maximum(seen, 1), self.menu.mean_quality)
+        if not len(inputs.quality):
+            return self.table.mean_quality
+        seen = inputs.allowed.sum(axis=0)
+        total = np.where(inputs.allowed, inputs.quality, 0.0).sum(axis=0)
+        mean: Numbers = np.where(seen > 0, total / np.maximum(seen, 1), self.table.mean_quality)
         return mean
 
-    def best_shares(self, outlook: Outlook) -> Numbers:
+    def best_shares(self, inputs: PlanningInput) -> Numbers:
         """Shares (level,) of recent prompts by their best level."""
         levels = self._levels
-        if not len(outlook.quality):
+        if not len(inputs.quality):
             exact: Numbers = np.eye(len(levels))[0]
             return exact
-        good = (outlook.quality[:, levels] >= GOOD_ENOUGH) & outlook.allowed[:, levels]
+        good = (inputs.quality[:, levels] >= GOOD_ENOUGH) & inputs.allowed[:, levels]
         good[:, 0] = True
         fastest = len(levels) - 1 - good[:, ::-1].argmax(axis=1)
         shares: Numbers = np.bincount(fastest, minlength=len(levels)) / len(fastest)
         return shares
 
-    def best_level(self, candidate: Candidate) -> int:
+    def best_level(self, request: Request) -> int:
         """The fastest level that is good enough for a prompt."""
-        quality, allowed = candidate.quality, candidate.allowed
+        quality, allowed = request.quality, request.allowed
         for at in range(len(self._levels) - 1, 0, -1):
             v = self._levels[at]
             if allowed[v] and quality[v] >= GOOD_ENOUGH:
                 return at
         return 0
 
-    def route(self, candidate: Candidate, cluster: Cluster) -> Decision:
+    def route(self, request: Request, cluster: Cluster) -> Decision:
         if not self._coupling:
-            worker = first_free(cluster, int(self.menu.model[EXACT]))
+            worker = first_free(cluster, int(self.table.model[EXACT]))
             return Decision(EXACT, worker, "no plan yet")
-        best = self.best_level(candidate)
+        best = self.best_level(request)
         at = self._random.choices(range(len(self._levels)), self._coupling[best])[0]
         v = self._levels[at]
         serving = [w for w in _serving(cluster) if self._of_worker[w] == v]
@@ -162,11 +162,11 @@ class Argus(Base):
             worker = soonest(_serving(cluster), cluster)
         if worker is None:
             return Decision(v, None, "no worker can serve now")
-        v = self._of_worker[worker] if self.menu.model[v] != cluster.models[worker] else v
-        if not candidate.allowed[v]:
+        v = self._of_worker[worker] if self.table.model[v] != cluster.models[worker] else v
+        if not request.allowed[v]:
             v = EXACT
-        if self.menu.model[v] != cluster.models[worker]:  # it loads another level's model
-            v = int(np.flatnonzero(self.menu.model == cluster.models[worker])[0])
+        if self.table.model[v] != cluster.models[worker]:  # it loads another level's model
+            v = int(np.flatnonzero(self.table.model == cluster.models[worker])[0])
         return Decision(v, worker, f"best level {best}, served at {at}")
 
 
@@ -175,14 +175,14 @@ class Pac(Argus):
 
     informed = False
 
-    def level_quality(self, outlook: Outlook) -> Numbers:
-        return self.menu.mean_quality
+    def level_quality(self, inputs: PlanningInput) -> Numbers:
+        return self.table.mean_quality
 
-    def best_shares(self, outlook: Outlook) -> Numbers:
+    def best_shares(self, inputs: PlanningInput) -> Numbers:
         exact: Numbers = np.eye(len(self._levels))[0]
         return exact
 
-    def best_level(self, candidate: Candidate) -> int:
+    def best_level(self, request: Request) -> int:
         return 0
 
 

@@ -8,18 +8,18 @@ from collections.abc import Sequence
 import numpy as np
 
 from argus.control.batching import Adaptive
-from argus.control.menu import EXACT, Menu
 from argus.control.policy import (
     Base,
-    Candidate,
     Cluster,
     Decision,
-    Outlook,
     Plan,
-    Promise,
+    PlanningInput,
+    Request,
+    Slo,
     assigned,
     first_free,
 )
+from argus.control.variants import EXACT, VariantTable
 
 RECENT = 500
 UTILISATION = 0.9
@@ -36,45 +36,45 @@ class Cascade(Base):
     reviews = True
     batching = Adaptive()
 
-    def __init__(self, menu: Menu, promises: Sequence[Promise]) -> None:
-        super().__init__(menu, promises)
-        smaller = [v for v, s in enumerate(menu.strategies) if s == "model"]
-        others = smaller or [v for v, s in enumerate(menu.strategies) if s == "steps"] or [EXACT]
+    def __init__(self, table: VariantTable, slos: Sequence[Slo]) -> None:
+        super().__init__(table, slos)
+        smaller = [v for v, s in enumerate(table.strategies) if s == "model"]
+        others = smaller or [v for v, s in enumerate(table.strategies) if s == "steps"] or [EXACT]
         self.light = min(others, key=lambda v: self.costs_s[v].min())
         self.share = 1.0
         self._judged: deque[float] = deque(maxlen=RECENT)
 
-    def plan(self, outlook: Outlook) -> Plan:
-        menu, rate = self.menu, max(outlook.rate, 1e-6)
-        light, heavy = int(menu.model[self.light]), int(menu.model[EXACT])
-        workers = int(outlook.alive.sum())
+    def plan(self, inputs: PlanningInput) -> Plan:
+        table, rate = self.table, max(inputs.rate, 1e-6)
+        light, heavy = int(table.model[self.light]), int(table.model[EXACT])
+        workers = int(inputs.alive.sum())
         if not workers:
-            return Plan(outlook.models)
-        kinds = outlook.kinds[outlook.alive]
+            return Plan(inputs.models)
+        kinds = inputs.kinds[inputs.alive]
         light_s = float(self.costs_s[self.light, kinds].mean())
         heavy_s = float(self.costs_s[EXACT, kinds].mean())
         needed = int(np.ceil(rate * light_s / UTILISATION))
         if light == heavy:
             left = UTILISATION * workers - rate * light_s
             self.share = float(np.clip(left / (rate * heavy_s), 0.0, 1.0))
-            return Plan(np.full(len(outlook.kinds), heavy))
+            return Plan(np.full(len(inputs.kinds), heavy))
         first = max(1, min(workers, needed))
         self.share = min(1.0, UTILISATION * (workers - first) / (rate * heavy_s))
-        counts = [0] * len(menu.models)
+        counts = [0] * len(table.models)
         counts[light], counts[heavy] = first, workers - first
         return Plan(
-            np.array(assigned(counts, outlook.models.tolist(), outlook.alive.tolist())),
+            np.array(assigned(counts, inputs.models.tolist(), inputs.alive.tolist())),
             {"made again": self.share},
         )
 
-    def route(self, candidate: Candidate, cluster: Cluster) -> Decision:
+    def route(self, request: Request, cluster: Cluster) -> Decision:
         for v in (self.light, EXACT):
-            worker = first_free(cluster, int(self.menu.model[v]))
+            worker = first_free(cluster, int(self.table.model[v]))
             if worker is not None:
                 return Decision(v, worker, "the light model first")
         return Decision(EXACT, None, "no worker can serve now")
 
-    def review(self, candidate: Candidate, variant: int, judged: float) -> int | None:
+    def review(self, request: Request, variant: int, judged: float) -> int | None:
         if variant != self.light:
             return None
         self._judged.append(judged)
@@ -99,17 +99,17 @@ class Hadis(Cascade):
     informed = True
     DIRECT = 0.5
 
-    def __init__(self, menu: Menu, promises: Sequence[Promise]) -> None:
-        super().__init__(menu, promises)
+    def __init__(self, table: VariantTable, slos: Sequence[Slo]) -> None:
+        super().__init__(table, slos)
         self._expected: deque[float] = deque(maxlen=RECENT)
 
-    def route(self, candidate: Candidate, cluster: Cluster) -> Decision:
-        expected = candidate.quality[self.light]
+    def route(self, request: Request, cluster: Cluster) -> Decision:
+        expected = request.quality[self.light]
         self._expected.append(expected)
         ordered = sorted(self._expected)
         hard = ordered[min(len(ordered) - 1, int(self.DIRECT * self.share * len(ordered)))]
         if expected < hard:
-            worker = first_free(cluster, int(self.menu.model[EXACT]))
+            worker = first_free(cluster, int(self.table.model[EXACT]))
             if worker is not None:
                 return Decision(EXACT, worker, "predicted too hard for the light model")
-        return super().route(candidate, cluster)
+        return super().route(request, cluster)

@@ -8,17 +8,17 @@ from collections.abc import Sequence
 import numpy as np
 
 from argus.control.batching import AdditiveIncrease
-from argus.control.menu import EXACT, Menu
 from argus.control.policy import (
     Base,
-    Candidate,
     Cluster,
     Decision,
-    Outlook,
     Plan,
-    Promise,
+    PlanningInput,
+    Request,
+    Slo,
     first_free,
 )
+from argus.control.variants import EXACT, VariantTable
 
 
 class ClipperHA(Base):
@@ -28,11 +28,11 @@ class ClipperHA(Base):
     variant = EXACT
     reason = "this policy serves every prompt exactly"
 
-    def plan(self, outlook: Outlook) -> Plan:
-        return Plan(np.full(len(outlook.kinds), self.menu.model[self.variant]))
+    def plan(self, inputs: PlanningInput) -> Plan:
+        return Plan(np.full(len(inputs.kinds), self.table.model[self.variant]))
 
-    def route(self, candidate: Candidate, cluster: Cluster) -> Decision:
-        worker = first_free(cluster, int(self.menu.model[self.variant]))
+    def route(self, request: Request, cluster: Cluster) -> Decision:
+        worker = first_free(cluster, int(self.table.model[self.variant]))
         return Decision(self.variant, worker, self.reason)
 
 
@@ -42,9 +42,9 @@ class ClipperHT(ClipperHA):
 
     reason = "this policy serves every prompt by the fastest model"
 
-    def __init__(self, menu: Menu, promises: Sequence[Promise]) -> None:
-        super().__init__(menu, promises)
-        costs = menu.cost_s(math.inf).min(axis=1)
-        smaller = [v for v, s in enumerate(menu.strategies) if s == "model"]
-        always = [v for v, s in enumerate(menu.strategies) if s in ("steps", "exact")]
+    def __init__(self, table: VariantTable, slos: Sequence[Slo]) -> None:
+        super().__init__(table, slos)
+        costs = table.cost_s(math.inf).min(axis=1)
+        smaller = [v for v, s in enumerate(table.strategies) if s == "model"]
+        always = [v for v, s in enumerate(table.strategies) if s in ("steps", "exact")]
         self.variant = min(smaller or always, key=lambda v: costs[v])

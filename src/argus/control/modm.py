@@ -7,18 +7,18 @@ from collections.abc import Sequence
 import numpy as np
 
 from argus.control.batching import Adaptive
-from argus.control.menu import EXACT, Menu
 from argus.control.policy import (
     Base,
-    Candidate,
     Cluster,
     Decision,
-    Outlook,
     Plan,
-    Promise,
+    PlanningInput,
+    Request,
+    Slo,
     assigned,
     first_free,
 )
+from argus.control.variants import EXACT, VariantTable
 
 MEMORY = 0.02
 
@@ -33,31 +33,31 @@ class MoDM(Base):
 
     batching = Adaptive()
 
-    def __init__(self, menu: Menu, promises: Sequence[Promise]) -> None:
-        super().__init__(menu, promises)
-        refining = [v for v, s in enumerate(menu.strategies) if s == "refine"]
-        skipping = [v for v, s in enumerate(menu.strategies) if s == "cache"]
+    def __init__(self, table: VariantTable, slos: Sequence[Slo]) -> None:
+        super().__init__(table, slos)
+        refining = [v for v, s in enumerate(table.strategies) if s == "refine"]
+        skipping = [v for v, s in enumerate(table.strategies) if s == "cache"]
         self.refine = min(refining or skipping or [EXACT], key=lambda v: self.costs_s[v].min())
         self._hits = 0.5
 
-    def plan(self, outlook: Outlook) -> Plan:
-        small, large = int(self.menu.model[self.refine]), int(self.menu.model[EXACT])
-        workers = int(outlook.alive.sum())
+    def plan(self, inputs: PlanningInput) -> Plan:
+        small, large = int(self.table.model[self.refine]), int(self.table.model[EXACT])
+        workers = int(inputs.alive.sum())
         if small == large or not workers:
-            return Plan(np.full(len(outlook.kinds), large))
+            return Plan(np.full(len(inputs.kinds), large))
         hits = self._hits * float(self.costs_s[self.refine].mean())
         misses = (1 - self._hits) * float(self.costs_s[EXACT].mean())
-        counts = [0] * len(self.menu.models)
+        counts = [0] * len(self.table.models)
         counts[small] = min(workers - 1, round(workers * hits / (hits + misses)))
         counts[large] = workers - counts[small]
-        return Plan(np.array(assigned(counts, outlook.models.tolist(), outlook.alive.tolist())))
+        return Plan(np.array(assigned(counts, inputs.models.tolist(), inputs.alive.tolist())))
 
-    def route(self, candidate: Candidate, cluster: Cluster) -> Decision:
-        similarity, least = candidate.similarity, self.menu.least_similarity[self.refine]
-        hit = similarity is not None and similarity > least and candidate.allowed[self.refine]
+    def route(self, request: Request, cluster: Cluster) -> Decision:
+        similarity, least = request.similarity, self.table.least_similarity[self.refine]
+        hit = similarity is not None and similarity > least and request.allowed[self.refine]
         self._hits += MEMORY * (hit - self._hits)
         for v in (self.refine, EXACT) if hit else (EXACT,):
-            worker = first_free(cluster, int(self.menu.model[v]))
+            worker = first_free(cluster, int(self.table.model[v]))
             if worker is not None:
                 return Decision(v, worker, "refines a neighbour" if v != EXACT else "no hit")
         return Decision(EXACT, None, "no worker can serve now")

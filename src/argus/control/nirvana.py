@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from argus.control.batching import AdditiveIncrease
-from argus.control.menu import EXACT, Menu
-from argus.control.policy import Base, Candidate, Cluster, Decision, Promise, first_free
+from argus.control.policy import Base, Cluster, Decision, Request, Slo, first_free
+from argus.control.variants import EXACT, VariantTable
 
 
 class Nirvana(Base):
@@ -19,25 +19,25 @@ class Nirvana(Base):
 
     batching = AdditiveIncrease()
 
-    def __init__(self, menu: Menu, promises: Sequence[Promise]) -> None:
-        super().__init__(menu, promises)
-        skipping = [v for v, k in enumerate(menu.skip) if k > 0 and menu.strategies[v] == "cache"]
-        self._skips = sorted(skipping, key=lambda v: -menu.skip[v])
+    def __init__(self, table: VariantTable, slos: Sequence[Slo]) -> None:
+        super().__init__(table, slos)
+        skipping = [v for v, k in enumerate(table.skip) if k > 0 and table.strategies[v] == "cache"]
+        self._skips = sorted(skipping, key=lambda v: -table.skip[v])
 
-    def route(self, candidate: Candidate, cluster: Cluster) -> Decision:
-        variant, reason = self._chosen(candidate)
-        worker = first_free(cluster, int(self.menu.model[variant]))
+    def route(self, request: Request, cluster: Cluster) -> Decision:
+        variant, reason = self._chosen(request)
+        worker = first_free(cluster, int(self.table.model[variant]))
         return Decision(variant, worker, reason)
 
-    def _chosen(self, candidate: Candidate) -> tuple[int, str]:
-        similarity = candidate.similarity
+    def _chosen(self, request: Request) -> tuple[int, str]:
+        similarity = request.similarity
         if similarity is None:
             return EXACT, "no similar prompt is cached"
-        near = [v for v in self._skips if similarity > self.menu.least_similarity[v]]
+        near = [v for v in self._skips if similarity > self.table.least_similarity[v]]
         if not near:
             return EXACT, f"similarity {similarity:.3f} allows no skip"
-        k = self.menu.skip[near[0]]
+        k = self.table.skip[near[0]]
         for v in near:
-            if candidate.allowed[v]:
+            if request.allowed[v]:
                 return v, f"similarity {similarity:.3f} allows K={k}"
         return EXACT, f"the neighbour's latents at K={k} are not stored"

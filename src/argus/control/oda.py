@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from argus.control.menu import Numbers
+from argus.control.variants import Numbers
 
 
 def align(best: Numbers, served: Numbers) -> Numbers:

@@ -28,13 +28,13 @@ class Demand:
 
     `rates` (p,) are requests a second, `quality` (p, v) what a variant's picture is worth to them,
     `allowed` (p, v) where a variant may serve them at all (a neighbour for its skip, a lower bound
-    above their floor), `promise` (p,) their class.
+    above their floor), `slo` (p,) their class.
     """
 
     rates: Numbers
     quality: Numbers
     allowed: Flags
-    promise: Whole
+    slo: Whole
 
     @classmethod
     def alike(cls, rate: float, quality: Numbers) -> Demand:
@@ -125,7 +125,7 @@ class _Programme:
         can = cluster.meets[:, :, :, None] & cluster.holds.T[None, :, None, :]  # k v d r
         can &= (cluster.workers > 0)[None, None, :, None]
         self._flows = np.argwhere(can)
-        runs = np.asarray(can.any(axis=(2, 3)))[demand.promise]  # p v
+        runs = np.asarray(can.any(axis=(2, 3)))[demand.slo]  # p v
         self._serves = np.argwhere(demand.allowed & runs & (demand.rates > 0)[:, None])
         p, (d, r) = len(demand.rates), cluster.placed.shape
         sizes = [len(self._serves), p, len(self._flows), d * r, d * r]
@@ -151,7 +151,7 @@ class _Programme:
         everyone = np.arange(p_count)
         self._add([(p, ys, 1.0), (everyone, self._z + everyone, 1.0)], np.ones(p_count), 1.0)
         # its variant runs somewhere
-        used = demand.promise[p] * v_count + v
+        used = demand.slo[p] * v_count + v
         balance = [(used, ys, demand.rates[p]), (k * v_count + fv, xs, -1.0)]
         self._add(balance, np.zeros(k_count * v_count), 0.0)
         # within what the workers can do
@@ -264,7 +264,7 @@ def _greedy(demand: Demand, cluster: Cluster, tuning: Tuning, placement: Whole) 
         (p, v, d, r)
         for p, v in np.argwhere(demand.allowed & (demand.rates > 0)[:, None])
         for d, r in np.argwhere(placement > 0)
-        if cluster.holds[r, v] and cluster.meets[demand.promise[p], v, d]
+        if cluster.holds[r, v] and cluster.meets[demand.slo[p], v, d]
     ]
 
     def worth(one: tuple[int, int, int, int]) -> float:
@@ -274,7 +274,7 @@ def _greedy(demand: Demand, cluster: Cluster, tuning: Tuning, placement: Whole) 
     def give(one: tuple[int, int, int, int], share: float) -> None:
         p, v, d, r = one
         shares[p, v] += share
-        flow[demand.promise[p], v, d, r] += share * demand.rates[p]
+        flow[demand.slo[p], v, d, r] += share * demand.rates[p]
         room[d, r] -= share * demand.rates[p] * cluster.cost_s[v, d]
 
     for one in sorted(options, key=worth, reverse=True):
@@ -294,7 +294,7 @@ def _greedy(demand: Demand, cluster: Cluster, tuning: Tuning, placement: Whole) 
     for _, cheap, dear in sorted(rises, key=lambda rise: -rise[0]):
         p, v, d, r = cheap
         rate = demand.rates[p]
-        given = min(shares[p, v], flow[demand.promise[p], v, d, r] / rate)
+        given = min(shares[p, v], flow[demand.slo[p], v, d, r] / rate)
         more = cluster.cost_s[dear[1], d] - cluster.cost_s[v, d]
         share = min(given, max(0.0, room[d, r]) / (rate * more))
         give(cheap, -share)

@@ -7,15 +7,15 @@ from collections.abc import Callable, Sequence
 from argus.control.argus import Argus, Pac
 from argus.control.cascades import Cascade, Hadis
 from argus.control.clipper import ClipperHA, ClipperHT
-from argus.control.menu import Menu
 from argus.control.modm import MoDM
 from argus.control.nirvana import Nirvana
-from argus.control.policy import Policy, Promise
+from argus.control.policy import Policy, Slo
 from argus.control.price import Oracle, Price, PriceBlind
 from argus.control.scaling import Proteus, Sommelier
+from argus.control.variants import VariantTable
 from argus.core.errors import BadRequest
 
-POLICIES: dict[str, Callable[[Menu, Sequence[Promise]], Policy]] = {
+POLICIES: dict[str, Callable[[VariantTable, Sequence[Slo]], Policy]] = {
     "price": Price,
     "price-blind": PriceBlind,
     "argus": Argus,
@@ -32,8 +32,8 @@ POLICIES: dict[str, Callable[[Menu, Sequence[Promise]], Policy]] = {
 }
 
 
-def new_policy(name: str, menu: Menu, promises: Sequence[Promise]) -> Policy:
+def new_policy(name: str, table: VariantTable, slos: Sequence[Slo]) -> Policy:
     """Raises BadRequest for a name that is not in `POLICIES`."""
     if name not in POLICIES:
         raise BadRequest(f"There is no policy {name!r}: use {', '.join(POLICIES)}.")
-    return POLICIES[name](menu, promises)
+    return POLICIES[name](table, slos)

@@ -12,13 +12,13 @@ from typing import Protocol
 import numpy as np
 
 from argus.control.batching import Batching, StepBatching
-from argus.control.menu import EXACT, Flags, Menu, Numbers, Whole
+from argus.control.variants import EXACT, Flags, Numbers, VariantTable, Whole
 
 NOTHING = -1  # the model of a worker that is dead or loading
 
 
 @dataclass(frozen=True)
-class Promise:
+class Slo:
     """What a class of requests is promised: seconds from arrival, and the least quality."""
 
     deadline_s: float
@@ -26,11 +26,11 @@ class Promise:
 
 
 @dataclass(frozen=True)
-class Outlook:
+class PlanningInput:
     """What is known when a plan is made.
 
     `rate` is the forecast of requests a second. Of recent prompts, `quality` (p, v) is predicted,
-    `allowed` (p, v) says which variants could serve them and `promise` (p,) is their class; there
+    `allowed` (p, v) says which variants could serve them and `slo` (p,) is their class; there
     may be none. `kinds` (w,) are the workers' types of device, `models` (w,) what they hold or
     load, `alive` (w,) who is there, `wait_s` (w,) how long a request that is sent there now waits.
     `usable` is the share of cached latents that come in time.
@@ -40,7 +40,7 @@ class Outlook:
     rate: float
     quality: Numbers
     allowed: Flags
-    promise: Whole
+    slo: Whole
     kinds: Whole
     models: Whole
     alive: Flags
@@ -49,22 +49,22 @@ class Outlook:
 
 
 @dataclass
-class Candidate:
+class Request:
     """A request to be routed.
 
-    `quality` (v,) is predicted and `allowed` (v,) says what could serve it: without a neighbour
-    nothing that skips. `similarity` is that of the neighbour, None without one. `promise` is its
-    class, `left_s` the seconds of the menu that are left of its deadline, waiting included.
-    `effort` is the work of its picture as a multiple of the menu's: 4 for both sides doubled. Steps
-    and costs are multiplied by it, waits are not.
+    `quality` (v,) is predicted and `allowed` (v,) says which variants can serve it: without a
+    neighbour none that skips. `similarity` is that of the neighbour, None without one. `slo` is
+    the index of its SLO class, `left_s` the time to its deadline in seconds of the table.
+    `size_factor` is the work of its picture as a multiple of the table's: 4 where both sides are
+    doubled. It multiplies steps and costs, not waits.
     """
 
     quality: Sequence[float]
     allowed: Sequence[bool]
     left_s: float
     similarity: float | None = None
-    promise: int = 0
-    effort: float = 1.0
+    slo: int = 0
+    size_factor: float = 1.0
 
 
 @dataclass
@@ -115,17 +115,17 @@ class Policy(Protocol):
     @property
     def batching(self) -> Batching: ...
 
-    def promise(self, promises: Sequence[Promise]) -> None:
-        """What is promised from now on, by class, in seconds of the menu: less of them when the
+    def set_slos(self, slos: Sequence[Slo]) -> None:
+        """What is promised from now on, by class, in seconds of the table: less of them when the
         workers turn out to be slower."""
 
-    def plan(self, outlook: Outlook) -> Plan:
+    def plan(self, inputs: PlanningInput) -> Plan:
         """What the workers are to hold. Called every window, and when something happens."""
 
-    def route(self, candidate: Candidate, cluster: Cluster) -> Decision:
+    def route(self, request: Request, cluster: Cluster) -> Decision:
         """Who serves a request, and how."""
 
-    def review(self, candidate: Candidate, variant: int, judged: float) -> int | None:
+    def review(self, request: Request, variant: int, judged: float) -> int | None:
         """The variant that is to replace a picture that was made, None if it will do.
 
         `judged` is what a discriminator thinks the picture is worth.
@@ -142,20 +142,20 @@ class Base:
     reviews = False
     batching: Batching = StepBatching()
 
-    def __init__(self, menu: Menu, promises: Sequence[Promise]) -> None:
-        self.menu = menu
-        self.promise(promises)
+    def __init__(self, table: VariantTable, slos: Sequence[Slo]) -> None:
+        self.table = table
+        self.set_slos(slos)
 
-    def promise(self, promises: Sequence[Promise]) -> None:
-        self.promises = tuple(promises)
-        self.deadline_s = min(promise.deadline_s for promise in promises)
-        self.costs_s = self.menu.cost_s(self.deadline_s)
+    def set_slos(self, slos: Sequence[Slo]) -> None:
+        self.slos = tuple(slos)
+        self.deadline_s = min(slo.deadline_s for slo in slos)
+        self.costs_s = self.table.cost_s(self.deadline_s)
 
-    def plan(self, outlook: Outlook) -> Plan:
-        return Plan(np.full(len(outlook.kinds), self.menu.model[EXACT]))
+    def plan(self, inputs: PlanningInput) -> Plan:
+        return Plan(np.full(len(inputs.kinds), self.table.model[EXACT]))
 
-    def review(self, candidate: Candidate, variant: int, judged: float) -> int | None:
-        del candidate, variant, judged
+    def review(self, request: Request, variant: int, judged: float) -> int | None:
+        del request, variant, judged
         return None
 
 
@@ -188,17 +188,17 @@ def assigned(counts: Sequence[int], held: Sequence[int], usable: Sequence[bool])
     return result
 
 
-def placed(outlook: Outlook, menu: Menu) -> Whole:
+def placed(inputs: PlanningInput, table: VariantTable) -> Whole:
     """How many workers of each type hold or load each model (d, m)."""
-    counts = np.zeros((len(menu.types), len(menu.models)), dtype=np.int64)
-    np.add.at(counts, (outlook.kinds[outlook.alive], outlook.models[outlook.alive]), 1)
+    counts = np.zeros((len(table.types), len(table.models)), dtype=np.int64)
+    np.add.at(counts, (inputs.kinds[inputs.alive], inputs.models[inputs.alive]), 1)
     return counts
 
 
-def dealt(placement: Whole, outlook: Outlook) -> Whole:
+def dealt(placement: Whole, inputs: PlanningInput) -> Whole:
     """A placement (d, m) as models by worker (w,), type by type, with as few loads as can be."""
-    models = outlook.models
+    models = inputs.models
     for kind, counts in enumerate(placement.tolist()):
-        usable = (outlook.alive & (outlook.kinds == kind)).tolist()
+        usable = (inputs.alive & (inputs.kinds == kind)).tolist()
         models = np.array(assigned(counts, models.tolist(), usable))
     return models

@@ -7,24 +7,24 @@ from collections.abc import Sequence
 import numpy as np
 
 from argus.control import planner
-from argus.control.menu import EXACT, RESERVE, Menu
 from argus.control.policy import (
     Base,
-    Candidate,
     Cluster,
     Decision,
-    Outlook,
     Plan,
-    Promise,
+    PlanningInput,
+    Request,
+    Slo,
     dealt,
     placed,
 )
 from argus.control.prototypes import demand_of
+from argus.control.variants import EXACT, RESERVE, VariantTable
 
 CALM, PRESSED = 0.1, 0.5  # shares of the deadline that are waited: prices rise between them
 TIE = 1e-3
 WAIT_LOSS = 0.1  # of quality, for waiting all that is left: between models, the shorter queue
-LATE, STEEP = 0.2, 6  # who is foretold for a share x of what is left, is late in LATE·x^STEEP
+LATE, STEEP = 0.2, 6  # who is predicted for a share x of what is left, is late in LATE·x^STEEP
 MOMENT_S = 1e-9  # left of a deadline that is over
 STRATEGIES = ("exact", "cache", "model", "steps")  # refining is MoDM's
 MOVED, STALE_S = 0.05, 300.0  # a plan is kept while rates stay within a share, so long
@@ -46,61 +46,61 @@ class Price(Base):
 
     def __init__(
         self,
-        menu: Menu,
-        promises: Sequence[Promise],
+        table: VariantTable,
+        slos: Sequence[Slo],
         tuning: planner.Tuning | None = None,
         feedback: bool = True,
     ) -> None:
-        super().__init__(menu, promises)
+        super().__init__(table, slos)
         self._tuning = tuning
         self._feedback = feedback
-        self._steps = menu.steps.tolist()
-        self._own = np.array([strategy in STRATEGIES for strategy in menu.strategies])
+        self._steps = table.steps.tolist()
+        self._own = np.array([strategy in STRATEGIES for strategy in table.strategies])
         self._mine = np.flatnonzero(self._own).tolist()
-        self._best_batch = menu.best_batch.tolist()
-        self._model = menu.model.tolist()
-        self._prices = np.zeros((len(menu.types), len(menu.models))).tolist()
+        self._best_batch = table.best_batch.tolist()
+        self._model = table.model.tolist()
+        self._prices = np.zeros((len(table.types), len(table.models))).tolist()
         self._highest = self._prices
-        self._shares = [0.0] * len(menu.variants)
-        self._served = [0] * len(menu.variants)
+        self._shares = [0.0] * len(table.variants)
+        self._served = [0] * len(table.variants)
         self._last: planner.Plan | None = None
         self._wanted: list[int] = []
 
-    def promise(self, promises: Sequence[Promise]) -> None:
-        super().promise(promises)
-        self._full_s = self.menu.full_s(self.deadline_s)
+    def set_slos(self, slos: Sequence[Slo]) -> None:
+        super().set_slos(slos)
+        self._full_s = self.table.full_s(self.deadline_s)
         self._cost_rows = self.costs_s.tolist()
         self._planned: tuple[float, float, float, list[bool]] | None = None
 
-    def plan(self, outlook: Outlook) -> Plan:
-        menu = self.menu
-        if not len(outlook.quality) or outlook.rate <= 0 or not self._outdated(outlook):
-            return Plan(outlook.models)
-        quality = self.valued(outlook.quality)
-        costs = self._expected_costs(outlook.usable)
+    def plan(self, inputs: PlanningInput) -> Plan:
+        table = self.table
+        if not len(inputs.quality) or inputs.rate <= 0 or not self._outdated(inputs):
+            return Plan(inputs.models)
+        quality = self.valued(inputs.quality)
+        costs = self._expected_costs(inputs.usable)
         self._cost_rows = costs.tolist()
-        allowed = outlook.allowed & self._own
-        demand = demand_of(outlook.rate, quality, allowed, outlook.promise)
-        counts = placed(outlook, menu)
-        deadlines = np.array([promise.deadline_s for promise in self.promises])
+        allowed = inputs.allowed & self._own
+        demand = demand_of(inputs.rate, quality, allowed, inputs.slo)
+        counts = placed(inputs, table)
+        deadlines = np.array([slo.deadline_s for slo in self.slos])
         cluster = planner.Cluster(
             workers=counts.sum(axis=1),
-            holds=np.arange(len(menu.models))[:, None] == menu.model[None, :],
+            holds=np.arange(len(table.models))[:, None] == table.model[None, :],
             cost_s=costs,
             meets=self._full_s[None] <= RESERVE * deadlines[:, None, None] + 1e-9,
-            load_s=menu.load_s,
+            load_s=table.load_s,
             placed=counts,
         )
-        tuning = self._tuned(outlook.rate, max(1, int(counts.sum())))
+        tuning = self._tuned(inputs.rate, max(1, int(counts.sum())))
         plan = planner.plan(demand, cluster, tuning, self._last)
         self._last = plan
         self._prices = np.nan_to_num(plan.prices).tolist()
         self._highest = self._dearest(quality, allowed)
         self._shares = (demand.rates @ plan.shares / demand.rates.sum()).tolist()
-        self._served = [0] * len(menu.variants)
-        wanted = dealt(plan.placement, outlook)
+        self._served = [0] * len(table.variants)
+        wanted = dealt(plan.placement, inputs)
         self._wanted = wanted.tolist()
-        models = self._staged(wanted, outlook)
+        models = self._staged(wanted, inputs)
         return Plan(models, {"price": float(np.nanmax(plan.prices, initial=0.0))})
 
     def _tuned(self, rate: float, workers: int) -> planner.Tuning:
@@ -109,19 +109,19 @@ class Price(Base):
         who waits there goes elsewhere."""
         if self._tuning is not None:
             return self._tuning
-        alone = self.deadline_s / self.menu.slo_s  # how often an exact picture fits in
+        alone = self.deadline_s / self.table.slo_s  # how often an exact picture fits in
         return planner.Tuning(
             utilisation=min(BUSIEST, max(0.5, 1 - SPARE / (workers * alone) ** 0.5)),
             load_loss=STICKY * rate / workers,
         )
 
-    def _outdated(self, outlook: Outlook) -> bool:
+    def _outdated(self, inputs: PlanningInput) -> bool:
         """Whether a new plan would differ from the last by more than chance."""
-        now = (outlook.now_s, outlook.rate, outlook.usable, outlook.alive.tolist())
-        if self._planned is not None and outlook.models.tolist() == self._wanted:
+        now = (inputs.now_s, inputs.rate, inputs.usable, inputs.alive.tolist())
+        if self._planned is not None and inputs.models.tolist() == self._wanted:
             at, rate, usable, alive = self._planned
-            moved = abs(outlook.rate - rate) > MOVED * rate or abs(outlook.usable - usable) > MOVED
-            if not moved and outlook.now_s - at < STALE_S and alive == now[3]:
+            moved = abs(inputs.rate - rate) > MOVED * rate or abs(inputs.usable - usable) > MOVED
+            if not moved and inputs.now_s - at < STALE_S and alive == now[3]:
                 return False
         self._planned = now
         return True
@@ -129,24 +129,24 @@ class Price(Base):
     def _expected_costs(self, usable: float) -> planner.Numbers:
         """Costs (v, d) when latents come in time in a share `usable` of the cases, and everything
         else that skips is made in full."""
-        menu, costs = self.menu, self.costs_s.copy()
-        skips = menu.skip > 0
+        table, costs = self.table, self.costs_s.copy()
+        skips = table.skip > 0
         costs[skips] = usable * costs[skips] + (1 - usable) * costs[EXACT]
         return costs
 
-    def _staged(self, models: planner.Whole, outlook: Outlook) -> planner.Whole:
+    def _staged(self, models: planner.Whole, inputs: PlanningInput) -> planner.Whole:
         """A few moves at a time, so that service goes on."""
-        moving = np.flatnonzero((models != outlook.models) & outlook.alive)
-        most = max(1, int(MOVES * outlook.alive.sum()))
-        models[moving[most:]] = outlook.models[moving[most:]]
+        moving = np.flatnonzero((models != inputs.models) & inputs.alive)
+        most = max(1, int(MOVES * inputs.alive.sum()))
+        models[moving[most:]] = inputs.models[moving[most:]]
         return models
 
     def _dearest(self, quality: planner.Numbers, allowed: planner.Flags) -> list[list[float]]:
         """The price (d, m) at which nearly everyone prefers the cheapest variant of the model."""
-        menu, result = self.menu, np.zeros((len(self.menu.types), len(self.menu.models)))
-        for d in range(len(menu.types)):
-            for m in set(menu.model.tolist()):
-                of = np.flatnonzero(menu.model == m)
+        table, result = self.table, np.zeros((len(self.table.types), len(self.table.models)))
+        for d in range(len(table.types)):
+            for m in set(table.model.tolist()):
+                of = np.flatnonzero(table.model == m)
                 cheap = of[self.costs_s[of, d].argmin()]
                 slopes = [0.0]
                 for v in of:
@@ -163,7 +163,7 @@ class Price(Base):
         """What the policy takes the quality (p, v) of prompts for."""
         return quality
 
-    def route(self, candidate: Candidate, cluster: Cluster) -> Decision:
+    def route(self, request: Request, cluster: Cluster) -> Decision:
         best_wait: dict[tuple[int, int], tuple[float, int, int]] = {}
         for worker, model in enumerate(cluster.models):
             if model >= 0:
@@ -172,9 +172,9 @@ class Price(Base):
                 known = best_wait.get(place)
                 if known is None or (wait, cluster.running[worker]) < known[:2]:
                     best_wait[place] = (wait, cluster.running[worker], worker)
-        floor = self.promises[candidate.promise].floor
-        quality, allowed = candidate.quality, candidate.allowed
-        left_s, effort = max(MOMENT_S, candidate.left_s), candidate.effort
+        floor = self.slos[request.slo].floor
+        quality, allowed = request.quality, request.allowed
+        left_s, size_factor = max(MOMENT_S, request.left_s), request.size_factor
         options: list[tuple[float, int, int, float]] = []
         best = -float("inf")
         for (kind, model), (wait, running, worker) in best_wait.items():
@@ -182,7 +182,7 @@ class Price(Base):
             joined = running if wait > 0 else running + 1  # who waits, takes another's place
             size = max(1, min(joined, self._best_batch[kind][model]))
             waiting = WAIT_LOSS * wait / left_s
-            step_s = effort * self.menu.batch_step_s(kind, model, size)
+            step_s = size_factor * self.table.batch_step_s(kind, model, size)
             for v in self._mine:
                 if self._model[v] != model or not allowed[v] or quality[v] < floor:
                     continue
@@ -190,7 +190,7 @@ class Price(Base):
                 if share > 1:
                     continue
                 hoped = quality[v] * (1 - LATE * share**STEEP)
-                worth = hoped - price * effort * self._cost_rows[v][kind] - waiting
+                worth = hoped - price * size_factor * self._cost_rows[v][kind] - waiting
                 options.append((worth, v, worker, price))
                 if worth > best:
                     best = worth
@@ -230,16 +230,16 @@ class PriceBlind(Price):
 
     informed = False
 
-    def __init__(self, menu: Menu, promises: Sequence[Promise]) -> None:
-        super().__init__(menu, promises)
-        self._mean = menu.mean_quality.tolist()
+    def __init__(self, table: VariantTable, slos: Sequence[Slo]) -> None:
+        super().__init__(table, slos)
+        self._mean = table.mean_quality.tolist()
 
     def valued(self, quality: planner.Numbers) -> planner.Numbers:
-        return np.broadcast_to(self.menu.mean_quality, quality.shape).copy()
+        return np.broadcast_to(self.table.mean_quality, quality.shape).copy()
 
-    def route(self, candidate: Candidate, cluster: Cluster) -> Decision:
-        candidate.quality = self._mean
-        return super().route(candidate, cluster)
+    def route(self, request: Request, cluster: Cluster) -> Decision:
+        request.quality = self._mean
+        return super().route(request, cluster)
 
 
 class Oracle(Price):

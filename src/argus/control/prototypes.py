@@ -4,22 +4,22 @@ from __future__ import annotations
 
 import numpy as np
 
-from argus.control.menu import Flags, Numbers, Whole
 from argus.control.planner import Demand
+from argus.control.variants import Flags, Numbers, Whole
 
 COUNT = 64
 ROUNDS = 6
 
 
 def demand_of(
-    rate: float, quality: Numbers, allowed: Flags, promise: Whole, count: int = COUNT
+    rate: float, quality: Numbers, allowed: Flags, slo: Whole, count: int = COUNT
 ) -> Demand:
     """Prompts with `quality` and `allowed` (p, v) as prototypes whose rates sum to `rate`.
 
     Prompts of one prototype are of one class and allowed the same variants; where that leaves many
     together, k-means of their quality parts them.
     """
-    keys = np.concatenate([promise[:, None], allowed.astype(np.int64)], axis=1)
+    keys = np.concatenate([slo[:, None], allowed.astype(np.int64)], axis=1)
     _, kinds = np.unique(keys, axis=0, return_inverse=True)
     kinds = kinds.ravel()
     label = np.zeros(len(quality), dtype=np.int64)
@@ -35,7 +35,7 @@ def demand_of(
     sizes = np.bincount(label).astype(float)
     centres = np.stack([np.bincount(label, weights=column) / sizes for column in quality.T], axis=1)
     first = np.array([np.flatnonzero(label == one)[0] for one in range(len(used))])
-    return Demand(rate * sizes / sizes.sum(), centres, allowed[first], promise[first])
+    return Demand(rate * sizes / sizes.sum(), centres, allowed[first], slo[first])
 
 
 def _parted(rows: Numbers, count: int) -> Whole:

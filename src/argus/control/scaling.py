@@ -8,19 +8,19 @@ import numpy as np
 
 from argus.control import planner
 from argus.control.batching import Adaptive
-from argus.control.menu import EXACT, Menu
 from argus.control.policy import (
     Base,
-    Candidate,
     Cluster,
     Decision,
-    Outlook,
     Plan,
-    Promise,
+    PlanningInput,
+    Request,
+    Slo,
     dealt,
     placed,
     soonest,
 )
+from argus.control.variants import EXACT, VariantTable
 
 
 class _Scaling(Base):
@@ -28,13 +28,13 @@ class _Scaling(Base):
 
     batching = Adaptive()
 
-    def __init__(self, menu: Menu, promises: Sequence[Promise]) -> None:
-        super().__init__(menu, promises)
-        chosen = [v for v, s in enumerate(menu.strategies) if s == "model" or v == EXACT]
+    def __init__(self, table: VariantTable, slos: Sequence[Slo]) -> None:
+        super().__init__(table, slos)
+        chosen = [v for v, s in enumerate(table.strategies) if s == "model" or v == EXACT]
         self._ladder = sorted(chosen, key=lambda v: -self.costs_s[v, 0])
-        self._of_model = {int(menu.model[v]): v for v in reversed(self._ladder)}
+        self._of_model = {int(table.model[v]): v for v in reversed(self._ladder)}
 
-    def route(self, candidate: Candidate, cluster: Cluster) -> Decision:
+    def route(self, request: Request, cluster: Cluster) -> Decision:
         able = [w for w, model in enumerate(cluster.models) if model in self._of_model]
         worker = soonest(able, cluster)
         v = EXACT if worker is None else self._of_model[cluster.models[worker]]
@@ -46,37 +46,37 @@ class Proteus(_Scaling):
     that carries the forecast load (section 4), requests are spread by its shares, and batches are
     as large as the deadline allows (section 5).
 
-    Deviation: batch sizes are those of the menu's cost, not variables of the programme.
+    Deviation: batch sizes are those of the table's cost, not variables of the programme.
     """
 
-    def __init__(self, menu: Menu, promises: Sequence[Promise]) -> None:
-        super().__init__(menu, promises)
-        self._shares = np.zeros(len(menu.models))
-        self._served = np.zeros(len(menu.models))
+    def __init__(self, table: VariantTable, slos: Sequence[Slo]) -> None:
+        super().__init__(table, slos)
+        self._shares = np.zeros(len(table.models))
+        self._served = np.zeros(len(table.models))
         self._last: planner.Plan | None = None
 
-    def plan(self, outlook: Outlook) -> Plan:
-        menu, ladder = self.menu, self._ladder
-        counts = placed(outlook, menu)
+    def plan(self, inputs: PlanningInput) -> Plan:
+        table, ladder = self.table, self._ladder
+        counts = placed(inputs, table)
         self._last = plan = planner.plan(
-            planner.Demand.alike(outlook.rate, menu.mean_quality[ladder]),
+            planner.Demand.alike(inputs.rate, table.mean_quality[ladder]),
             planner.Cluster(
                 workers=counts.sum(axis=1),
-                holds=np.arange(len(menu.models))[:, None] == menu.model[ladder][None],
+                holds=np.arange(len(table.models))[:, None] == table.model[ladder][None],
                 cost_s=self.costs_s[ladder],
-                meets=np.ones((1, len(ladder), len(menu.types)), dtype=bool),
-                load_s=menu.load_s,
+                meets=np.ones((1, len(ladder), len(table.types)), dtype=bool),
+                load_s=table.load_s,
                 placed=counts,
             ),
             planner.Tuning(utilisation=1.0),
             self._last,
         )
         self._shares = plan.flow.sum(axis=(0, 1, 2))
-        self._served = np.zeros(len(menu.models))
-        return Plan(dealt(plan.placement, outlook))
+        self._served = np.zeros(len(table.models))
+        return Plan(dealt(plan.placement, inputs))
 
-    def route(self, candidate: Candidate, cluster: Cluster) -> Decision:
-        del candidate
+    def route(self, request: Request, cluster: Cluster) -> Decision:
+        del request
         held = {model for model in cluster.models if model in self._of_model}
         if not held:
             return Decision(EXACT, None, "no worker can serve now")
@@ -95,12 +95,12 @@ class Sommelier(_Scaling):
 
     LONG, SHORT = 0.5, 0.05
 
-    def plan(self, outlook: Outlook) -> Plan:
-        menu, models = self.menu, outlook.models.copy()
-        for w in np.flatnonzero(outlook.alive):
+    def plan(self, inputs: PlanningInput) -> Plan:
+        table, models = self.table, inputs.models.copy()
+        for w in np.flatnonzero(inputs.alive):
             at = self._ladder.index(self._of_model.get(int(models[w]), EXACT))
-            if outlook.wait_s[w] > self.LONG * self.deadline_s and at + 1 < len(self._ladder):
-                models[w] = menu.model[self._ladder[at + 1]]
-            elif outlook.wait_s[w] < self.SHORT * self.deadline_s and at > 0:
-                models[w] = menu.model[self._ladder[at - 1]]
+            if inputs.wait_s[w] > self.LONG * self.deadline_s and at + 1 < len(self._ladder):
+                models[w] = table.model[self._ladder[at + 1]]
+            elif inputs.wait_s[w] < self.SHORT * self.deadline_s and at > 0:
+                models[w] = table.model[self._ladder[at - 1]]
         return Plan(models)

@@ -88,7 +88,7 @@ def regret(data: Examples, guess: Numbers, costs: Numbers) -> list[Regret]:
 
 
 def write(data: Examples, trained: Trained, file: Path) -> None:
-    """What was foretold of every prompt and variant that could be, one row each: for simulations,
+    """What was predicted of every prompt and variant that could be, one row each: for simulations,
     which are to see what a server would have seen."""
     rows = pd.DataFrame(
         {

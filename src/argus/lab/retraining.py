@@ -101,5 +101,5 @@ def _joined(table: Examples, seen: Examples) -> Examples:
 def _error(predictor: Predictor, samples: pd.DataFrame, vectors: Single) -> float:
     mean, _ = predictor.predict_all(vectors, samples["similarity"].to_numpy(np.float32))
     column = [predictor.variants.index(name) for name in samples["variant"]]
-    foretold = mean[np.arange(len(samples)), column]
-    return float(np.nanmean(np.abs(samples["quality"].to_numpy() - foretold)))
+    predicted = mean[np.arange(len(samples)), column]
+    return float(np.nanmean(np.abs(samples["quality"].to_numpy() - predicted)))

@@ -1,6 +1,6 @@
 """Trains a predictor from a table of qualities, and says what it is worth on prompts it never saw.
 
-Every network of the predictor is trained without one fold of the prompts, and foretells that fold:
+Every network of the predictor is trained without one fold of the prompts, and predicts that fold:
 so each prompt is held out once, and all of them are learnt from.
 """
 
@@ -57,8 +57,8 @@ class Examples:
 
 @dataclass(frozen=True)
 class Trained:
-    """A predictor, and what was foretold of each of its examples by a network that had not seen the
-    prompt: `mean` (p, v), `low` (p, v)."""
+    """A predictor, and the predictions `mean` (p, v) and `low` (p, v) for each of its examples by a
+    network that had not seen the prompt."""
 
     predictor: Predictor
     mean: Numbers
@@ -155,7 +155,7 @@ def _usual(data: Examples) -> Numbers:
 
 
 def _trust(data: Examples, mean: Numbers, usual: Single) -> Single:
-    """The slopes (v,) of what was measured on what was foretold of held-out prompts, beyond the
+    """The slopes (v,) of what was measured on what was predicted of held-out prompts, beyond the
     usual: where scores are mostly chance, as much of a guess is."""
     some = (~np.isnan(data.quality)).any(axis=2)
     measured = np.nansum(data.quality, axis=2) / np.maximum((~np.isnan(data.quality)).sum(2), 1)
@@ -227,7 +227,7 @@ def _fit(
 
 
 def _start(d: int, variants: int, knots: int, means: Numbers) -> dict[str, Tensor]:
-    """Weights of networks that foretell every variant's mean for every prompt."""
+    """Weights of networks that predict every variant's mean for every prompt."""
     shapes = {"w1": (d, HIDDEN), "w2": (HIDDEN, HIDDEN), "w3": (HIDDEN, 2 * variants * knots)}
     w = {name: torch.randn(FOLDS, *s) * s[0] ** -0.5 for name, s in shapes.items()}
     w["w3"] *= 0.1

@@ -18,14 +18,14 @@ from argus.control.breaker import FETCH_SHARE
 from argus.core.errors import BadRequest, Expired
 from argus.core.family import EXACT, Variant
 from argus.core.job import Job
-from argus.server.foresight import Foresight
-from argus.server.intake import PATIENCE_S, Intake, Prepared, Started, timed
+from argus.server.controller import Asked, Choice, Controller, shortest_wait_s
 from argus.server.learning import Judge
 from argus.server.metrics import Metrics
 from argus.server.model import ServedFamily
-from argus.server.order import Full, Order, Served, Shed
+from argus.server.predictions import Predictions
+from argus.server.preparation import PATIENCE_S, Preparation, Prepared, Started, timed
+from argus.server.request import Full, Order, Served, Shed
 from argus.server.retrieval import Retrieval
-from argus.server.steering import Asked, Choice, Steering, shortest_wait_s
 from argus.workers.fleet import Fleet, HandedBack, TooLate, Work
 from argus.workers.local import OnPreview
 from argus.workers.messages import Finished, WorkerError
@@ -48,27 +48,27 @@ class Dispatcher:
     def __init__(
         self,
         model: ServedFamily,
-        intake: Intake,
+        preparation: Preparation,
         started: Future[Started],
         retrieval: Retrieval,
         fleet: Fleet,
-        foresight: Foresight,
+        predictions: Predictions,
         metrics: Metrics,
         queue_limit: int,
         judge: Judge | None = None,
         on_served: Callable[[Order, Embedding, Served], None] = lambda order, embedding, made: None,
     ) -> None:
         self._family = model.family
-        self._intake, self._started = intake, started
-        self._retrieval, self._fleet, self._foresight = retrieval, fleet, foresight
+        self._preparation, self._started = preparation, started
+        self._retrieval, self._fleet, self._predictions = retrieval, fleet, predictions
         self._metrics, self._limit = metrics, queue_limit
         self._judge, self._on_served = judge, on_served
-        steps = model.menu.steps.tolist()
-        self._units = dict(zip(model.menu.variants, steps, strict=True))
-        self._extra = self._units[EXACT] - self._family.exact.steps
+        steps = model.table.steps.tolist()
+        self._work_steps = dict(zip(model.table.variants, steps, strict=True))
+        self._extra = self._work_steps[EXACT] - self._family.exact.steps
         self._models = dict(
-            zip(model.menu.variants, model.menu.model.tolist(), strict=True)
-        )  # of the menu, by variant
+            zip(model.table.variants, model.table.model.tolist(), strict=True)
+        )  # of the table, by variant
         self._in_flight = 0
 
     @property
@@ -110,13 +110,13 @@ class Dispatcher:
         """There is no room for an order, which counts as demand all the same. Raises Full."""
         started = self._started
         if not order.pinned and started.done() and started.exception() is None:
-            started.result().steering.refused(order.count)
+            started.result().controller.refused(order.count)
         wait_s = shortest_wait_s(self._fleet.cluster())
         retry_s = RETRY_S if wait_s is None else max(1, math.ceil(wait_s * self._fleet.scale))
         raise Full(self._in_flight, self._limit, retry_s)
 
     async def _serve(self, order: Order, on_preview: OnPreview | None) -> list[Served]:
-        prepared = await self._intake.prepare(order, on_preview)
+        prepared = await self._preparation.prepare(order, on_preview)
         tasks = [asyncio.create_task(self._make(prepared, i)) for i in range(order.count)]
         try:
             return list(await asyncio.gather(*tasks))
@@ -126,10 +126,10 @@ class Dispatcher:
 
     async def _make(self, prepared: Prepared, number: int) -> Served:
         """One picture: routed until a worker makes it, and again if the policy doubts it."""
-        order, steering = prepared.order, self._started.result().steering
+        order, controller = prepared.order, self._started.result().controller
         neighbour = prepared.neighbour(number)
-        begun, foretold_by = time.perf_counter(), self._foresight.number
-        prediction = self._foresight.predict(
+        begun, predicted_by = time.perf_counter(), self._predictions.number
+        prediction = self._predictions.predict(
             prepared.embedding.vector, neighbour.similarity if neighbour else None
         )
         predict_ms, route_ms = 1000 * (time.perf_counter() - begun), 0.0
@@ -156,13 +156,13 @@ class Dispatcher:
                     () if self._retrieval.shut and not order.pinned else stored,
                     prepared.slo,
                     min(prepared.due_s, prepared.deadline_s) - time.monotonic(),
-                    prepared.effort,
+                    prepared.size_factor,
                     order.least,
                     order.own_guidance,
                 )
-                steering.usable = self._retrieval.usable
+                controller.usable = self._retrieval.usable
                 if not counted and not order.pinned:
-                    steering.arrived(asked, prepared.governed)
+                    controller.arrived(asked, prepared.governed)
                     counted = True
                 routing = self._choose(prepared, asked, broken, replacing)
                 choice, took_ms = await timed(routing)
@@ -172,7 +172,7 @@ class Dispatcher:
                 if choice.worker is None and hopeless is not None:
                     raise Expired("The deadline left no time to make the picture.")
                 if choice.worker is None:
-                    raise Shed(choice.reason, steering.retry_after_s(asked))
+                    raise Shed(choice.reason, controller.retry_after_s(asked))
                 variant = self._family.variants[choice.variant]
                 work = self._work(prepared, variant, choice.variant, number)
                 work.deaths, work.on_preview = deaths, show
@@ -212,8 +212,8 @@ class Dispatcher:
                     await asyncio.sleep(0)
                     continue
                 reviewed = prepared.governed and not order.pinned and replacing is None
-                if steering.policy.reviews and reviewed:
-                    replacing = await self._doubted(steering, asked, order, choice, run)
+                if controller.policy.reviews and reviewed:
+                    replacing = await self._doubted(controller, asked, order, choice, run)
                     if replacing is not None and time.monotonic() < prepared.deadline_s:
                         doubted = work, choice, run
                         continue
@@ -230,7 +230,7 @@ class Dispatcher:
             "route": route_ms, "fetch": fetch_ms,
         }  # fmt: skip
         served = self._served(prepared, work.job, choice, run, neighbour, decision_ms)
-        served = replace(served, foretold_by=foretold_by)
+        served = replace(served, predicted_by=predicted_by)
         if choice.instead_of is not None:
             self._record(choice.instead_of)
         if prepared.looked_up:
@@ -257,16 +257,16 @@ class Dispatcher:
         broken: bool,
         replacing: str | None,
     ) -> Choice:
-        order, steering = prepared.order, self._started.result().steering
+        order, controller = prepared.order, self._started.result().controller
         if order.pinned:
             variant, reason = self._pinned(order, asked)
             return await self._held(variant, reason, prepared, asked)
         if replacing is not None:
             return await self._held(replacing, "the first picture was doubted", prepared, asked)
-        choice = steering.choose(asked)
+        choice = controller.choose(asked)
         if prepared.governed and choice.worker is None and self._fleet.idle and self._fleet.ready:
             # Nobody waits for anything: better late than refused.
-            choice = steering.however_late(asked, f"{choice.reason}, and nobody else waits")
+            choice = controller.however_late(asked, f"{choice.reason}, and nobody else waits")
         if not prepared.governed:
             made = await self._held(EXACT, self._would_be(choice), prepared, asked)
             return replace(made, instead_of=choice)
@@ -281,7 +281,7 @@ class Dispatcher:
             self._fleet.require(model)
         left_s = prepared.deadline_s - time.monotonic()
         worker = await self._fleet.holding(model, max(0.0, min(left_s, PATIENCE_S)))
-        return self._started.result().steering.forced(variant, worker, reason, asked)
+        return self._started.result().controller.forced(variant, worker, reason, asked)
 
     def _pinned(self, order: Order, asked: Asked) -> tuple[str, str]:
         variant = order.variant or EXACT
@@ -291,7 +291,7 @@ class Dispatcher:
         if asked_skip:
             k = self._family.usable_skip(asked_skip, tuple(asked.stored))
             if k != asked_skip:
-                name = self._started.result().steering.usable_skip(variant, asked.stored)
+                name = self._started.result().controller.usable_skip(variant, asked.stored)
                 return name, f"no latents for the pinned {variant} are cached"
         return variant, "the request pins this variant"
 
@@ -304,23 +304,23 @@ class Dispatcher:
             variant.skip, order.width, order.height,
         )  # fmt: skip
         keeps = prepared.looked_up and name == EXACT
-        units = self._units[name] if order.steps is None else order.steps + self._extra
+        work_steps = self._work_steps[name] if order.steps is None else order.steps + self._extra
         return Work(
             job,
-            units * prepared.effort,
+            work_steps * prepared.size_factor,
             min(prepared.due_s, prepared.deadline_s),
             prepared.deadline_s if prepared.governed and not order.pinned else math.inf,
             begin_by_s=prepared.deadline_s,
-            effort=prepared.effort,
+            size_factor=prepared.size_factor,
             keep=tuple(self._family.skips) if keeps else (),
             previews=order.previews,
         )
 
     async def _doubted(
-        self, steering: Steering, asked: Asked, order: Order, choice: Choice, run: Finished
+        self, controller: Controller, asked: Asked, order: Order, choice: Choice, run: Finished
     ) -> str | None:
         """The variant that is to replace a picture, None if it will do or cannot be judged."""
-        predictor = self._foresight.predictor
+        predictor = self._predictions.predictor
         if self._judge is None or predictor is None:
             raise WorkerError("This policy judges pictures: it needs a scorer and a predictor.")
         try:
@@ -330,7 +330,7 @@ class Dispatcher:
             if not isinstance(error, BadRequest):
                 log.warning("Pictures cannot be judged (%s)", type(error).__name__)
             return None
-        return steering.again(asked, choice.variant, judged)
+        return controller.again(asked, choice.variant, judged)
 
     def _would_be(self, choice: Choice) -> str:
         """What Argus would have done, where it does not decide."""
@@ -344,7 +344,7 @@ class Dispatcher:
             self._metrics.shadow.labels("shed").inc()
             return
         self._metrics.shadow.labels(choice.variant).inc()
-        saved_s = self._started.result().steering.saved_s(choice.variant)
+        saved_s = self._started.result().controller.saved_s(choice.variant)
         self._metrics.saved_seconds.labels("shadow").inc(max(0.0, saved_s))
 
     def _served(
@@ -356,7 +356,7 @@ class Dispatcher:
         neighbour: Neighbour | None,
         decision_ms: dict[str, float],
     ) -> Served:
-        order, steering = prepared.order, self._started.result().steering
+        order, controller = prepared.order, self._started.result().controller
         assert choice.worker is not None
         encode_ms = prepared.encode_ms + run.timings_ms["encode"]
         retrieve_ms = prepared.retrieve_ms + decision_ms["fetch"]
@@ -391,7 +391,7 @@ class Dispatcher:
             quality=None if free else choice.quality,
             low=None if free else choice.low,
             price=choice.price,
-            saved_s=0.0 if free else steering.saved_s(choice.variant),
+            saved_s=0.0 if free else controller.saved_s(choice.variant),
         )
 
     def _count(self, served: Served) -> None:

@@ -19,8 +19,8 @@ from argus.core.errors import BadRequest, Expired, NotEnoughMemory
 from argus.core.job import MAX_SEED
 from argus.server.errors import ApiError, invalid
 from argus.server.keys import SHARED
-from argus.server.order import Full, Order, Served, Shed
 from argus.server.pictures import encode_picture
+from argus.server.request import Full, Order, Served, Shed
 from argus.server.schema import (
     ArgusOptions,
     GenerationRequest,

@@ -18,16 +18,16 @@ from typing import TYPE_CHECKING
 from PIL import Image
 
 from argus.config import Settings
-from argus.control.menu import EXACT
+from argus.control.variants import EXACT
 from argus.core.errors import ModelError
 from argus.core.family import EXACT as EXACT_NAME
 from argus.lab.retraining import FEWEST_SAMPLES
 from argus.quality.drift import Drift
 from argus.quality.predictor import Predictor
-from argus.server.foresight import Foresight
 from argus.server.metrics import Metrics
 from argus.server.model import PREDICTOR, ServedFamily
-from argus.server.order import Order, Served
+from argus.server.predictions import Predictions
+from argus.server.request import Order, Served
 from argus.server.samples import Sample, Samples
 from argus.server.storage import catalogue_url
 from argus.workers.fleet import Fleet, Work
@@ -93,12 +93,12 @@ class Learning:
         settings: Settings,
         model: ServedFamily,
         fleet: Fleet,
-        foresight: Foresight,
+        predictions: Predictions,
         judge: Judge,
         metrics: Metrics,
     ) -> None:
         self._settings, self._model, self._fleet = settings, model, fleet
-        self._foresight, self._judge, self._metrics = foresight, judge, metrics
+        self._predictions, self._judge, self._metrics = predictions, judge, metrics
         self._waiting: deque[_Waiting] = deque(maxlen=MOST_WAITING)
         self._since_training = self._served = 0
         self._alarmed: set[str] = set()
@@ -106,11 +106,11 @@ class Learning:
         self._url = catalogue_url(settings)
         self._samples: Samples | None = None
         self._in_force = model.predictor_folder
-        self.drift = _drift_of(foresight.predictor)
+        self.drift = _drift_of(predictions.predictor)
 
     def served(self, order: Order, embedding: Embedding, made: Served) -> None:
         """A picture was made."""
-        predictor = self._foresight.predictor
+        predictor = self._predictions.predictor
         if predictor is None:
             return
         self.drift.saw_prompt(embedding.vector)
@@ -144,19 +144,19 @@ class Learning:
 
     async def measure(self, one: _Waiting) -> Sample | None:
         """Make a served picture's exact twin and compare them; None if nobody can make it now."""
-        menu, exact = self._model.menu, self._model.family.exact
+        table, exact = self._model.table, self._model.family.exact
         cluster = self._fleet.cluster()
-        model = int(menu.model[EXACT])
+        model = int(table.model[EXACT])
         if model not in cluster.models:
             return None
         worker = cluster.models.index(model)
         job = replace(exact.job(one.order.prompt, one.served.seed))
         late_s = time.monotonic() + PATIENCE_S
         twin = await self._fleet.run(
-            Work(job, float(menu.steps[EXACT]), late_s, late_s), worker, model
+            Work(job, float(table.steps[EXACT]), late_s, late_s), worker, model
         )
         score, s_exact = await self._judge.scores(one.order.prompt, [one.served.image, twin.image])
-        predictor = self._foresight.predictor
+        predictor = self._predictions.predictor
         if predictor is None:
             return None
         sample = Sample(
@@ -173,7 +173,7 @@ class Learning:
             time.time(),
         )
         await asyncio.to_thread(self._keep, sample)
-        self._saw(sample, one.served.foretold_by == self._foresight.number)
+        self._saw(sample, one.served.predicted_by == self._predictions.number)
         return sample
 
     def _keep(self, sample: Sample) -> None:
@@ -182,7 +182,7 @@ class Learning:
         self._samples.add(sample)
 
     def _saw(self, sample: Sample, current: bool) -> None:
-        """A sample, and whether the predictor in force foretold it."""
+        """A sample, and whether the predictor in force predicted it."""
         self._since_training += 1
         self._metrics.measured.labels(sample.variant).observe(sample.quality)
         if sample.predicted is not None:
@@ -192,7 +192,7 @@ class Learning:
         drifted = self.drift.errors
         self._alarm("errors", drifted)
         if drifted and self._settings.retrain and self._since_training >= NEW_SAMPLES:
-            self.retrain("what it foretells is off")
+            self.retrain("what it predicts is off")
 
     def _alarm(self, test: str, drifted: bool) -> None:
         self._metrics.drift.labels(test).set(drifted)
@@ -231,8 +231,8 @@ class Learning:
         else:
             await asyncio.to_thread(_replace, aside, folder)
             made_for = self._model.made_for
-            self._foresight.predictor = Predictor.load(folder, made_for)
-            self.drift = _drift_of(self._foresight.predictor)
+            self._predictions.predictor = Predictor.load(folder, made_for)
+            self.drift = _drift_of(self._predictions.predictor)
             self._alarm("errors", False)
             self._in_force = folder
             self._metrics.retrained.labels("accepted").inc()

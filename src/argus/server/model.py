@@ -12,7 +12,7 @@ import torch
 
 from argus.cache.scope import Scope
 from argus.config import Settings
-from argus.control.menu import Menu, menu_of
+from argus.control.variants import VariantTable, variant_table
 from argus.core.errors import ModelError
 from argus.core.family import Family, Variant
 from argus.core.profile import MAX_BATCH, Profile
@@ -32,16 +32,16 @@ class ServedFamily:
     """A family with its models' folders. `id` names the exact model's weights, so that latents of
     others never match.
 
-    `menu` has the variants that are served, `models` what a worker loads for each of the menu's,
+    `table` has the variants that are served, `models` what a worker loads for each of the table's,
     `devices` where each worker is. Without a `predictor` nobody knows what a prompt can bear;
-    without a profile the menu's costs are guesses (`profiled`). `made_for` is the fingerprint of
+    without a profile the table's costs are guesses (`profiled`). `made_for` is the fingerprint of
     what predictors are trained for.
     """
 
     family: Family
     id: str
     folders: dict[str, Path]
-    menu: Menu
+    table: VariantTable
     models: tuple[Model, ...]
     devices: tuple[str, ...]
     predictor: Predictor | None
@@ -65,11 +65,11 @@ class ServedFamily:
         profile = profile_of(settings, family, device)
         made_for = family_fingerprint(whole)
         predictor, predictor_folder = _predictor(settings, whole, made_for)
-        menu = menu_of(family, profile)
+        table = variant_table(family, profile)
         if predictor is not None:
             usual = dict(zip(predictor.variants, predictor.usual.tolist(), strict=True))
-            means = np.array([usual[name] for name in menu.variants])
-            menu = replace(menu, mean_quality=means)
+            means = np.array([usual[name] for name in table.variants])
+            table = replace(table, mean_quality=means)
         devices = _devices(settings, device, len(folders))
         threads = None
         if device == "cpu":
@@ -84,12 +84,12 @@ class ServedFamily:
                 compiled=settings.compile,
                 threads=threads,
             )
-            for name in menu.models
+            for name in table.models
         )
         name = family.exact.model
         own = f"{name}@{fingerprint(folders[name])}"
         return cls(
-            family, own, folders, menu, models, devices, predictor, predictor_folder, made_for,
+            family, own, folders, table, models, devices, predictor, predictor_folder, made_for,
             profile is not None,
         )  # fmt: skip
 
@@ -114,7 +114,7 @@ class ServedFamily:
         )  # fmt: skip
 
     def model_at(self, number: int, model: int) -> Model:
-        """What worker `number` loads for the menu's `model`."""
+        """What worker `number` loads for the table's `model`."""
         return replace(self.models[model], device=self.devices[number])
 
 

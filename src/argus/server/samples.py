@@ -33,7 +33,7 @@ class Sample:
     """A served picture beside the exact one of its prompt and seed.
 
     `score` and `s_exact` are the scorer's, `quality` is 1 + (score - s_exact) / mean gain;
-    `predicted` and `low` were foretold. `made_for` is the fingerprint of the family, `at` seconds
+    `predicted` and `low` were predicted. `made_for` is the fingerprint of the family, `at` seconds
     since the epoch.
     """
 

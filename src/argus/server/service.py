@@ -19,22 +19,22 @@ from PIL import Image
 from argus.config import Settings
 from argus.control.batching import StepBatching
 from argus.control.breaker import FETCH_SHARE
-from argus.control.menu import EXACT
-from argus.control.policy import Promise
+from argus.control.policy import Slo
+from argus.control.variants import EXACT
 from argus.core.errors import ModelError
 from argus.core.family import Variant
+from argus.server.controller import Controller, policy_of
 from argus.server.dispatcher import Dispatcher
 from argus.server.errors import ApiError, invalid
-from argus.server.foresight import Foresight
-from argus.server.intake import Intake, Started
 from argus.server.keys import KeyRing
 from argus.server.learning import Judge, Learning
 from argus.server.metrics import Metrics
 from argus.server.model import ServedFamily
 from argus.server.pictures import PictureStore, encode_picture
+from argus.server.predictions import Predictions
+from argus.server.preparation import Preparation, Started
 from argus.server.retrieval import Retrieval
 from argus.server.slo import DEFAULT, MARGIN, Classes
-from argus.server.steering import Steering, policy_of
 from argus.server.storage import open_cache
 from argus.workers.fleet import Fleet
 from argus.workers.local import LocalWorker, State
@@ -62,7 +62,7 @@ class Service:
         self.model = model = ServedFamily.of(settings)
         self.family = model.family
         self.policy = _policy_name(settings, model)
-        batching = policy_of(self.policy, model.menu, [Promise(math.inf)]).batching
+        batching = policy_of(self.policy, model.table, [Slo(math.inf)]).batching
         if settings.policy is None:  # nobody asked for a paper's own
             batching = StepBatching()
         self._encoder: Future[PromptEncoder] = Future()
@@ -71,23 +71,23 @@ class Service:
             LocalWorker(model.model_at(number, 0), partial(self._changed, number))
             for number in range(len(model.devices))
         ]
-        self.fleet = Fleet(model.menu, model.models, self.workers, batching, self._replan)
+        self.fleet = Fleet(model.table, model.models, self.workers, batching, self._replan)
         self.metrics = Metrics()
         self.cache = open_cache(settings)
         self.retrieval = Retrieval(self.cache)
-        self.foresight = Foresight(model.predictor, model.menu)
+        self.predictions = Predictions(model.predictor, model.table)
         self.pictures = PictureStore(settings.data / "pictures", settings.url_ttl_s)
         self.judge = Judge(model)
         self.learning = Learning(
-            settings, model, self.fleet, self.foresight, self.judge, self.metrics
+            settings, model, self.fleet, self.predictions, self.judge, self.metrics
         )
         share = 1.0 if settings.rollout is None else settings.rollout
         self.rollout = 0.0 if settings.shadow and settings.rollout is None else share
-        intake = Intake(
+        preparation = Preparation(
             model, self._encoder, self._started, self.retrieval, self.rollout, settings.timeout_s
         )
         self.dispatcher = Dispatcher(
-            model, intake, self._started, self.retrieval, self.fleet, self.foresight,
+            model, preparation, self._started, self.retrieval, self.fleet, self.predictions,
             self.metrics, settings.queue_limit, self.judge, self.learning.served,
         )  # fmt: skip
         self._tasks: list[asyncio.Task[None]] = []
@@ -189,40 +189,38 @@ class Service:
                 return
             encoder = await asyncio.wrap_future(self._encoder)
             await loading
-            exact, menu = self.family.exact, self.model.menu
+            exact, table = self.family.exact, self.model.table
             job = exact.job("a picture to see how long one takes", 0)
-            exact_s = await self.fleet.calibrate(job, float(menu.steps[EXACT]))
+            exact_s = await self.fleet.calibrate(job, float(table.steps[EXACT]))
             exact_s += await asyncio.to_thread(_way_s, encoder, exact, job.prompt)
             classes = Classes(self.settings.slo, exact_s, self.model.profiled)
-            steering = Steering(
-                self.policy, self.family, menu, classes, self.fleet, self.metrics,
+            controller = Controller(
+                self.policy, self.family, table, classes, self.fleet, self.metrics,
                 self.settings.window_s, self.rollout,
             )  # fmt: skip
             log.info("An exact picture takes %.2f s here; promised: %s", exact_s, classes)
-            self._started.set_result(Started(steering, classes))
+            self._started.set_result(Started(controller, classes))
         except Exception as error:
             self._started.set_exception(error)
             return
-        limit_s = FETCH_SHARE * (1 - MARGIN) * classes[DEFAULT].promise.deadline_s
-        await asyncio.gather(steering.run(), self.learning.run(), self.retrieval.watch(limit_s))
+        limit_s = FETCH_SHARE * (1 - MARGIN) * classes[DEFAULT].deadline_s
+        await asyncio.gather(controller.run(), self.learning.run(), self.retrieval.watch(limit_s))
 
     def _changed(self, number: int) -> None:
         self.fleet.changed(number)
 
     def _replan(self) -> None:
         if self.started is not None:
-            self.started.steering.changed.set()
+            self.started.controller.changed.set()
 
     def measure(self) -> None:
         """Bring those metrics up to date that nothing else does."""
-        metrics, models = self.metrics, self.model.menu.models
-        for number, (worker, station) in enumerate(
-            zip(self.workers, self.fleet.stations, strict=True)
-        ):
+        metrics, models = self.metrics, self.model.table.models
+        for number, (worker, queue) in enumerate(zip(self.workers, self.fleet.queues, strict=True)):
             metrics.worker_ready.labels(number).set(worker.state is State.READY)
             metrics.worker_restarts.labels(number).set(worker.restarts)
             for m, name in enumerate(models):
-                metrics.worker_holds.labels(number, name).set(station.serves == m)
+                metrics.worker_holds.labels(number, name).set(queue.serving == m)
         metrics.slowness.set(self.fleet.scale)
         metrics.model_loads.set(self.fleet.loads)
         metrics.store_usable.set(self.retrieval.usable)
@@ -271,7 +269,7 @@ def _policy_name(settings: Settings, model: ServedFamily) -> str:
             model.family.name, lacking, UNMEASURED_POLICY,
         )  # fmt: skip
         return UNMEASURED_POLICY
-    policy = policy_of(settings.policy, model.menu, [Promise(math.inf)])
+    policy = policy_of(settings.policy, model.table, [Slo(math.inf)])
     if policy.reviews and model.family.scorer is None:
         raise ModelError(
             f"The policy {settings.policy} judges pictures, and {model.family.name} names no "

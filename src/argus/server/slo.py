@@ -7,20 +7,19 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from argus.config import SloClass
-from argus.control.policy import Promise
+from argus.control.policy import Slo
 from argus.server.errors import invalid
 
 DEFAULT = "default"
-MARGIN = 0.2  # of a deadline, for what nobody foretells: the way back, a busy machine
+MARGIN = 0.2  # of a deadline, for what nobody predicts: the way back, a busy machine
 
 
 @dataclass(frozen=True)
-class Class:
-    """A class in force: its name, its place among the policy's promises, and what it promises."""
+class ServedSlo(Slo):
+    """An SLO class in force, with its name and its index among the policy's SLOs."""
 
-    name: str
-    index: int
-    promise: Promise
+    name: str = DEFAULT
+    index: int = 0
 
 
 class Classes:
@@ -33,27 +32,24 @@ class Classes:
     def __init__(self, given: Mapping[str, SloClass], exact_s: float, measured: bool) -> None:
         named = {DEFAULT: SloClass(), **given}
         self._all = {
-            name: Class(name, index, Promise(one.latency_s(exact_s), one.quality))
+            name: ServedSlo(one.latency_s(exact_s), one.quality, name, index)
             for index, (name, one) in enumerate(named.items())
         }
         if not measured and DEFAULT not in given:
-            self._all[DEFAULT] = Class(DEFAULT, 0, Promise(math.inf))
+            self._all[DEFAULT] = ServedSlo(math.inf)
         self.exact_s = exact_s
 
-    def __getitem__(self, name: str) -> Class:
+    def __getitem__(self, name: str) -> ServedSlo:
         return self._all[name]
 
-    def promises(self, scale: float) -> list[Promise]:
+    def slos(self, scale: float) -> list[Slo]:
         """By class, what is left for waiting and making, in seconds that are `scale` of ours."""
-        return [
-            Promise((1 - MARGIN) * one.promise.deadline_s / scale, one.promise.floor)
-            for one in self._all.values()
-        ]
+        return [Slo((1 - MARGIN) * one.deadline_s / scale, one.floor) for one in self._all.values()]
 
     def __str__(self) -> str:
         return ", ".join(
-            f"{one.name} {one.promise.deadline_s:.2f} s"
-            + (f" and quality {one.promise.floor:g}" if one.promise.floor else "")
+            f"{one.name} {one.deadline_s:.2f} s"
+            + (f" and quality {one.floor:g}" if one.floor else "")
             for one in self._all.values()
         )
 

@@ -16,8 +16,8 @@ from PIL import Image
 
 from argus.server.errors import ApiError
 from argus.server.generate import order_of, report, serve
-from argus.server.order import Order, Served
 from argus.server.pictures import encode_picture
+from argus.server.request import Order, Served
 from argus.server.schema import GenerationRequest
 from argus.server.service import Service
 

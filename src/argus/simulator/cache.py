@@ -6,7 +6,7 @@ from collections import OrderedDict
 
 import numpy as np
 
-from argus.control.menu import Numbers
+from argus.control.variants import Numbers
 
 
 class VirtualCache:

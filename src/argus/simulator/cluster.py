@@ -14,10 +14,10 @@ import numpy as np
 
 from argus.control.breaker import FETCH_SHARE, LEAST_S, PROBE_S, Breaker
 from argus.control.forecast import Forecast
-from argus.control.menu import EXACT
-from argus.control.pace import WATCHES, Pace
-from argus.control.policy import Candidate, Cluster, Outlook, Policy, Promise, first_free
-from argus.control.station import mean_slowness
+from argus.control.policy import Cluster, PlanningInput, Policy, Request, Slo, first_free
+from argus.control.slowness import WATCHES, SlownessTracker
+from argus.control.variants import EXACT
+from argus.control.worker_queue import mean_slowness
 from argus.simulator.cache import SimilarityCache, VirtualCache
 from argus.simulator.requests import DROPPED, LATE, ON_TIME, SHED, Job, Requests
 from argus.simulator.workers import Worker
@@ -46,8 +46,8 @@ class Simulation:
 
     `events` are (seconds, what happens to the simulation), for failures and slowdowns. `known_rate`
     tells the policy the rate to come instead of a forecast. A plan is made every `window_s`
-    seconds. `margin` is the share of deadlines that is kept for what nobody foretells. As in the
-    server, policies reckon in seconds of the menu: when the workers are slower on the whole, more
+    seconds. `margin` is the share of deadlines that is kept for what nobody predicts. As in the
+    server, policies reckon in seconds of the table: when the workers are slower on the whole, more
     seems to come, and less to be left.
     """
 
@@ -55,7 +55,7 @@ class Simulation:
         self,
         world: World,
         policy: Policy,
-        promise: Promise,
+        slo: Slo,
         kinds: Sequence[int],
         requests: Requests,
         seed: int,
@@ -67,14 +67,14 @@ class Simulation:
         margin: float = 0.0,
     ) -> None:
         self._window_s, self._margin = window_s, margin
-        self.world, self.policy, self.promise = world, policy, promise
+        self.world, self.policy, self.slo = world, policy, slo
         self.requests, self.ledger = requests, Ledger()
         self._last_s = float(requests.arrived_s.max(initial=0.0))
         self._random = np.random.default_rng(seed)
         self._known_rate, self._on_progress = known_rate, on_progress
-        menu = world.menu
+        table = world.table
         told = world.truth if truthful and not world.judged_apart else world.predicted
-        self._told = told if policy.informed else np.broadcast_to(menu.mean_quality, told.shape)
+        self._told = told if policy.informed else np.broadcast_to(table.mean_quality, told.shape)
         self._told_rows = self._told.tolist()
         self._truth = world.truth
         near = world.neighbourhood
@@ -83,21 +83,21 @@ class Simulation:
             self._told, self._truth = self._told.copy(), self._truth.copy()
         self._similarity = world.similarity.tolist()
         self._skips = [
-            bool(k) or s == "refine" for k, s in zip(menu.skip, menu.strategies, strict=True)
+            bool(k) or s == "refine" for k, s in zip(table.skip, table.strategies, strict=True)
         ]
         self._free = [not skip for skip in self._skips]
-        self._all = [True] * len(menu.variants)
-        self._model, self._units = menu.model.tolist(), menu.steps.tolist()
-        sizes = menu.best_batch.tolist()
+        self._all = [True] * len(table.variants)
+        self._model, self._work_steps = table.model.tolist(), table.steps.tolist()
+        sizes = table.best_batch.tolist()
         self.workers = [
             Worker(
                 number=number,
                 kind=kind,
-                model=int(menu.model[EXACT]),
-                step_s=menu.batch_step_s,
+                model=int(table.model[EXACT]),
+                step_s=table.batch_step_s,
                 batching=policy.batching,
                 full=lambda kind, model: int(sizes[kind][model]),
-                most=int(menu.batches[-1]),
+                most=int(table.batches[-1]),
             )
             for number, kind in enumerate(kinds)
         ]
@@ -105,7 +105,10 @@ class Simulation:
         for topic in range(-world.drawing.capacity, 0):
             self.cache.add(topic)
         self.store_slowness = 1.0
-        self._scale, self._pace = 1.0, Pace()  # the workers' slowness now, and over a window
+        self._scale, self._slowness = (
+            1.0,
+            SlownessTracker(),
+        )  # the workers' slowness now, and over a window
         self._breaker, self._probing = Breaker(lambda: self.now), False
         self._recent: deque[tuple[int, bool]] = deque(maxlen=RECENT)
         self._forecast = Forecast(window_s)
@@ -120,7 +123,7 @@ class Simulation:
         self._cluster = Cluster(
             0.0,
             list(kinds),
-            [worker.serves for worker in self.workers],
+            [worker.serving for worker in self.workers],
             [0.0] * len(self.workers),
             [0] * len(self.workers),
         )
@@ -143,7 +146,7 @@ class Simulation:
             self._arrive(number)
             if self._on_progress is not None and number % 1000 == 0:
                 self._on_progress(number)
-        end = self._last_s + 2 * self.promise.deadline_s
+        end = self._last_s + 2 * self.slo.deadline_s
         while heap and (heap[0][0] <= end or self._open):
             self._step()
         return requests
@@ -164,7 +167,7 @@ class Simulation:
         self.ledger.lookups += 1
         self.ledger.hits += near
         self._recent.append((int(self.requests.prompt[number]), near))
-        promised_s = self.promise.deadline_s
+        promised_s = self.slo.deadline_s
         due_s = self.now + (1 - self._margin) * promised_s
         self._route(Job(number, due_s, self.now + promised_s, near))
 
@@ -186,10 +189,10 @@ class Simulation:
             return known
         return known and self.cache.has(int(self.requests.topic[number]))
 
-    def _candidate(self, job: Job) -> Candidate:
+    def _request(self, job: Job) -> Request:
         prompt = int(self.requests.prompt[job.number])
         near = job.near and not self._breaker.open
-        return Candidate(
+        return Request(
             quality=self._told_rows[prompt],
             allowed=self._all if near else self._free,
             left_s=(job.deadline_s - self.now) / self._scale,
@@ -197,15 +200,15 @@ class Simulation:
         )
 
     def _route(self, job: Job) -> None:
-        candidate = self._candidate(job)
-        decision = self.policy.route(candidate, self._state())
+        request = self._request(job)
+        decision = self.policy.route(request, self._state())
         if decision.worker is None:
             self._end(job, SHED)
             return
         self._send(job, decision.variant, decision.worker)
 
     def _send(self, job: Job, variant: int, number: int) -> None:
-        job.variant, job.units = variant, self._units[variant]
+        job.variant, job.work_steps = variant, self._work_steps[variant]
         if not self._skips[variant]:
             self._enqueue(job, number)
             return
@@ -249,25 +252,25 @@ class Simulation:
         if not self._probing:
             return
         if not self._breaker.open:
-            limit_s = FETCH_SHARE * (1 - self._margin) * self.promise.deadline_s
+            limit_s = FETCH_SHARE * (1 - self._margin) * self.slo.deadline_s
             self._fetch(limit_s, lambda came: None)
         self._at(self.now + PROBE_S, self._probe)
 
     def _enqueue(self, job: Job, number: int) -> None:
         worker = self.workers[number]
-        if worker.serves != self._model[job.variant]:  # it died or loads: someone else then
+        if worker.serving != self._model[job.variant]:  # it died or loads: someone else then
             worker.release(job)
             self.ledger.rerouted += 1
             self._again(job)
             return
-        self._settle(worker, worker.advance(self.now))
+        self._settle(worker, worker.finished_by(self.now))
         worker.enqueue(job, self.now)
         self._go_on(worker)
 
     def _again(self, job: Job) -> None:
         if self.now >= job.expires_s:
             self._end(job, DROPPED)
-        elif any(worker.serves >= 0 for worker in self.workers):
+        elif any(worker.serving >= 0 for worker in self.workers):
             self._route(job)
         else:
             self._at(min(self.now + 1.0, job.expires_s), self._again, job)
@@ -277,14 +280,14 @@ class Simulation:
         for job in dropped:
             self._drop(job)
         at = worker.next_s(self.now)
-        self._cluster.running[worker.number] = len(worker.making)
+        self._cluster.running[worker.number] = len(worker.running)
         if at < math.inf:
             self._at(at, self._wake, worker, worker.version)
 
     def _drop(self, job: Job) -> None:
         """There is no time left for a request as it is; the policy may know a faster way."""
-        candidate = self._candidate(job)
-        decision = self.policy.route(candidate, self._state())
+        request = self._request(job)
+        decision = self.policy.route(request, self._state())
         if decision.worker is None or decision.variant == job.variant or job.hopeless:
             self._end(job, DROPPED)
         else:
@@ -294,8 +297,8 @@ class Simulation:
     def _wake(self, worker: Worker, version: int) -> None:
         if version != worker.version:
             return
-        self._settle(worker, worker.advance(self.now))
-        if not worker.making and not worker.ready:
+        self._settle(worker, worker.finished_by(self.now))
+        if not worker.running and not worker.ready:
             self._load(worker)
             return
         self._go_on(worker)
@@ -310,7 +313,7 @@ class Simulation:
             elif variant == EXACT:
                 self.cache.add(int(self.requests.topic[job.number]))
             judged = quality + self.world.doubt * self._random.normal()
-            again = self.policy.review(self._candidate(job), variant, judged)
+            again = self.policy.review(self._request(job), variant, judged)
             if again is not None and self.now < job.expires_s:
                 replacement = first_free(self._state(), self._model[again])
                 if replacement is not None:
@@ -353,39 +356,39 @@ class Simulation:
     def _watch(self) -> None:
         count, elapsed = self._count - self._seen, self._window_s / WATCHES
         self._seen = self._count
-        self._pace.saw(self._scale)
+        self._slowness.saw(self._scale)
         unknown = self._forecast.level is None
         if unknown or self._forecast.is_burst(count, elapsed):
             self._forecast.jump(count / elapsed)
             self._plan()
-        elif self._pace.outdated:
+        elif self._slowness.outdated:
             self._plan()
         if self.now < self._last_s:
             self._at(self.now + self._window_s / WATCHES, self._watch)
 
     def _plan(self) -> None:
         rate = self._forecast.next() if self._known_rate is None else self._known_rate(self.now)
-        if self._pace.outdated:
-            self._pace.planned()
-            left_s = (1 - self._margin) * self.promise.deadline_s / self._pace.slowness
-            self.policy.promise([replace(self.promise, deadline_s=left_s)])
-        menu, state = self.world.menu, self._state()
+        if self._slowness.outdated:
+            self._slowness.planned()
+            left_s = (1 - self._margin) * self.slo.deadline_s / self._slowness.slowness
+            self.policy.set_slos([replace(self.slo, deadline_s=left_s)])
+        table, state = self.world.table, self._state()
         prompts = np.array([prompt for prompt, _ in self._recent], dtype=np.int64)
         near = np.array([near for _, near in self._recent], dtype=bool)
         skips = np.array(self._skips)
-        outlook = Outlook(
+        inputs = PlanningInput(
             now_s=self.now,
-            rate=rate * self._pace.slowness,
-            quality=self._told[prompts].reshape(len(prompts), len(menu.variants)),
+            rate=rate * self._slowness.slowness,
+            quality=self._told[prompts].reshape(len(prompts), len(table.variants)),
             allowed=~skips[None, :] | near[:, None],
-            promise=np.zeros(len(prompts), dtype=np.int64),
+            slo=np.zeros(len(prompts), dtype=np.int64),
             kinds=np.array([worker.kind for worker in self.workers]),
             models=np.array(self._targets),
             alive=np.array([worker.alive for worker in self.workers]),
             wait_s=np.array(state.wait_s),
             usable=self._breaker.usable,
         )
-        plan = self.policy.plan(outlook)
+        plan = self.policy.plan(inputs)
         self.ledger.plans += 1
         for worker, model in zip(self.workers, plan.models.tolist(), strict=True):
             self._targets[worker.number] = model
@@ -395,12 +398,12 @@ class Simulation:
 
     def _drain(self, worker: Worker) -> None:
         """Send away who waits, finish who is made, then load."""
-        self._settle(worker, worker.advance(self.now))
+        self._settle(worker, worker.finished_by(self.now))
         worker.ready = False
-        self._cluster.models[worker.number] = worker.serves
-        for job in worker.hand_back(all_of_them=False):
+        self._cluster.models[worker.number] = worker.serving
+        for job in worker.evict(running=False):
             self._again(job)
-        if worker.making:
+        if worker.running:
             self._go_on(worker)
         else:
             self._load(worker)
@@ -409,7 +412,7 @@ class Simulation:
         worker.version += 1
         worker.model = self._targets[worker.number]
         self.ledger.loads += 1
-        load_s = float(self.world.menu.load_s[worker.kind, worker.model])
+        load_s = float(self.world.table.load_s[worker.kind, worker.model])
         self._at(self.now + load_s, self._loaded, worker, worker.version)
 
     def _loaded(self, worker: Worker, version: int) -> None:
@@ -419,7 +422,7 @@ class Simulation:
             self._load(worker)
             return
         worker.ready, worker.at_s = True, self.now
-        self._cluster.models[worker.number] = worker.serves
+        self._cluster.models[worker.number] = worker.serving
         self._go_on(worker)
 
     # --- what can happen
@@ -429,11 +432,11 @@ class Simulation:
         worker = self.workers[number]
         if not worker.alive:
             return
-        self._settle(worker, worker.advance(self.now))
+        self._settle(worker, worker.finished_by(self.now))
         worker.alive = False
         worker.version += 1
-        self._cluster.models[number] = worker.serves
-        for job in worker.hand_back(all_of_them=True):
+        self._cluster.models[number] = worker.serving
+        for job in worker.evict(running=True):
             self.ledger.rerouted += 1
             self._again(job)
         self._plan()
@@ -450,10 +453,10 @@ class Simulation:
     def slow(self, number: int, factor: float) -> None:
         """A worker takes `factor` times as long from now on."""
         worker = self.workers[number]
-        self._settle(worker, worker.advance(self.now))
+        self._settle(worker, worker.finished_by(self.now))
         worker.slowness = factor
         self._scale = mean_slowness(self.workers)
-        if worker.ready or worker.making:  # a load goes on as it was
+        if worker.ready or worker.running:  # a load goes on as it was
             self._go_on(worker)
 
     def slow_store(self, factor: float) -> None:

@@ -11,7 +11,7 @@ import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 
-from argus.control.menu import Numbers
+from argus.control.variants import Numbers
 from argus.simulator.cluster import Simulation
 from argus.simulator.report import Report
 from argus.simulator.requests import ON_TIME, OUTCOMES
@@ -43,7 +43,7 @@ def save(
 
 
 def _requests(name: str, run: Simulation) -> pd.DataFrame:
-    requests, variants = run.requests, list(run.world.menu.variants)
+    requests, variants = run.requests, list(run.world.table.variants)
     return pd.DataFrame(
         {
             "policy": name,

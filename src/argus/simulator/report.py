@@ -6,7 +6,7 @@ from dataclasses import asdict, dataclass
 
 import numpy as np
 
-from argus.control.menu import Flags, Numbers
+from argus.control.variants import Flags, Numbers
 from argus.simulator.cluster import Simulation
 from argus.simulator.requests import ON_TIME, OUTCOMES, Requests
 

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from argus.control.menu import Numbers, Whole
+from argus.control.variants import Numbers, Whole
 
 ON_TIME, LATE, SHED, DROPPED, FAILED = range(5)
 OUTCOMES = ("on time", "late", "shed", "dropped", "failed")
@@ -43,9 +43,9 @@ class Requests:
 @dataclass
 class Job:
     """A request on its way to a picture. Policies know `deadline_s`, a margin before `expires_s`,
-    which was promised. `near` ones have a neighbour whose latents may be there. `units` are the
+    the SLO's. `near` ones have a neighbour whose latents may be there. `work_steps` are the
     steps it takes, `first` the variant of a picture that was made before and did not do,
-    `counted_s` the seconds that a worker counts on for it. `hopeless` ones had no time left for
+    `reserved_s` the seconds that a worker counts on for it. `hopeless` ones had no time left for
     another variant."""
 
     number: int
@@ -53,7 +53,7 @@ class Job:
     expires_s: float
     near: bool
     variant: int = 0
-    units: float = 0.0
+    work_steps: float = 0.0
     first: int | None = None
-    counted_s: float = 0.0
+    reserved_s: float = 0.0
     hopeless: bool = False

@@ -7,9 +7,9 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from argus.control.menu import Numbers
 from argus.control.policies import new_policy
-from argus.control.policy import Policy, Promise
+from argus.control.policy import Policy, Slo
+from argus.control.variants import Numbers
 from argus.simulator.cluster import Happening, Simulation
 from argus.simulator.report import Report, report
 from argus.simulator.requests import Requests
@@ -24,14 +24,14 @@ class Scenario:
     `rates` (minutes,) are requests a minute times `load`: of a workload of one's `own`, or else for
     the published cluster, to be scaled by what the world carries of exact pictures (its own figure,
     or what the workers make). Requests come at random, or at `at_s` (n,) seconds, ascending, if
-    those are given for an `own` workload and the load is 1. `slo` is in multiples of the exact
-    variant's latency.
+    those are given for an `own` workload and the load is 1. `slo_multiple` is the deadline in
+    multiples of the exact variant's latency.
     """
 
     world: World
     kinds: tuple[int, ...]
     rates: Numbers
-    slo: float
+    slo_multiple: float
     seed: int = 0
     load: float = 1.0
     events: tuple[tuple[float, Happening], ...] = ()
@@ -39,8 +39,8 @@ class Scenario:
     at_s: Numbers | None = None
 
     @property
-    def promise(self) -> Promise:
-        return Promise(self.slo * self.world.menu.slo_s)
+    def slo(self) -> Slo:
+        return Slo(self.slo_multiple * self.world.table.slo_s)
 
     @property
     def scaled(self) -> Numbers:
@@ -77,8 +77,8 @@ def simulate(
     oracle = name == "oracle"
     simulation = Simulation(
         scenario.world,
-        policy or new_policy(name, scenario.world.menu, [scenario.promise]),
-        scenario.promise,
+        policy or new_policy(name, scenario.world.table, [scenario.slo]),
+        scenario.slo,
         scenario.kinds,
         scenario.requests(),
         scenario.seed,

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from argus.control.menu import Numbers, Whole
+from argus.control.variants import Numbers, Whole
 from argus.core.errors import BadRequest
 from argus.simulator.world import Drawing
 

@@ -1,15 +1,15 @@
-"""Virtual workers: they are done when they were foretold to be."""
+"""Virtual workers: they are done when they were predicted to be."""
 
 from __future__ import annotations
 
-from argus.control.station import Station
+from argus.control.worker_queue import WorkerQueue
 from argus.simulator.requests import Job
 
 
-class Worker(Station[Job]):
-    """A station whose forecast comes true."""
+class Worker(WorkerQueue[Job]):
+    """A queue whose forecast comes true."""
 
-    def advance(self, now: float) -> list[Job]:
+    def finished_by(self, now: float) -> list[Job]:
         """Let time pass until `now`; who is done by then."""
-        self.elapse(now)
+        self.advance(now)
         return self.due()

@@ -9,7 +9,7 @@ from functools import cached_property
 
 import numpy as np
 
-from argus.control.menu import EXACT, Menu, Numbers
+from argus.control.variants import EXACT, Numbers, VariantTable
 
 
 @dataclass(frozen=True)
@@ -52,7 +52,7 @@ class Neighbourhood:
 
 @dataclass(frozen=True)
 class World:
-    """A menu, and prompts (p,) drawn at random.
+    """A table, and prompts (p,) drawn at random.
 
     `truth` (p, v) is quality, `predicted` (p, v) what an informed policy is told, `similarity` (p,)
     that of the neighbour when it is cached (NaN: it has none). `doubt` is the standard deviation of
@@ -65,7 +65,7 @@ class World:
     """
 
     name: str
-    menu: Menu
+    table: VariantTable
     truth: Numbers
     predicted: Numbers
     similarity: Numbers
@@ -90,5 +90,5 @@ class World:
 
     def capacity_rps(self, kinds: list[int]) -> float:
         """Exact pictures a second that workers of types `kinds` make in full batches."""
-        cost = self.menu.cost_s(self.slo * self.menu.slo_s)[EXACT]
+        cost = self.table.cost_s(self.slo * self.table.slo_s)[EXACT]
         return float(sum(1 / cost[kind] for kind in kinds))

@@ -13,9 +13,9 @@ from dataclasses import dataclass, field, replace
 from functools import partial
 
 from argus.control.batching import Batching
-from argus.control.menu import Menu
 from argus.control.policy import Cluster, soonest
-from argus.control.station import Station, mean_slowness
+from argus.control.variants import VariantTable
+from argus.control.worker_queue import WorkerQueue, mean_slowness
 from argus.core.errors import Expired
 from argus.core.job import Job
 from argus.workers.local import LocalWorker, OnPreview, State
@@ -47,21 +47,22 @@ class Work:
     """A job for a worker.
 
     Of `time.monotonic`: `deadline_s`, when it should be done; `expires_s`, when it must be, or it
-    is given up; `begin_by_s`, when it must have begun (by default, when it must be done). `effort`
-    is how many times the work of the family's own size a step is. The rest as `LocalWorker.run`.
+    is given up; `begin_by_s`, when it must have begun (by default, when it must be done).
+    `size_factor` is the work of a step as a multiple of that at the family's own size. The
+    rest as `LocalWorker.run`.
     """
 
     job: Job
-    units: float
+    work_steps: float
     deadline_s: float
     expires_s: float
     begin_by_s: float = math.inf
-    effort: float = 1.0
+    size_factor: float = 1.0
     start: bytes | None = None
     keep: tuple[int, ...] = ()
     previews: int = 0
     on_preview: OnPreview | None = None
-    counted_s: float = 0.0
+    reserved_s: float = 0.0
     deaths: int = 0
     answer: asyncio.Future[Finished] = field(
         default_factory=lambda: asyncio.get_running_loop().create_future()
@@ -69,34 +70,34 @@ class Work:
 
 
 class Fleet:
-    """Some workers, a station each. For use from one asyncio loop.
+    """Some workers, a queue each. For use from one asyncio loop.
 
-    `models` are those of the menu, in its order; every worker begins with the first. `scale` is how
-    many times as long this machine takes as the menu says (`calibrate` finds out).
+    `models` are those of the table, in its order; every worker begins with the first. `scale` is
+    the time that this machine takes as a multiple of the table's (`calibrate` measures it).
     """
 
     def __init__(
         self,
-        menu: Menu,
+        table: VariantTable,
         models: Sequence[Model],
         workers: Sequence[LocalWorker],
         batching: Batching,
         on_change: Callable[[], None] = lambda: None,
     ) -> None:
-        self._menu, self._models, self.workers = menu, list(models), list(workers)
+        self._table, self._models, self.workers = table, list(models), list(workers)
         self._on_change = on_change
-        sizes = menu.best_batch.tolist()
-        self.stations = [
-            Station[Work](
+        sizes = table.best_batch.tolist()
+        self.queues = [
+            WorkerQueue[Work](
                 number=number,
                 kind=0,
                 model=0,
-                step_s=menu.batch_step_s,
+                step_s=table.batch_step_s,
                 batching=batching,
                 full=lambda kind, model: min(
                     int(sizes[kind][model]), self._models[model].max_batch
                 ),
-                most=int(menu.batches[-1]),
+                most=int(table.batches[-1]),
                 ahead=AHEAD if batching.stepwise else AHEAD_OF_BATCH,
                 ready=False,
                 known=False,
@@ -110,13 +111,13 @@ class Fleet:
         self._timers: dict[int, asyncio.TimerHandle] = {}
         self._changed = asyncio.Event()
         self.loads = 0
-        for worker, station in zip(self.workers, self.stations, strict=True):
-            worker.silence_s = partial(self._silence_s, station)
+        for worker, queue in zip(self.workers, self.queues, strict=True):
+            worker.silence_s = partial(self._silence_s, queue)
 
     @property
     def scale(self) -> float:
-        """The mean slowness of the stations that are known."""
-        return mean_slowness(self.stations)
+        """The mean slowness of the queues that are known."""
+        return mean_slowness(self.queues)
 
     @property
     def targets(self) -> list[int]:
@@ -126,7 +127,7 @@ class Fleet:
     @property
     def ready(self) -> bool:
         """Whether any worker can make pictures."""
-        return any(one.serves >= 0 for one in self.stations)
+        return any(one.serving >= 0 for one in self.queues)
 
     @property
     def problem(self) -> Exception | None:
@@ -138,41 +139,41 @@ class Fleet:
     @property
     def idle(self) -> bool:
         """Whether nobody waits and nobody is made."""
-        return not any(one.waiting or one.making or one.queued_s > 0 for one in self.stations)
+        return not any(one.queued or one.running or one.queued_s > 0 for one in self.queues)
 
     @property
     def backlog(self) -> int:
-        return sum(len(one.waiting) + len(one.making) for one in self.stations)
+        return sum(len(one.queued) + len(one.running) for one in self.queues)
 
     def cluster(self) -> Cluster:
-        """The workers as policies see them, in seconds of the menu."""
+        """The workers as policies see them, in seconds of the table."""
         now, scale = time.monotonic(), self.scale
         waits = []
-        for one, worker in zip(self.stations, self.workers, strict=True):
-            one.elapse(now)
+        for one, worker in zip(self.queues, self.workers, strict=True):
+            one.advance(now)
             one.next_s(now)
             silent_s = worker.silent_s if worker.silent_s > SUSPECT_S else 0.0
             waits.append((max(0.0, one.free_at_s - now) + silent_s) / scale)
         return Cluster(
             now,
-            [one.kind for one in self.stations],
-            [one.serves for one in self.stations],
+            [one.kind for one in self.queues],
+            [one.serving for one in self.queues],
             waits,
-            [len(one.making) for one in self.stations],
+            [len(one.running) for one in self.queues],
         )
 
     def start(self) -> None:
         for worker in self.workers:
             worker.start()
 
-    async def calibrate(self, job: Job, units: float) -> float:
+    async def calibrate(self, job: Job, work_steps: float) -> float:
         """Time a picture of the first model, alone, on every worker that can work at once; gives
         its seconds on the fastest. Who is ready later is corrected by what it is seen to do.
 
         Raises WorkerError when no worker can work, or none makes a picture.
         """
 
-        async def timed(worker: LocalWorker, station: Station[Work]) -> float:
+        async def timed(worker: LocalWorker, queue: WorkerQueue[Work]) -> float:
             seconds: list[float] = []
             while len(seconds) < MOST_TRIALS and sum(seconds) < TRIALS_S:
                 begun, restarts = time.monotonic(), worker.restarts
@@ -180,15 +181,15 @@ class Fleet:
                 if worker.restarts == restarts:  # else most of it was a process that started
                     seconds.append(time.monotonic() - begun)
             took = statistics.median(seconds)
-            step_s = self._menu.batch_step_s(station.kind, 0, 1)
-            station.timed(took / (units * step_s))
+            step_s = self._table.batch_step_s(queue.kind, 0, 1)
+            queue.timed(took / (work_steps * step_s))
             return took
 
         for _ in range(CALIBRATIONS):
             await self.holding(None, math.inf)
             able = [
-                timed(worker, station)
-                for worker, station in zip(self.workers, self.stations, strict=True)
+                timed(worker, queue)
+                for worker, queue in zip(self.workers, self.queues, strict=True)
                 if worker.state is State.READY
             ]
             found = await asyncio.gather(*able, return_exceptions=True)
@@ -201,11 +202,11 @@ class Fleet:
 
     def reserve(self, work: Work, number: int) -> None:
         """Count on a job whose latents are still on their way."""
-        self.stations[number].reserve(work, time.monotonic())
+        self.queues[number].reserve(work, time.monotonic())
 
     def release(self, work: Work, number: int) -> None:
         """Count no longer on a job that does not come."""
-        self.stations[number].release(work)
+        self.queues[number].release(work)
 
     async def run(self, work: Work, number: int, model: int) -> Finished:
         """Make a job's picture with `model` on a worker.
@@ -214,63 +215,63 @@ class Fleet:
         when it has waited until there is no time left to make it, be the worker dead or full; and
         what the worker raises. Cancelling the caller frees the work.
         """
-        station = self.stations[number]
-        if station.serves != model:
-            station.release(work)
+        queue = self.queues[number]
+        if queue.serving != model:
+            queue.release(work)
             raise HandedBack
         work.answer = asyncio.get_running_loop().create_future()
-        station.elapse(time.monotonic())
-        station.enqueue(work, time.monotonic())
-        self._go_on(station)
+        queue.advance(time.monotonic())
+        queue.enqueue(work, time.monotonic())
+        self._go_on(queue)
         limit_s = min(work.expires_s, work.begin_by_s) - time.monotonic()
         timer = None
         if limit_s < math.inf:
             loop = asyncio.get_running_loop()
-            timer = loop.call_later(max(0.0, limit_s), self._expire, work, station)
+            timer = loop.call_later(max(0.0, limit_s), self._expire, work, queue)
         try:
             return await work.answer
         except asyncio.CancelledError:
-            self._forget(work, station)
+            self._forget(work, queue)
             raise
         finally:
             if timer is not None:
                 timer.cancel()
 
-    def _expire(self, work: Work, station: Station[Work]) -> None:
+    def _expire(self, work: Work, queue: WorkerQueue[Work]) -> None:
         """Give up a job whose time is over, unless it is being made."""
-        if work.answer.done() or (work in self._running and station.alive):
+        if work.answer.done() or (work in self._running and queue.alive):
             return
-        self._forget(work, station)
+        self._forget(work, queue)
         _fail(work, TooLate("The deadline left no time to make the picture."))
 
-    def _forget(self, work: Work, station: Station[Work]) -> None:
+    def _forget(self, work: Work, queue: WorkerQueue[Work]) -> None:
         task = self._running.pop(work, None)
         if task is not None:
             task.cancel()
-        station.remove(work, time.monotonic(), done=False)
-        self._go_on(station)
+        queue.remove(work, time.monotonic(), done=False)
+        self._go_on(queue)
 
-    def _go_on(self, station: Station[Work]) -> None:
+    def _go_on(self, queue: WorkerQueue[Work]) -> None:
         """Hand over what may begin, drop what is too late, and look again when that changes."""
         now = time.monotonic()
-        station.elapse(now)
-        begun, dropped = station.begin(now)
+        queue.advance(now)
+        begun, dropped = queue.begin(now)
         for work in dropped:
             _fail(work, TooLate("The deadline left no time to make the picture."))
         for work in begun:
-            self._running[work] = asyncio.create_task(self._work(work, station))
-        at = station.next_s(now)
-        timer = self._timers.pop(station.number, None)
+            self._running[work] = asyncio.create_task(self._work(work, queue))
+        at = queue.next_s(now)
+        timer = self._timers.pop(queue.number, None)
         if timer is not None:
             timer.cancel()
-        if station.waiting and at < math.inf:
+        if queue.queued and at < math.inf:
             loop = asyncio.get_running_loop()
             delay = max(0.01, at - now)
-            self._timers[station.number] = loop.call_later(delay, self._go_on, station)
-        self._settle(station)
+            self._timers[queue.number] = loop.call_later(delay, self._go_on, queue)
+        self._settle(queue)
 
-    async def _work(self, work: Work, station: Station[Work]) -> None:
-        worker, done = self.workers[station.number], False
+    async def _work(self, work: Work, queue: WorkerQueue[Work]) -> None:
+        worker, done = self.workers[queue.number], False
         try:
             run = await worker.run(
                 work.job, work.start, work.keep, None, work.previews, work.on_preview
@@ -284,8 +285,8 @@ class Fleet:
             _fail(work, error)
         finally:
             if self._running.pop(work, None) is not None:
-                station.remove(work, time.monotonic(), done)
-                self._go_on(station)
+                queue.remove(work, time.monotonic(), done)
+                self._go_on(queue)
 
     # --- models
 
@@ -294,10 +295,10 @@ class Fleet:
         back who waits, and loads. Models that somebody pinned of late stay with one worker."""
         sound = [0 if model in self._broken else model for model in targets]
         self._targets = self._with_pinned(sound)
-        for station in self.stations:
-            self._settle(station)
-        for station in self.stations:
-            self._drain(station)
+        for queue in self.queues:
+            self._settle(queue)
+        for queue in self.queues:
+            self._drain(queue)
 
     def require(self, model: int) -> None:
         """Have one worker hold a model for a while, because a request pins it.
@@ -305,7 +306,7 @@ class Fleet:
         Raises WorkerError for a model that could not be loaded.
         """
         if model in self._broken:
-            raise WorkerError(f"{self._menu.models[model]} cannot work: {self._broken[model]}")
+            raise WorkerError(f"{self._table.models[model]} cannot work: {self._broken[model]}")
         known = self._pinned.get(model, 0.0) > time.monotonic()
         self._pinned[model] = time.monotonic() + HELD_S
         if not known or model not in self._targets:
@@ -330,7 +331,7 @@ class Fleet:
                 raise WorkerError(f"No worker can work: {self.problem}")
             left = deadline - time.monotonic()
             if left <= 0:
-                what = "is ready" if model is None else f"holds {self._menu.models[model]}"
+                what = "is ready" if model is None else f"holds {self._table.models[model]}"
                 raise WorkerError(f"No worker {what} yet.")
             changed = self._changed
             with suppress(TimeoutError):
@@ -348,81 +349,81 @@ class Fleet:
                     targets[targets.index(most)] = model
         return targets
 
-    def _drain(self, station: Station[Work]) -> None:
-        target = self._targets[station.number]
-        if station.model == target or not (station.alive and station.ready):
+    def _drain(self, queue: WorkerQueue[Work]) -> None:
+        target = self._targets[queue.number]
+        if queue.model == target or not (queue.alive and queue.ready):
             return
-        if not self._spared(station):
+        if not self._spared(queue):
             return  # its turn comes when another is back
         log.info(
-            "Worker %d goes from %s to %s", station.number,
-            self._menu.models[station.model], self._menu.models[target],
+            "Worker %d goes from %s to %s", queue.number,
+            self._table.models[queue.model], self._table.models[target],
         )  # fmt: skip
-        station.elapse(time.monotonic())
-        station.ready = False
-        for work in station.hand_back(all_of_them=False):
+        queue.advance(time.monotonic())
+        queue.ready = False
+        for work in queue.evict(running=False):
             _fail(work, HandedBack())
-        self._settle(station)
+        self._settle(queue)
 
-    def _spared(self, station: Station[Work]) -> bool:
+    def _spared(self, queue: WorkerQueue[Work]) -> bool:
         """Whether service goes on without a worker: someone else serves, or nobody could; and the
         first model, the exact variant's, stays with someone while the plan wants it anywhere."""
-        others = [one for one in self.stations if one is not station]
-        serving = [one.serves for one in others if one.serves >= 0]
+        others = [one for one in self.queues if one is not queue]
+        serving = [one.serving for one in others if one.serving >= 0]
         if not serving:
             return not any(one.alive for one in others)
         wanted = any(self._targets[one.number] == 0 for one in others if one.alive)
-        return station.model != 0 or 0 in serving or not wanted
+        return queue.model != 0 or 0 in serving or not wanted
 
-    def _settle(self, station: Station[Work]) -> None:
+    def _settle(self, queue: WorkerQueue[Work]) -> None:
         """Load what a drained worker is to hold; it works again if that is what it holds."""
-        worker, target = self.workers[station.number], self._targets[station.number]
-        if station.ready or not station.alive or worker.state is not State.READY:
+        worker, target = self.workers[queue.number], self._targets[queue.number]
+        if queue.ready or not queue.alive or worker.state is not State.READY:
             return
-        if station.model == target:
-            station.elapse(time.monotonic())
-            station.ready = True
-        elif not station.making:
-            station.model = target
+        if queue.model == target:
+            queue.advance(time.monotonic())
+            queue.ready = True
+        elif not queue.running:
+            queue.model = target
             self.loads += 1
             worker.load(replace(self._models[target], device=worker.model.device))
         self._tell()
 
     def changed(self, number: int) -> None:
         """A worker is ready, or is not any more."""
-        worker, station = self.workers[number], self.stations[number]
+        worker, queue = self.workers[number], self.queues[number]
         now = time.monotonic()
-        if worker.state is State.UNUSABLE and station.model != 0:
+        if worker.state is State.UNUSABLE and queue.model != 0:
             problem = worker.problem or WorkerError("It could not be loaded.")
-            log.error("%s stays out: %s", self._menu.models[station.model], problem)
-            self._broken[station.model] = problem
-            self._pinned.pop(station.model, None)
-            self._leave(station)
-            station.model = 0
+            log.error("%s stays out: %s", self._table.models[queue.model], problem)
+            self._broken[queue.model] = problem
+            self._pinned.pop(queue.model, None)
+            self._leave(queue)
+            queue.model = 0
             self.move(self._targets)
             worker.restart(replace(self._models[0], device=worker.model.device))
             self._on_change()
         elif worker.state is State.READY:
-            came_back = not station.alive
-            station.begin_anew(now)
-            self._drain(station)  # the plan may have changed since
-            for other in self.stations:
+            came_back = not queue.alive
+            queue.restart_at(now)
+            self._drain(queue)  # the plan may have changed since
+            for other in self.queues:
                 self._drain(other)
-            self._go_on(station)
+            self._go_on(queue)
             if came_back:
                 self._on_change()
-        elif station.alive or worker.state is State.UNUSABLE:
-            self._leave(station)
+        elif queue.alive or worker.state is State.UNUSABLE:
+            self._leave(queue)
             self._on_change()
         self._tell()
 
-    def _leave(self, station: Station[Work]) -> None:
+    def _leave(self, queue: WorkerQueue[Work]) -> None:
         """Hand back what a dead worker had, but what it died of more than once: the worker tries
         that alone."""
-        station.elapse(time.monotonic())
-        station.alive = False
-        making = {work for _, _, work in station.making}
-        for work in station.hand_back(all_of_them=False):
+        queue.advance(time.monotonic())
+        queue.alive = False
+        making = {work for _, _, work in queue.running}
+        for work in queue.evict(running=False):
             _fail(work, HandedBack())
         for work in making:
             work.deaths += 1
@@ -430,18 +431,18 @@ class Fleet:
                 task = self._running.pop(work, None)
                 if task is not None:
                     task.cancel()
-                station.remove(work, time.monotonic(), done=False)
+                queue.remove(work, time.monotonic(), done=False)
                 _fail(work, HandedBack())
             elif min(work.expires_s, work.begin_by_s) <= time.monotonic():
-                self._expire(work, station)
+                self._expire(work, queue)
 
-    def _silence_s(self, station: Station[Work]) -> float:
+    def _silence_s(self, queue: WorkerQueue[Work]) -> float:
         """Seconds for which a worker at work may say nothing before it is taken for hung."""
-        step_s = station.slowness * self._menu.batch_step_s(
-            station.kind, station.model, int(self._menu.batches[-1])
+        step_s = queue.slowness * self._table.batch_step_s(
+            queue.kind, queue.model, int(self._table.batches[-1])
         )
-        effort = max((work.effort for _, _, work in station.making), default=1.0)
-        return max(LEAST_SILENCE_S, SILENT_STEPS * max(1.0, effort) * step_s)
+        size_factor = max((work.size_factor for _, _, work in queue.running), default=1.0)
+        return max(LEAST_SILENCE_S, SILENT_STEPS * max(1.0, size_factor) * step_s)
 
     def _tell(self) -> None:
         self._changed.set()

@@ -58,8 +58,8 @@ def test_everything_measured_is_small() -> None:
 
 def test_the_family_is_a_world_to_simulate() -> None:
     world = load_world("pictogram")
-    assert world.menu.variants == tuple(FAMILY.variants)
+    assert world.table.variants == tuple(FAMILY.variants)
     assert world.truth.shape == world.predicted.shape
     assert not np.isnan(world.predicted).any()
-    costs = world.menu.cost_s(world.slo * world.menu.slo_s)[:, 0]
-    assert costs[world.menu.variants.index("turbo")] < 0.5 * costs[0]
+    costs = world.table.cost_s(world.slo * world.table.slo_s)[:, 0]
+    assert costs[world.table.variants.index("turbo")] < 0.5 * costs[0]

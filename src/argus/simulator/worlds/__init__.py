@@ -12,7 +12,7 @@ import numpy as np
 import pandas as pd
 import yaml
 
-from argus.control.menu import EXACT, Menu, Numbers, menu_of
+from argus.control.variants import EXACT, Numbers, VariantTable, variant_table
 from argus.core.errors import BadRequest
 from argus.core.profile import Profile
 from argus.families.catalog import find_family
@@ -96,7 +96,7 @@ def _modelled(spec: dict[str, Any], sources: dict[str, str]) -> World:
         k, least = refine["k"], refine["least_similarity"]
         variants.append(("refine", "refine", refine["model"], k, least, refine["quality"]))
     names, strategies, of, skip, least, mean = zip(*variants, strict=True)
-    menu = Menu(
+    table = VariantTable(
         variants=names,
         strategies=strategies,
         model=np.array([models.index(m) for m in of]),
@@ -112,13 +112,13 @@ def _modelled(spec: dict[str, Any], sources: dict[str, str]) -> World:
     similarity = np.interp(
         rng.random(prompts["count"]), np.linspace(0, 1, len(quantiles)), quantiles
     )
-    losses = _losses(menu, similarity, prompts, rng)
-    truth = 1.0 - losses * (1.0 - menu.mean_quality)[None, :]
-    return _world(spec, menu, truth, similarity, sources)
+    losses = _losses(table, similarity, prompts, rng)
+    truth = 1.0 - losses * (1.0 - table.mean_quality)[None, :]
+    return _world(spec, table, truth, similarity, sources)
 
 
 def _devices(spec: dict[str, Any]) -> dict[str, Any]:
-    """The parts of a menu that say how fast each type of device is with each model."""
+    """The parts of a table that say how fast each type of device is with each model."""
     models, batching = spec["models"], spec["batching"]
     batches, gain = np.array(batching["batches"]), np.array(batching["gain"])
 
@@ -135,7 +135,7 @@ def _devices(spec: dict[str, Any]) -> dict[str, Any]:
 
 
 def _losses(
-    menu: Menu, similarity: Numbers, prompts: dict[str, Any], rng: np.random.Generator
+    table: VariantTable, similarity: Numbers, prompts: dict[str, Any], rng: np.random.Generator
 ) -> Numbers:
     """Multiples (p, v) of a variant's mean loss, of mean 1."""
     count, spread = len(similarity), prompts["spread"]
@@ -143,9 +143,9 @@ def _losses(
     near = np.exp(-prompts["similarity_effect"] * standard / 3)
     by_source: dict[str, Numbers] = {}
     columns = []
-    for v, strategy in enumerate(menu.strategies):
+    for v, strategy in enumerate(table.strategies):
         skips = strategy in ("cache", "refine")
-        source = strategy if skips else menu.models[menu.model[v]]
+        source = strategy if skips else table.models[table.model[v]]
         if source not in by_source:
             own = np.exp(spread * rng.normal(size=count)) * (near if skips else 1.0)
             by_source[source] = own / own.mean()
@@ -154,13 +154,17 @@ def _losses(
 
 
 def _world(
-    spec: dict[str, Any], menu: Menu, truth: Numbers, similarity: Numbers, sources: dict[str, str]
+    spec: dict[str, Any],
+    table: VariantTable,
+    truth: Numbers,
+    similarity: Numbers,
+    sources: dict[str, str],
 ) -> World:
     truth = truth.copy()
     truth[:, EXACT] = 1.0
     world = World(
         name=spec["name"],
-        menu=menu,
+        table=table,
         truth=truth,
         predicted=truth,
         similarity=similarity,
@@ -194,7 +198,7 @@ def _rated(spec: dict[str, Any], sources: dict[str, str]) -> World:
 
     heard, unheard = quality((1, 2)), quality((3,))
     count = len(models)
-    menu = Menu(
+    table = VariantTable(
         variants=("exact", *models[1:]),
         strategies=("exact", *["model"] * (count - 1)),
         model=np.arange(count),
@@ -206,7 +210,7 @@ def _rated(spec: dict[str, Any], sources: dict[str, str]) -> World:
     )
     return World(
         name=spec["name"],
-        menu=menu,
+        table=table,
         truth=unheard,
         predicted=heard,
         similarity=np.full(len(given), np.nan),
@@ -222,7 +226,7 @@ def _rated(spec: dict[str, Any], sources: dict[str, str]) -> World:
 def _measured(spec: dict[str, Any], sources: dict[str, str]) -> World:
     """A family as `argus profile`, `argus calibrate` and `argus train` measured it.
 
-    Policies are told what a predictor that had not seen the prompt foretold. The truth is the mean
+    Policies are told what a predictor that had not seen the prompt predicted. The truth is the mean
     over the measured seeds, luck included, which `oracle` then knows of as well.
     """
     family = find_family(spec["family"])
@@ -231,20 +235,20 @@ def _measured(spec: dict[str, Any], sources: dict[str, str]) -> World:
     names = list(family.variants)
     prompts, quality, similarity = table.by_prompt(table.read(folder / "quality.parquet"), names)
     told = pd.read_parquet(folder / spec["predictor"])
-    foretold = told.pivot_table(index="prompt", columns="variant", values="mean")
+    predicted = told.pivot_table(index="prompt", columns="variant", values="mean")
     truth = quality.mean(axis=2)
-    menu = replace(menu_of(family, profile), mean_quality=np.nanmean(truth, axis=0))
+    variants = replace(variant_table(family, profile), mean_quality=np.nanmean(truth, axis=0))
     kinds = len(spec["types"])
     return World(
         name=spec["name"],
-        menu=replace(
-            menu,
+        table=replace(
+            variants,
             types=tuple(spec["types"]),
-            step_s=np.repeat(menu.step_s, kinds, axis=0),
-            load_s=np.repeat(menu.load_s, kinds, axis=0),
+            step_s=np.repeat(variants.step_s, kinds, axis=0),
+            load_s=np.repeat(variants.load_s, kinds, axis=0),
         ),
         truth=truth,
-        predicted=foretold.reindex(index=prompts, columns=names).to_numpy(float),
+        predicted=predicted.reindex(index=prompts, columns=names).to_numpy(float),
         similarity=similarity.astype(float),
         drawing=Drawing(**spec["cache"]),
         store=Store(**spec["store"]),

@@ -14,11 +14,11 @@ from typing import TYPE_CHECKING, TypeVar
 from argus.cache.cache import Neighbour
 from argus.cache.scope import Scope
 from argus.control.breaker import FETCH_SHARE
+from argus.server.controller import Controller
 from argus.server.model import ServedFamily
-from argus.server.order import Order
+from argus.server.request import Order
 from argus.server.retrieval import Retrieval
-from argus.server.slo import MARGIN, Class, Classes
-from argus.server.steering import Steering
+from argus.server.slo import MARGIN, Classes, ServedSlo
 from argus.workers.local import OnPreview
 
 if TYPE_CHECKING:
@@ -33,7 +33,7 @@ PATIENCE_S = 300.0  # until what Argus does not decide has begun, without `timeo
 class Started:
     """What there is once the first worker works: the policy in charge, and what is promised."""
 
-    steering: Steering
+    controller: Controller
     classes: Classes
 
 
@@ -45,11 +45,11 @@ class Prepared:
     of when the server could serve at all. Of `time.monotonic`, that is `promised_s`; `due_s` is a
     little before, and `deadline_s` when it is given up: by then it must be done, or, if Argus did
     not decide it, have begun.
-    `effort` is how many times the work of the family's own size and guidance a picture is.
+    `size_factor` is how many times the work of the family's own size and guidance a picture is.
     """
 
     order: Order
-    slo: Class
+    slo: ServedSlo
     scope: Scope
     embedding: Embedding
     neighbours: Sequence[Neighbour]
@@ -61,7 +61,7 @@ class Prepared:
     promised_s: float
     due_s: float
     deadline_s: float
-    effort: float
+    size_factor: float
     encode_ms: float
     retrieve_ms: float
     on_preview: OnPreview | None
@@ -72,7 +72,7 @@ class Prepared:
         return self.neighbours[number] if number < len(self.neighbours) else None
 
 
-class Intake:
+class Preparation:
     """Prepares orders. `encoder` and `started` may still be on their way; orders wait for them.
     `rollout` is the share of orders that Argus decides, the others are made exactly."""
 
@@ -93,10 +93,10 @@ class Intake:
         encoder = await asyncio.shield(asyncio.wrap_future(self._encoder))
         started = await asyncio.shield(asyncio.wrap_future(self._started))
         loaded_s = time.monotonic()
-        slo, effort = started.classes[order.slo], self._effort(order)
+        slo, size_factor = started.classes[order.slo], self._size_factor(order)
         governed = random.random() < self._rollout
-        allowed_s = slo.promise.deadline_s + (order.count - 1) * started.classes.exact_s
-        allowed_s = math.inf if order.pinned else effort * allowed_s
+        allowed_s = slo.deadline_s + (order.count - 1) * started.classes.exact_s
+        allowed_s = math.inf if order.pinned else size_factor * allowed_s
         promised_s = loaded_s + allowed_s
         deadline_s = loaded_s + (self._timeout_s or PATIENCE_S)
         if governed and not order.pinned:
@@ -130,13 +130,13 @@ class Intake:
             promised_s=promised_s,
             due_s=loaded_s + (1 - MARGIN) * allowed_s,
             deadline_s=deadline_s,
-            effort=effort,
+            size_factor=size_factor,
             encode_ms=encode_ms,
             retrieve_ms=retrieve_ms,
             on_preview=on_preview,
         )
 
-    def _effort(self, order: Order) -> float:
+    def _size_factor(self, order: Order) -> float:
         exact = self._model.family.exact
         area = order.width * order.height / (exact.width * exact.height)
         return area * (1 + (order.guidance > 1)) / (1 + (exact.guidance > 1))

@@ -47,8 +47,8 @@ class Order:
 class Served:
     """A picture and how it was made; the neighbour is set if the picture was resumed from it.
 
-    `quality` and `low` were predicted, by the predictor that was in force as `Foresight.number`
-    `foretold_by`; `price` is what a second of the worker cost, `saved_s` the
+    `quality` and `low` were predicted, by the predictor that was in force as `Predictions.number`
+    `predicted_by`; `price` is what a second of the worker cost, `saved_s` the
     worker-seconds saved beside an exact picture; `on_time` says whether the promise of `deadline_s`
     from arrival was kept, where there was one.
     """
@@ -74,7 +74,7 @@ class Served:
     low: float | None = None
     price: float | None = None
     saved_s: float = 0.0
-    foretold_by: int = 0
+    predicted_by: int = 0
 
 
 class Shed(Exception):

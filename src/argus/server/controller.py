@@ -14,22 +14,22 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from argus.control.forecast import Forecast
-from argus.control.menu import EXACT, Menu
-from argus.control.pace import WATCHES, Pace
 from argus.control.policies import new_policy
 from argus.control.policy import (
-    Candidate,
     Cluster,
     Decision,
-    Outlook,
+    PlanningInput,
     Policy,
-    Promise,
+    Request,
+    Slo,
     first_free,
 )
+from argus.control.slowness import WATCHES, SlownessTracker
+from argus.control.variants import EXACT, VariantTable
 from argus.core.errors import BadRequest
 from argus.core.family import Family, skip_name
 from argus.server.metrics import Metrics
-from argus.server.slo import Class, Classes
+from argus.server.slo import Classes, ServedSlo
 from argus.workers.fleet import Fleet
 
 if TYPE_CHECKING:
@@ -46,17 +46,17 @@ class Asked:
     """A picture that is to be made.
 
     `similarity` and `stored` are of the neighbour: none, or the K whose latents are there. `left_s`
-    is what is left of its deadline, `effort` how many times the work of the family's own size and
-    guidance it is. `least` is the quality it must have, by the lower bound. With `own_guidance`
-    only variants of the exact model make sense.
+    is what is left of its deadline, `size_factor` its work as a multiple of that at the family's
+    own size and guidance. `least` is the quality it must have, by the lower bound. With
+    `own_guidance` only variants of the exact model make sense.
     """
 
     prediction: Prediction | None
     similarity: float | None
     stored: Sequence[int]
-    slo: Class
+    slo: ServedSlo
     left_s: float
-    effort: float = 1.0
+    size_factor: float = 1.0
     least: float = 0.0
     own_guidance: bool = False
 
@@ -81,10 +81,10 @@ class Choice:
         return replace(self, reason=reason)
 
 
-class Steering:
+class Controller:
     """One policy in charge of a fleet. Raises BadRequest for a policy that cannot be served.
 
-    Policies reckon in seconds of the menu; `Fleet.scale` makes them seconds of this machine.
+    Policies reckon in seconds of the table; `Fleet.scale` makes them seconds of this machine.
     `rollout` is the share of requests that the policy decides; plans move models only if it is
     above nothing.
     """
@@ -93,7 +93,7 @@ class Steering:
         self,
         name: str,
         family: Family,
-        menu: Menu,
+        table: VariantTable,
         classes: Classes,
         fleet: Fleet,
         metrics: Metrics,
@@ -102,30 +102,30 @@ class Steering:
     ) -> None:
         scale = fleet.scale
         self._classes = classes
-        self.policy: Policy = policy_of(name, menu, classes.promises(scale))
-        self._family, self._menu, self._fleet, self._metrics = family, menu, fleet, metrics
+        self.policy: Policy = policy_of(name, table, classes.slos(scale))
+        self._family, self._table, self._fleet, self._metrics = family, table, fleet, metrics
         self._window_s, self._rollout = window_s, rollout
-        self._names = {name: v for v, name in enumerate(menu.variants)}
-        self._skips = menu.skip.tolist()
-        self._mean = menu.mean_quality.tolist()
+        self._names = {name: v for v, name in enumerate(table.variants)}
+        self._skips = table.skip.tolist()
+        self._mean = table.mean_quality.tolist()
         self._forecast = Forecast(window_s)
         self._recent: deque[tuple[list[float], list[bool], int]] = deque(maxlen=RECENT)
         self._count = self._counted = self._seen = 0  # in all, till the last window, the last look
         self._looked = self._added = time.monotonic()  # at the last look, at the end of the window
-        self._pace = Pace(scale)
+        self._slowness = SlownessTracker(scale)
         self._planned: list[int] = []  # only where the policy moves nothing
         self.usable = 1.0
         self.changed = asyncio.Event()
 
     def arrived(self, asked: Asked, governed: bool = True) -> None:
-        """Count a picture that was asked for into the outlook; one that is not `governed` is made
+        """Count a picture that was asked for into the inputs; one that is not `governed` is made
         exactly whatever the policy says."""
-        candidate = self._candidate(asked)
-        allowed = list(candidate.allowed)
+        request = self._request(asked)
+        allowed = list(request.allowed)
         if not governed:
             allowed = [v == EXACT for v in range(len(allowed))]
         self._count += 1
-        self._recent.append((list(candidate.quality), allowed, asked.slo.index))
+        self._recent.append((list(request.quality), allowed, asked.slo.index))
 
     def refused(self, count: int) -> None:
         """Count pictures into the rate that were asked for and refused before anything was known of
@@ -138,10 +138,10 @@ class Steering:
         Where it decides nothing it is asked as if workers held what it planned; their queues are
         those of exact pictures, longer than its own would be.
         """
-        candidate, cluster = self._candidate(asked), self._fleet.cluster()
+        request, cluster = self._request(asked), self._fleet.cluster()
         if self._planned:
             cluster.models = self._planned
-        decision = self.policy.route(candidate, cluster)
+        decision = self.policy.route(request, cluster)
         return self._choice(decision, asked)
 
     def forced(self, variant: str, worker: int, reason: str, asked: Asked) -> Choice:
@@ -150,31 +150,31 @@ class Steering:
 
     def however_late(self, asked: Asked, reason: str) -> Choice:
         """The best that a worker can make now, whenever that is done."""
-        candidate, cluster = self._candidate(asked), self._fleet.cluster()
-        held, model = set(cluster.models), self._menu.model.tolist()
-        able = [v for v, allowed in enumerate(candidate.allowed) if allowed and model[v] in held]
+        request, cluster = self._request(asked), self._fleet.cluster()
+        held, model = set(cluster.models), self._table.model.tolist()
+        able = [v for v, allowed in enumerate(request.allowed) if allowed and model[v] in held]
         if not able:
             return self._choice(Decision(EXACT, None, reason), asked)
-        best = max(able, key=lambda v: candidate.quality[v])
+        best = max(able, key=lambda v: request.quality[v])
         worker = first_free(cluster, model[best])
         return replace(self._choice(Decision(best, worker, reason), asked), patient=True)
 
     def again(self, asked: Asked, variant: str, judged: float) -> str | None:
         """The variant that is to replace a picture that was made, None if it will do."""
-        found = self.policy.review(self._candidate(asked), self._names[variant], judged)
-        return None if found is None else self._menu.variants[found]
+        found = self.policy.review(self._request(asked), self._names[variant], judged)
+        return None if found is None else self._table.variants[found]
 
     def retry_after_s(self, asked: Asked) -> int:
         """Seconds until the backlog should be short enough for a request like this one."""
         wait_s = shortest_wait_s(self._fleet.cluster()) or 0.0
-        cheapest = asked.effort * float(self._menu.alone_s.min())
+        cheapest = asked.size_factor * float(self._table.alone_s.min())
         left_s = asked.left_s / self._fleet.scale if math.isfinite(asked.left_s) else 0.0
         late_s = wait_s + cheapest - left_s
         return max(1, math.ceil(late_s * self._fleet.scale))
 
     def saved_s(self, variant: str) -> float:
         """Worker-seconds that a variant saves beside the exact one, alone."""
-        alone = self._menu.alone_s
+        alone = self._table.alone_s
         return float(alone[EXACT].min() - alone[self._names[variant]].min()) * self._fleet.scale
 
     async def run(self) -> None:
@@ -190,11 +190,11 @@ class Steering:
                 await asyncio.wait_for(self.changed.wait(), max(0.0, at - time.monotonic()))
             except TimeoutError:
                 looks, at = looks + 1, time.monotonic() + pause
-                self._pace.saw(self._fleet.scale)
+                self._slowness.saw(self._fleet.scale)
                 jumped = self._is_burst()
                 if looks % WATCHES == 0:
                     self._end_window()
-                elif not jumped and not self._pace.outdated:
+                elif not jumped and not self._slowness.outdated:
                     continue
             self.changed.clear()
             try:
@@ -204,11 +204,11 @@ class Steering:
 
     def plan(self) -> None:
         """Ask the policy what the workers are to hold, and have them hold it."""
-        outlook = self._outlook()
-        if self._pace.outdated:
-            self._pace.planned()
-            self.policy.promise(self._classes.promises(self._pace.slowness))
-        plan = self.policy.plan(outlook)
+        inputs = self._planning_input()
+        if self._slowness.outdated:
+            self._slowness.planned()
+            self.policy.set_slos(self._classes.slos(self._slowness.slowness))
+        plan = self.policy.plan(inputs)
         for name, value in plan.figures.items():
             self._metrics.figures.labels(name.replace(" ", "_")).set(value)
         self._metrics.rate.set(self._forecast.next())
@@ -235,47 +235,49 @@ class Steering:
             return True
         return False
 
-    def _outlook(self) -> Outlook:
+    def _planning_input(self) -> PlanningInput:
         cluster, fleet = self._fleet.cluster(), self._fleet
-        count = len(self._menu.variants)
+        count = len(self._table.variants)
         recent = list(self._recent)
-        return Outlook(
+        return PlanningInput(
             now_s=cluster.now_s,
-            rate=self._forecast.next() * self._pace.slowness,
+            rate=self._forecast.next() * self._slowness.slowness,
             quality=np.array([row for row, _, _ in recent], float).reshape(-1, count),
             allowed=np.array([row for _, row, _ in recent], bool).reshape(-1, count),
-            promise=np.array([index for _, _, index in recent], np.int64),
+            slo=np.array([index for _, _, index in recent], np.int64),
             kinds=np.array(cluster.kinds),
             models=np.array(self._planned or fleet.targets),
-            alive=np.array([station.alive for station in fleet.stations]),
+            alive=np.array([queue.alive for queue in fleet.queues]),
             wait_s=np.array(cluster.wait_s),
             usable=self.usable,
         )
 
-    def _candidate(self, asked: Asked) -> Candidate:
+    def _request(self, asked: Asked) -> Request:
         told = asked.prediction
         stored = set(asked.stored)
         allowed = [not k or k in stored for k in self._skips]
-        least = max(asked.least, asked.slo.promise.floor)
+        least = max(asked.least, asked.slo.floor)
         if told is not None and least > 0:
             low = told.low.tolist()
             allowed = [a and bound >= least for a, bound in zip(allowed, low, strict=True)]
         elif least > 0:
             allowed = [v == EXACT for v in range(len(allowed))]
         if asked.own_guidance:
-            own = self._menu.model == self._menu.model[EXACT]
+            own = self._table.model == self._table.model[EXACT]
             allowed = [a and same for a, same in zip(allowed, own.tolist(), strict=True)]
         if told is None or not self.policy.informed:
             quality = self._mean
         else:
             quality = np.nan_to_num(told.mean, nan=0.0).tolist()
         left_s = asked.left_s / self._fleet.scale
-        return Candidate(quality, allowed, left_s, asked.similarity, asked.slo.index, asked.effort)
+        return Request(
+            quality, allowed, left_s, asked.similarity, asked.slo.index, asked.size_factor
+        )
 
     def _choice(self, decision: Decision, asked: Asked) -> Choice:
         v, told = decision.variant, asked.prediction
         return Choice(
-            self._menu.variants[v],
+            self._table.variants[v],
             decision.worker,
             decision.reason,
             None if told is None else float(told.mean[v]),
@@ -289,13 +291,13 @@ class Steering:
 
 
 def shortest_wait_s(cluster: Cluster) -> float | None:
-    """Seconds of the menu until a worker that serves begins one more; None if none serves."""
+    """Seconds of the table until a worker that serves begins one more; None if none serves."""
     waits = [wait for wait, held in zip(cluster.wait_s, cluster.models, strict=True) if held >= 0]
     return min(waits, default=None)
 
 
-def policy_of(name: str, menu: Menu, promises: Sequence[Promise]) -> Policy:
+def policy_of(name: str, table: VariantTable, slos: Sequence[Slo]) -> Policy:
     """Raises BadRequest for a policy that there is not, or that knows the future."""
     if name in FUTURE:
         raise BadRequest(f"The policy {name!r} knows the future: simulate it (`argus simulate`).")
-    return new_policy(name, menu, promises)
+    return new_policy(name, table, slos)

@@ -7,14 +7,14 @@ from dataclasses import dataclass
 import pytest
 
 from argus.control.batching import AdditiveIncrease, StepBatching
-from argus.control.station import Station
+from argus.control.worker_queue import WorkerQueue
 
 
 @dataclass(eq=False)
 class Request:
     deadline_s: float
-    units: float = 10.0
-    counted_s: float = 0.0
+    work_steps: float = 10.0
+    reserved_s: float = 0.0
     grace_s: float = 0.0
 
     @property
@@ -22,17 +22,17 @@ class Request:
         return self.deadline_s + self.grace_s
 
 
-def station(batching: StepBatching | AdditiveIncrease | None = None) -> Station[Request]:
+def queue(batching: StepBatching | AdditiveIncrease | None = None) -> WorkerQueue[Request]:
     """A step takes a tenth of a second, and as much more as there are more than four."""
-    return Station(
+    return WorkerQueue(
         number=0, kind=0, model=0, step_s=lambda kind, model, size: 0.1 * max(1.0, size / 4),
         batching=batching or StepBatching(), full=lambda kind, model: 4, most=4,
     )  # fmt: skip
 
 
-def busy(deadline_s: float) -> Station[Request]:
-    """A station that makes four and has room for four more."""
-    one = station()
+def busy(deadline_s: float) -> WorkerQueue[Request]:
+    """A queue that makes four and has room for four more."""
+    one = queue()
     one.full = lambda kind, model: 8
     for _ in range(4):
         one.enqueue(Request(deadline_s), 0.0)
@@ -41,7 +41,7 @@ def busy(deadline_s: float) -> Station[Request]:
 
 
 def test_a_full_batch_makes_others_wait_as_long_as_the_first_of_it_takes() -> None:
-    one = station()
+    one = queue()
     for _ in range(4):
         one.enqueue(Request(10.0), 0.0)
     begun, dropped = one.begin(0.0)
@@ -53,7 +53,7 @@ def test_a_full_batch_makes_others_wait_as_long_as_the_first_of_it_takes() -> No
 
 
 def test_who_has_no_time_left_is_dropped_and_the_next_begun() -> None:
-    one = station()
+    one = queue()
     late, early = Request(0.5), Request(5.0)
     for request in (late, early):
         one.enqueue(request, 0.0)
@@ -68,17 +68,17 @@ def test_nobody_joins_who_would_make_another_late() -> None:
 
 def test_who_would_be_in_time_alone_waits_for_that() -> None:
     one = busy(20.0)
-    one.elapse(0.9)
+    one.advance(0.9)
     alone = Request(2.1)  # joining would take until 2.15, the others are done at 1.0
     one.enqueue(alone, 0.9)
     assert one.begin(0.9) == ([], [])
-    one.elapse(1.0)
+    one.advance(1.0)
     assert len(one.due()) == 4
     assert one.begin(1.0) == ([alone], [])
 
 
 def test_those_who_are_late_anyway_are_made_together() -> None:
-    one = station()
+    one = queue()
     late = [Request(0.5, grace_s=2.0) for _ in range(4)]
     for request in late:
         one.enqueue(request, 0.0)
@@ -93,18 +93,18 @@ def test_who_can_neither_join_in_time_nor_wait_is_dropped_at_once() -> None:
 
 
 def test_a_worker_that_is_slower_than_foretold_is_believed_to_be_slow() -> None:
-    one = station()
+    one = queue()
     for _ in range(60):
         begin = one.at_s
         request = Request(begin + 100)
         one.enqueue(request, begin)
         one.begin(begin)
-        one.remove(request, begin + 2.0)  # foretold: one second
+        one.remove(request, begin + 2.0)  # predicted: one second
     assert one.slowness == pytest.approx(2.0, rel=0.1)
 
 
 def test_slowness_is_believed_sooner_than_speed() -> None:
-    slow, fast = station(), station()
+    slow, fast = queue(), queue()
     for one, took in ((slow, 1.25), (fast, 0.8)):
         request = Request(100.0)
         one.enqueue(request, 0.0)
@@ -114,7 +114,7 @@ def test_slowness_is_believed_sooner_than_speed() -> None:
 
 
 def test_request_batches_end_together_and_teach_their_size() -> None:
-    one = station(AdditiveIncrease())
+    one = queue(AdditiveIncrease())
     first = Request(10.0)
     one.enqueue(first, 0.0)
     assert one.begin(0.0) == ([first], [])
@@ -128,7 +128,7 @@ def test_request_batches_end_together_and_teach_their_size() -> None:
 
 
 def test_calm_does_not_raise_the_limit_of_a_batch_and_one_late_batch_lowers_it() -> None:
-    one = station(AdditiveIncrease())
+    one = queue(AdditiveIncrease())
     one.limit = 4.0
     now = 0.0
     for _ in range(50):  # alone, and in time
@@ -151,7 +151,7 @@ def test_calm_does_not_raise_the_limit_of_a_batch_and_one_late_batch_lowers_it()
 
 
 def test_who_was_counted_slow_and_left_fast_leaves_nothing_behind() -> None:
-    one = station()
+    one = queue()
     one.slowness = 3.0
     waiting = [Request(10.0) for _ in range(3)]
     for request in waiting:
@@ -165,29 +165,29 @@ def test_who_was_counted_slow_and_left_fast_leaves_nothing_behind() -> None:
 
 
 def test_where_handing_over_takes_a_moment_a_batch_is_handed_over_before_the_last_is_done() -> None:
-    one = station(AdditiveIncrease())
+    one = queue(AdditiveIncrease())
     one.ahead = 1.0
     for _ in range(2):
         one.enqueue(Request(10.0), 0.0)
     assert len(one.begin(0.0)[0]) == 1
-    one.elapse(0.85)
+    one.advance(0.85)
     assert one.begin(0.85)[0] == []
-    one.elapse(0.95)
+    one.advance(0.95)
     assert len(one.begin(0.95)[0]) == 1
-    assert len(one.making) == 2
+    assert len(one.running) == 2
 
 
 def test_nothing_advances_while_a_worker_is_dead_and_it_is_not_taken_for_slow() -> None:
-    one = station()
+    one = queue()
     request = Request(100.0)
     one.enqueue(request, 0.0)
     one.begin(0.0)
-    one.elapse(0.5)
+    one.advance(0.5)
     one.alive = False
-    one.elapse(30.0)
+    one.advance(30.0)
     assert one.progress == pytest.approx(5.0)
     assert one.busy_s == pytest.approx(0.5)
-    one.begin_anew(30.0)  # from its first step, since the process that was at it is gone
+    one.restart_at(30.0)  # from its first step, since the process that was at it is gone
     one.next_s(30.0)
     assert one.due() == []
     one.remove(request, 31.0)
@@ -195,18 +195,18 @@ def test_nothing_advances_while_a_worker_is_dead_and_it_is_not_taken_for_slow() 
 
 
 def test_a_worker_that_only_loaded_goes_on_with_what_it_is_at() -> None:
-    one = station()
+    one = queue()
     request = Request(100.0)
     one.enqueue(request, 0.0)
     one.begin(0.0)
-    one.elapse(0.5)
-    one.begin_anew(0.5)
-    one.elapse(1.0)
+    one.advance(0.5)
+    one.restart_at(0.5)
+    one.advance(1.0)
     assert one.due() == [request]
 
 
 def test_a_batch_takes_who_may_be_late_after_those_who_are_in_time() -> None:
-    one = station(AdditiveIncrease())
+    one = queue(AdditiveIncrease())
     one.limit = 2.0
     late, last = Request(0.5, grace_s=10.0), Request(0.6, grace_s=10.0)
     first = Request(20.0)
@@ -216,7 +216,7 @@ def test_a_batch_takes_who_may_be_late_after_those_who_are_in_time() -> None:
 
 
 def test_who_may_be_late_is_made_by_an_idle_worker_however_late_it_is() -> None:
-    one = station(AdditiveIncrease())
+    one = queue(AdditiveIncrease())
     patient, expired = Request(-5.0, grace_s=100.0), Request(-5.0, grace_s=5.0)
     one.enqueue(patient, 0.0)
     one.enqueue(expired, 0.0)
@@ -224,7 +224,7 @@ def test_who_may_be_late_is_made_by_an_idle_worker_however_late_it_is() -> None:
 
 
 def test_who_would_be_late_in_a_batch_but_need_not_be_in_time_comes_last_in_it() -> None:
-    one = station(AdditiveIncrease())
+    one = queue(AdditiveIncrease())
     one.step_s = lambda kind, model, size: 0.1 * size
     one.limit = 2.0
     hurried = Request(1.5, grace_s=10.0)  # alone it takes a second, in a batch of two two
@@ -232,4 +232,4 @@ def test_who_would_be_late_in_a_batch_but_need_not_be_in_time_comes_last_in_it()
     for request in (hurried, *others):
         one.enqueue(request, 0.0)
     assert one.begin(0.0) == (others, [])
-    assert [work for _, _, work in one.waiting] == [hurried]
+    assert [work for _, _, work in one.queued] == [hurried]

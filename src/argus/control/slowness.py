@@ -8,7 +8,7 @@ WATCHES = 6  # looks a window, at the load and at the workers' pace
 SLOWER = 0.1  # logarithm of the change that makes a plan outdated
 
 
-class Pace:
+class SlownessTracker:
     """The workers' slowness, on a logarithmic mean over about the last `WATCHES` looks."""
 
     def __init__(self, slowness: float = 1.0) -> None:

@@ -22,13 +22,13 @@ SLOWEST = 50.0
 
 
 class Work(Protocol):
-    """A request at a station. `units` are the steps it takes, `deadline_s` is when it should be
-    done and `expires_s` when there is no more sense in it, `counted_s` are the seconds that it adds
-    to the station's queue: while it waits there, or its latents are still on their way."""
+    """A request in a queue. `work_steps` are the steps it takes, `deadline_s` is when it should be
+    done and `expires_s` when it is dropped, `reserved_s` are the seconds by which it lengthens the
+    queue: while it is queued, or while its latents are being fetched."""
 
     deadline_s: float
-    units: float
-    counted_s: float
+    work_steps: float
+    reserved_s: float
 
     @property
     def expires_s(self) -> float: ...
@@ -37,21 +37,21 @@ class Work(Protocol):
 W = TypeVar("W", bound=Work)
 
 
-def mean_slowness(stations: Sequence[Station[W]]) -> float:
+def mean_slowness(queues: Sequence[WorkerQueue[W]]) -> float:
     """The geometric mean of the slowness of those that live and were measured; of all that were, if
     none of them lives, and 1 if none was."""
-    known = [one for one in stations if one.known]
+    known = [one for one in queues if one.known]
     living = [one for one in known if one.alive] or known
     return math.exp(sum(math.log(one.slowness) for one in living) / max(1, len(living)))
 
 
 @dataclass
-class Station(Generic[W]):
+class WorkerQueue(Generic[W]):
     """The books of one worker of a type of device, which makes pictures of the model it holds.
 
-    All that are made advance together, a step in the time that a batch of their number takes:
-    `progress` counts steps, and a request is done when it has advanced by its units. With stepwise
-    batching others join at any step; with request batching nobody does until all are done.
+    Running requests advance together, a step in the time that a batch of their number takes:
+    `progress` counts steps, and a request is done after its `work_steps`. With stepwise batching
+    others join at any step; with request batching none does until all are done.
 
     `step_s` gives the seconds of a step by type, model and batch, `full` the best batch by type and
     model, `slowness` how many times as long a step really takes, as far as that is `known`. While
@@ -71,8 +71,8 @@ class Station(Generic[W]):
     ready: bool = True
     slowness: float = 1.0
     known: bool = True
-    waiting: list[tuple[float, int, W]] = field(default_factory=list)
-    making: list[tuple[float, int, W]] = field(default_factory=list)
+    queued: list[tuple[float, int, W]] = field(default_factory=list)
+    running: list[tuple[float, int, W]] = field(default_factory=list)
     progress: float = 0.0
     at_s: float = 0.0
     queued_s: float = 0.0
@@ -89,75 +89,75 @@ class Station(Generic[W]):
     _counted: int = 0
 
     @property
-    def serves(self) -> int:
+    def serving(self) -> int:
         """The model it can serve now."""
         return self.model if self.alive and self.ready else NOTHING
 
     def cost_s(self, work: W) -> float:
         """Worker-seconds of a request in full batches."""
         size = self._size_limit()
-        return work.units * self._step(size) / size
+        return work.work_steps * self._step(size) / size
 
     def reserve(self, work: W, now: float) -> None:
         """Count on a request whose latents are still on their way."""
         self._count(work)
-        self.free_at_s = max(self.free_at_s, now) + work.counted_s
+        self.free_at_s = max(self.free_at_s, now) + work.reserved_s
 
     def release(self, work: W) -> None:
         """Count no longer on a request that goes elsewhere."""
         self._count_off(work)
 
     def enqueue(self, work: W, now: float) -> None:
-        heapq.heappush(self.waiting, (work.deadline_s, next(self._order), work))
+        heapq.heappush(self.queued, (work.deadline_s, next(self._order), work))
         self._count(work)
         self.arrivals *= math.exp((self.arrivals_at_s - now) / RATE_MEMORY_S)
         self.arrivals, self.arrivals_at_s = self.arrivals + 1 / RATE_MEMORY_S, now
 
-    def elapse(self, now: float) -> None:
+    def advance(self, now: float) -> None:
         """Let time pass until `now`."""
-        if self.making and self.alive:
+        if self.running and self.alive:
             self.busy_s += now - self.at_s
-            self.progress += (now - self.at_s) / self._step(len(self.making))
+            self.progress += (now - self.at_s) / self._step(len(self.running))
         self.at_s = now
 
     def timed(self, slowness: float) -> None:
         """Its slowness was measured."""
         self.slowness, self.known = slowness, True
 
-    def begin_anew(self, now: float) -> None:
+    def restart_at(self, now: float) -> None:
         """The worker holds its model from now on. What it was at before it died begins again."""
         died = not self.alive
         self.alive, self.ready, self.at_s = True, True, now
         if died:
             self._judged = self._all_in_time = True
-            works = [work for _, _, work in self.making]
-            self.making = []
+            works = [work for _, _, work in self.running]
+            self.running = []
             for work in works:
                 self._start(work)
 
     def due(self) -> list[W]:
-        """Remove and give those who are done by now, as far as one can foretell."""
+        """Remove and give those who are done by now, as far as one can predict."""
         done: list[W] = []
-        while self.making and self.making[0][0] <= self.progress + 1e-9:
-            done.append(heapq.heappop(self.making)[2])
+        while self.running and self.running[0][0] <= self.progress + 1e-9:
+            done.append(heapq.heappop(self.running)[2])
             self._all_in_time &= done[-1].deadline_s >= self.at_s
         return done
 
     def remove(self, work: W, now: float, done: bool = True) -> None:
         """A request that was made here is `done`, or is no longer wanted."""
-        self.elapse(now)
-        for entry in self.making:
+        self.advance(now)
+        for entry in self.running:
             if entry[2] is work:
-                self.making.remove(entry)
-                heapq.heapify(self.making)
+                self.running.remove(entry)
+                heapq.heapify(self.running)
                 if done:  # steps that should have been done in its time, and that were
-                    self._measure(self.progress - entry[0] + work.units, work.units)
+                    self._measure(self.progress - entry[0] + work.work_steps, work.work_steps)
                     self._all_in_time &= now <= work.deadline_s
                 return
-        for entry in self.waiting:
+        for entry in self.queued:
             if entry[2] is work:
-                self.waiting.remove(entry)
-                heapq.heapify(self.waiting)
+                self.queued.remove(entry)
+                heapq.heapify(self.queued)
                 self._count_off(work)
                 return
 
@@ -169,8 +169,8 @@ class Station(Generic[W]):
             return begun, dropped
         if self.batching.stepwise:
             limit = self._size_limit()
-            while self.waiting and self._occupied() < limit:
-                work = self.waiting[0][2]
+            while self.queued and self._occupied() < limit:
+                work = self.queued[0][2]
                 joins = self._joins(work, now)
                 if joins is None:
                     dropped.append(self._next())
@@ -179,7 +179,7 @@ class Station(Generic[W]):
                     break
                 begun.append(self._next())
                 self._start(work)
-        elif self.waiting and not self._occupied():
+        elif self.queued and not self._occupied():
             self._judge()
             begun, dropped = self._batch(now)
             self._take_out([*begun, *dropped])
@@ -191,31 +191,31 @@ class Station(Generic[W]):
     def next_s(self, now: float) -> float:
         """When something happens here next: someone is done, or a batch may begin."""
         self.version += 1
-        if self.making:
-            left = self.making[0][0] - self.progress
-            at = now + max(0.0, left) * self._step(len(self.making))
-        elif self.waiting and self.alive and self.ready:
-            deadline, _, first = self.waiting[0]
-            at = now + max(0.05, min(0.1 * (deadline - now), first.units * self._step(1)))
+        if self.running:
+            left = self.running[0][0] - self.progress
+            at = now + max(0.0, left) * self._step(len(self.running))
+        elif self.queued and self.alive and self.ready:
+            deadline, _, first = self.queued[0]
+            at = now + max(0.05, min(0.1 * (deadline - now), first.work_steps * self._step(1)))
         else:
             at = math.inf
         free = at
-        if self.making and not self.batching.stepwise:
-            free = now + self._together_s([end - self.progress for end, _, _ in self.making])
+        if self.running and not self.batching.stepwise:
+            free = now + self._together_s([end - self.progress for end, _, _ in self.running])
         full = self._occupied() >= self._size_limit() or not self.batching.stepwise
-        blocked = self.making and (full or self.waiting or not self._has_room(now))
+        blocked = self.running and (full or self.queued or not self._has_room(now))
         self.free_at_s = self.queued_s + (free if blocked else now)
         return at
 
-    def hand_back(self, all_of_them: bool) -> list[W]:
-        """Who waits here, and with `all_of_them` also who is made: they go elsewhere."""
-        works = [work for _, _, work in self.waiting]
+    def evict(self, running: bool) -> list[W]:
+        """Who waits here, and with `running` also who is made: they go elsewhere."""
+        works = [work for _, _, work in self.queued]
         for work in works:
             self._count_off(work)
-        self.waiting = []
-        if all_of_them:
-            works += [work for _, _, work in self.making]
-            self.making = []
+        self.queued = []
+        if running:
+            works += [work for _, _, work in self.running]
+            self.running = []
             self._judged = self._all_in_time = True  # a batch that was lost teaches nothing
         return works
 
@@ -226,19 +226,19 @@ class Station(Generic[W]):
             self.limit = learn(self.limit, self._begun, self.most, in_time)
             self._judged = self._all_in_time = True
 
-    def _measure(self, took: float, foretold: float) -> None:
-        """Correct the slowness by how long something took beside what was foretold."""
-        if took > 0 and foretold > 0:
-            trust = ALARM if took > foretold else TRUST
-            corrected = self.slowness * (took / foretold) ** trust
+    def _measure(self, took: float, predicted: float) -> None:
+        """Correct the slowness by how long something took beside what was predicted."""
+        if took > 0 and predicted > 0:
+            trust = ALARM if took > predicted else TRUST
+            corrected = self.slowness * (took / predicted) ** trust
             self.timed(min(SLOWEST, max(1 / SLOWEST, corrected)))
 
     def _occupied(self) -> int:
         """How many take room in the batch."""
         if not self.ahead:
-            return len(self.making)
+            return len(self.running)
         gone = self.progress + self.ahead
-        return sum(end > gone for end, _, _ in self.making)
+        return sum(end > gone for end, _, _ in self.running)
 
     def _joins(self, work: W, now: float) -> bool | None:
         """Whether a request joins who is made; None if it can be in time neither so nor later.
@@ -246,20 +246,20 @@ class Station(Generic[W]):
         It waits for those only where that makes it in time and joining them does not: who is late
         anyway must not have a worker to itself while others wait.
         """
-        joined = now + work.units * self._step(len(self.making) + 1)
+        joined = now + work.work_steps * self._step(len(self.running) + 1)
         if joined <= work.deadline_s:
             return self._is_bearable(now)
-        left = [end - self.progress for end, _, _ in self.making]
-        alone = now + self._together_s(left) + work.units * self._step(1)
+        left = [end - self.progress for end, _, _ in self.running]
+        alone = now + self._together_s(left) + work.work_steps * self._step(1)
         if min(joined, alone) > work.expires_s:
             return None
         return joined <= work.expires_s and alone > work.deadline_s and self._is_bearable(now)
 
     def _is_bearable(self, now: float) -> bool:
         """Whether one more makes nobody late who would be in time."""
-        size = len(self.making)
+        size = len(self.running)
         before, after = self._step(size), self._step(size + 1)
-        for end, _, other in self.making:
+        for end, _, other in self.running:
             left = end - self.progress
             if now + left * after > other.deadline_s >= now + left * before:
                 return False
@@ -267,7 +267,7 @@ class Station(Generic[W]):
 
     def _has_room(self, now: float) -> bool:
         """Whether one more like the last to begin could begin at once."""
-        return bool(self._joins(max(self.making)[2], now))
+        return bool(self._joins(max(self.running)[2], now))
 
     def _batch(self, now: float) -> tuple[list[W], list[W]]:
         """The batch that begins now, and the requests that are dropped.
@@ -280,8 +280,8 @@ class Station(Generic[W]):
         in_time: list[W] = []
         late: list[W] = []
         dropped: list[W] = []
-        for _, _, work in sorted(self.waiting):
-            end = now + work.units * alone_s
+        for _, _, work in sorted(self.queued):
+            end = now + work.work_steps * alone_s
             kind = in_time if end <= work.deadline_s else late
             (kind if end <= work.expires_s else dropped).append(work)
         while in_time or late:
@@ -291,7 +291,7 @@ class Station(Generic[W]):
             excused = {
                 id(work)
                 for work in in_time[:count]
-                if work.deadline_s < now + work.units * step_s <= work.expires_s
+                if work.deadline_s < now + work.work_steps * step_s <= work.expires_s
             }
             if not excused:
                 return [*in_time, *late][count : count + size], [*dropped, *given_up]
@@ -302,30 +302,30 @@ class Station(Generic[W]):
     def _take_out(self, works: Sequence[W]) -> None:
         """Remove requests from those that wait."""
         gone = {id(work) for work in works}
-        self.waiting = [entry for entry in self.waiting if id(entry[2]) not in gone]
-        heapq.heapify(self.waiting)
+        self.queued = [entry for entry in self.queued if id(entry[2]) not in gone]
+        heapq.heapify(self.queued)
         for work in works:
             self._count_off(work)
 
     def _start(self, work: W) -> None:
-        heapq.heappush(self.making, (self.progress + work.units, next(self._order), work))
+        heapq.heappush(self.running, (self.progress + work.work_steps, next(self._order), work))
 
     def _next(self) -> W:
-        work = heapq.heappop(self.waiting)[2]
+        work = heapq.heappop(self.queued)[2]
         self._count_off(work)
         return work
 
     def _count(self, work: W) -> None:
-        if not work.counted_s:
-            work.counted_s = self.cost_s(work)
-            self.queued_s += work.counted_s
+        if not work.reserved_s:
+            work.reserved_s = self.cost_s(work)
+            self.queued_s += work.reserved_s
             self._counted += 1
 
     def _count_off(self, work: W) -> None:
-        if work.counted_s:
+        if work.reserved_s:
             self._counted -= 1
-            self.queued_s = max(0.0, self.queued_s - work.counted_s) if self._counted else 0.0
-            work.counted_s = 0.0
+            self.queued_s = max(0.0, self.queued_s - work.reserved_s) if self._counted else 0.0
+            work.reserved_s = 0.0
 
     def _step(self, size: int) -> float:
         return self.slowness * self.step_s(self.kind, self.model, size)
@@ -333,9 +333,9 @@ class Station(Generic[W]):
     def _size_limit(self) -> int:
         return self.full(self.kind, self.model)
 
-    def _together_s(self, units: list[float]) -> float:
+    def _together_s(self, work_steps: list[float]) -> float:
         """Seconds until all of a batch are done that nobody joins, with so many steps to go."""
-        left = sorted(max(0.0, one) for one in units)
+        left = sorted(max(0.0, one) for one in work_steps)
         steps = [self._step(size) for size in range(len(left), 0, -1)]
         before, total = 0.0, 0.0
         for own, step in zip(left, steps, strict=True):
@@ -347,12 +347,12 @@ class Station(Generic[W]):
         limits = [(work, work.deadline_s) for work in in_time]
         limits += [(work, work.expires_s) for work in late]
         first = limits[: 4 * self.most]
-        units = sum(work.units for work, _ in first) / len(first)
+        work_steps = sum(work.work_steps for work, _ in first) / len(first)
         memory = math.exp((self.arrivals_at_s - now) / RATE_MEMORY_S)
         return Queue(
             left_s=[limit - now for _, limit in first],
             most=self.most,
-            batch_s=lambda size: units * self._step(size),
+            batch_s=lambda size: work_steps * self._step(size),
             rate=self.arrivals * memory,
             limit=self.limit,
         )

@@ -23,7 +23,7 @@ RESERVE = 0.7  # of a deadline; the rest is for waiting
 
 
 @dataclass(frozen=True)
-class Menu:
+class VariantTable:
     """The variants, the exact one first, and the devices.
 
     `strategies` are `exact`, `cache`, `model`, `steps` or `refine`; `model` (v,) is the model a
@@ -113,7 +113,7 @@ class Menu:
         return curve[-1] * size / (len(curve) - 1)
 
 
-def menu_of(family: Family, profile: Profile | None = None) -> Menu:
+def variant_table(family: Family, profile: Profile | None = None) -> VariantTable:
     """A family's variants on one type of device.
 
     Encoding and decoding count as steps, at the model's best batch. Without a profile every step of
@@ -140,7 +140,7 @@ def menu_of(family: Family, profile: Profile | None = None) -> Menu:
             extra = model.encode_s + model.batch_decode_s(best) / best
             extra /= model.batch_step_s(best) / best
         steps.append(one.steps - one.skip + extra)
-    return Menu(
+    return VariantTable(
         variants=names,
         strategies=tuple(family.strategy(name) for name in names),
         models=tuple(models),

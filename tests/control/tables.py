@@ -1,19 +1,19 @@
-"""A small menu: the exact model with two skips, and a model half as dear."""
+"""A small table: the exact model with two skips, and a model half as dear."""
 
 from __future__ import annotations
 
 import numpy as np
 
-from argus.control.menu import Menu
-from argus.control.policy import Candidate, Cluster, Outlook
+from argus.control.policy import Cluster, PlanningInput, Request
+from argus.control.variants import VariantTable
 
 EXACT, SKIP, FAR, SMALL = range(4)
 
 
-def small_menu(types: int = 1) -> Menu:
+def small_menu(types: int = 1) -> VariantTable:
     alone = np.array([[0.1, 0.04]]).repeat(types, axis=0) * np.arange(1, types + 1)[:, None]
     batches = np.array([1, 2, 4])
-    return Menu(
+    return VariantTable(
         variants=("exact", "skip-5", "skip-10", "small"),
         strategies=("exact", "cache", "cache", "model"),
         models=("large", "little"),
@@ -29,8 +29,8 @@ def small_menu(types: int = 1) -> Menu:
     )
 
 
-def asked(quality: list[float], near: float | None = 0.9, left_s: float = 20.0) -> Candidate:
-    return Candidate(quality, [True, near is not None, near is not None, True], left_s, near)
+def asked(quality: list[float], near: float | None = 0.9, left_s: float = 20.0) -> Request:
+    return Request(quality, [True, near is not None, near is not None, True], left_s, near)
 
 
 def cluster(models: list[int], wait_s: list[float] | None = None) -> Cluster:
@@ -38,16 +38,16 @@ def cluster(models: list[int], wait_s: list[float] | None = None) -> Cluster:
     return Cluster(0.0, [0] * count, models, wait_s or [0.0] * count, [1] * count)
 
 
-def outlook(
+def inputs(
     rate: float, quality: list[list[float]], models: list[int], now_s: float = 0.0
-) -> Outlook:
+) -> PlanningInput:
     count = len(models)
-    return Outlook(
+    return PlanningInput(
         now_s=now_s,
         rate=rate,
         quality=np.array(quality).reshape(len(quality), 4),
         allowed=np.ones((len(quality), 4), dtype=bool),
-        promise=np.zeros(len(quality), dtype=np.int64),
+        slo=np.zeros(len(quality), dtype=np.int64),
         kinds=np.zeros(count, dtype=np.int64),
         models=np.array(models),
         alive=np.ones(count, dtype=bool),

@@ -11,10 +11,10 @@ from pathlib import Path
 import pytest
 
 from argus.config import Settings
-from argus.control.menu import EXACT
+from argus.control.variants import EXACT
+from argus.server.controller import Asked, Controller
 from argus.server.service import Service
 from argus.server.slo import DEFAULT, Classes
-from argus.server.steering import Asked, Steering
 
 
 @dataclass(frozen=True)
@@ -22,46 +22,46 @@ class Led:
     """`price` over one worker that can serve, though no process is started."""
 
     service: Service
-    steering: Steering
+    controller: Controller
     classes: Classes
 
     @property
     def exact_s(self) -> float:
         """Seconds of an exact picture alone, by the profile."""
-        return float(self.service.model.menu.alone_s[EXACT].min())
+        return float(self.service.model.table.alone_s[EXACT].min())
 
-    def asked(self, left_s: float, effort: float = 1.0) -> Asked:
-        return Asked(None, None, (), self.classes[DEFAULT], left_s, effort)
+    def asked(self, left_s: float, size_factor: float = 1.0) -> Asked:
+        return Asked(None, None, (), self.classes[DEFAULT], left_s, size_factor)
 
 
 @pytest.fixture
 def led(measured_family: Path, tmp_path: Path) -> Iterator[Led]:
     service = Service(Settings(family=str(measured_family), data=tmp_path, workers=1))
-    menu = service.model.menu
-    classes = Classes({}, float(menu.alone_s[EXACT].min()), measured=True)
-    steering = Steering(
-        "price", service.family, menu, classes, service.fleet, service.metrics, window_s=0.6
+    table = service.model.table
+    classes = Classes({}, float(table.alone_s[EXACT].min()), measured=True)
+    controller = Controller(
+        "price", service.family, table, classes, service.fleet, service.metrics, window_s=0.6
     )
-    service.fleet.stations[0].ready = True
-    yield Led(service, steering, classes)
+    service.fleet.queues[0].ready = True
+    yield Led(service, controller, classes)
     service.cache.close()
 
 
 def test_a_larger_picture_takes_longer_to_make_and_waits_no_longer(led: Led) -> None:
-    led.service.fleet.stations[0].queued_s = 3 * led.exact_s
-    doubled = led.asked(8 * led.exact_s, effort=4)  # of which 3 are waited and 4 worked
-    assert led.steering.choose(doubled).worker == 0
-    assert led.steering.choose(led.asked(6 * led.exact_s, effort=4)).variant != "exact"
+    led.service.fleet.queues[0].queued_s = 3 * led.exact_s
+    doubled = led.asked(8 * led.exact_s, size_factor=4)  # of which 3 are waited and 4 worked
+    assert led.controller.choose(doubled).worker == 0
+    assert led.controller.choose(led.asked(6 * led.exact_s, size_factor=4)).variant != "exact"
 
 
 def test_a_smaller_picture_waits_as_long_as_any(led: Led) -> None:
-    led.service.fleet.stations[0].queued_s = 1.5 * led.exact_s
-    halved = led.asked(0.75 * led.exact_s, effort=0.25)
-    assert led.steering.choose(halved).worker is None
+    led.service.fleet.queues[0].queued_s = 1.5 * led.exact_s
+    halved = led.asked(0.75 * led.exact_s, size_factor=0.25)
+    assert led.controller.choose(halved).worker is None
 
 
 def test_workers_that_come_and_go_leave_the_forecast_as_it_is(led: Led) -> None:
-    steering, metrics, rate = led.steering, led.service.metrics, 200.0
+    controller, metrics, rate = led.controller, led.service.metrics, 200.0
     asked = led.asked(led.exact_s)
 
     async def arrivals() -> None:
@@ -69,23 +69,23 @@ def test_workers_that_come_and_go_leave_the_forecast_as_it_is(led: Led) -> None:
         while True:
             due = int(rate * (time.monotonic() - begun))
             for _ in range(due - arrived):
-                steering.arrived(asked)
+                controller.arrived(asked)
             arrived = due
             await asyncio.sleep(0.005)
 
     async def deaths() -> None:
         while True:
             await asyncio.sleep(0.07)  # more often than anyone looks at the load
-            steering.changed.set()
+            controller.changed.set()
 
     async def a_while() -> None:
-        tasks = [asyncio.create_task(one) for one in (arrivals(), deaths(), steering.run())]
+        tasks = [asyncio.create_task(one) for one in (arrivals(), deaths(), controller.run())]
         await asyncio.sleep(2.0)
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
 
     asyncio.run(a_while())
-    steering.plan()
+    controller.plan()
     told = metrics.registry.get_sample_value("argus_forecast_rate")
     assert told == pytest.approx(rate, rel=0.3)

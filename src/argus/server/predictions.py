@@ -1,20 +1,20 @@
-"""The predictor in force, in the order of the menu; another may take its place at any time."""
+"""The predictor in force, in the order of the table; another may take its place at any time."""
 
 from __future__ import annotations
 
 import numpy as np
 
 from argus.cache.index import Vector
-from argus.control.menu import Menu
+from argus.control.variants import VariantTable
 from argus.quality.predictor import Prediction, Predictor
 
 
-class Foresight:
-    """Without a predictor it foretells nothing. `number` counts the predictors that were in force:
-    it says which of them foretold something."""
+class Predictions:
+    """Without a predictor it predicts nothing. `number` counts the predictors that were in force:
+    it says which of them predicted something."""
 
-    def __init__(self, predictor: Predictor | None, menu: Menu) -> None:
-        self._variants = menu.variants
+    def __init__(self, predictor: Predictor | None, table: VariantTable) -> None:
+        self._variants = table.variants
         self.number = 0
         self.predictor = predictor
 
@@ -30,7 +30,7 @@ class Foresight:
         self.number += 1
 
     def predict(self, vector: Vector, similarity: float | None) -> Prediction | None:
-        """Of every variant of the menu (v,)."""
+        """Of every variant of the table (v,)."""
         if self._predictor is None:
             return None
         found = self._predictor.predict(vector, similarity)
