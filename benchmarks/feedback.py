@@ -110,7 +110,7 @@ def draw(runs: dict[str, Simulation], file: Path) -> None:
         at, steps, taken = binned(run)
         above.plot(at, steps, label=name, lw=1.2)
         below.plot(at, taken, label=name, lw=1.2)
-    deadline = next(iter(runs.values())).slo.deadline_s
+    deadline = next(iter(runs.values())).setup.slo.deadline_s
     below.axhline(deadline, color="black", ls=":", lw=1, label="deadline")
     above.set_ylabel("mean steps run")
     below.set_ylabel("longest answer, s")

@@ -15,7 +15,8 @@ from rich.console import Console
 from rich.table import Table
 
 from argus.control.policies import new_policy
-from argus.control.policy import Cluster, PlanningInput, Request, Slo
+from argus.control.policy import Cluster, PlanningInput, Slo
+from argus.control.request import Request
 from argus.control.variants import VariantTable
 
 WORKERS, TYPES, PROMPTS = 64, 2, 500

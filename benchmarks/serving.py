@@ -61,7 +61,7 @@ from argus.quality.encoder import PromptEncoder
 from argus.quality.predictor import Predictor
 from argus.quality.scorers import load_scorer
 from argus.server.slo import MARGIN
-from argus.simulator.cluster import Simulation
+from argus.simulator.cluster import Setup, Simulation
 from argus.simulator.report import HIGH, Figures, figures
 from argus.simulator.requests import DROPPED, FAILED, LATE, ON_TIME, SHED, Requests
 from argus.simulator.requests import OUTCOMES as OUTCOME_NAMES
@@ -441,14 +441,15 @@ def simulation_of(
 
         return happen
 
-    slo = Slo(live.deadline_s)
-    told = Slo((1 - MARGIN) * live.deadline_s)
-    simulation = Simulation(
-        world, new_policy(policy, world.table, [told]), slo, (0,) * workers, requests, 0,
+    setup = Setup(
+        Slo(live.deadline_s),
+        (0,) * workers,
         events=[(at, slow(factor)) for at, factor in live.slowness],
-        window_s=window, margin=MARGIN,
-    )  # fmt: skip
-    return simulation.run()
+        window_s=window,
+        margin=MARGIN,
+    )
+    chosen = new_policy(policy, world.table, setup.slos(1.0))
+    return Simulation(world, chosen, requests, setup).run()
 
 
 def shown(one: Figures) -> dict[str, Any]:

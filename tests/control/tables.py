@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import numpy as np
 
-from argus.control.policy import Cluster, PlanningInput, Request
+from argus.control.policy import Cluster, PlanningInput
+from argus.control.request import Request
 from argus.control.variants import VariantTable
 
 EXACT, SKIP, FAR, SMALL = range(4)
@@ -29,8 +30,8 @@ def small_menu(types: int = 1) -> VariantTable:
     )
 
 
-def asked(quality: list[float], near: float | None = 0.9, left_s: float = 20.0) -> Request:
-    return Request(quality, [True, near is not None, near is not None, True], left_s, near)
+def asked(quality: list[float], near: float | None = 0.9, slack_s: float = 20.0) -> Request:
+    return Request(quality, [True, near is not None, near is not None, True], slack_s, near)
 
 
 def cluster(models: list[int], wait_s: list[float] | None = None) -> Cluster:

@@ -61,14 +61,14 @@ def test_a_queue_raises_prices_before_the_next_plan() -> None:
 
 def test_price_gives_fewer_steps_where_an_exact_picture_would_only_just_be_in_time() -> None:
     policy, quality = made("price"), [1.0, 0.97, 0.9, 0.8]
-    assert policy.route(asked(quality, left_s=6.2), cluster([0])).variant == EXACT  # takes 3.1 s
-    assert policy.route(asked(quality, left_s=3.2), cluster([0])).variant == SKIP
+    assert policy.route(asked(quality, slack_s=6.2), cluster([0])).variant == EXACT  # takes 3.1 s
+    assert policy.route(asked(quality, slack_s=3.2), cluster([0])).variant == SKIP
 
 
 def test_price_sheds_whom_nobody_can_serve_in_time() -> None:
     policy = made("price")
     policy.plan(inputs(0.1, [GOOD], [0]))
-    assert policy.route(asked(GOOD, left_s=0.5), cluster([0], [3.0])).worker is None
+    assert policy.route(asked(GOOD, slack_s=0.5), cluster([0], [3.0])).worker is None
 
 
 def test_price_keeps_to_the_floor_of_the_class() -> None:
@@ -179,8 +179,8 @@ def test_models_are_dealt_with_as_few_loads_as_can_be() -> None:
     assert assigned([1, 2], [0, 0, 0, 1], [True, True, False, True])[2] == 0
 
 
-def queue(left_s: list[float], rate: float = 0.0, limit: float = 1.0) -> Queue:
-    return Queue(left_s, most=4, batch_s=lambda n: 1.0 + 0.5 * n, rate=rate, limit=limit)
+def queue(slack_s: list[float], rate: float = 0.0, limit: float = 1.0) -> Queue:
+    return Queue(slack_s, most=4, batch_s=lambda n: 1.0 + 0.5 * n, rate=rate, limit=limit)
 
 
 def test_clippers_batches_grow_by_one_and_shrink_by_a_tenth() -> None:

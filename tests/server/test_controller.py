@@ -30,8 +30,8 @@ class Led:
         """Seconds of an exact picture alone, by the profile."""
         return float(self.service.model.table.alone_s[EXACT].min())
 
-    def asked(self, left_s: float, size_factor: float = 1.0) -> Asked:
-        return Asked(None, None, (), self.classes[DEFAULT], left_s, size_factor)
+    def asked(self, slack_s: float, size_factor: float = 1.0) -> Asked:
+        return Asked(None, None, (), self.classes[DEFAULT], slack_s, size_factor)
 
 
 @pytest.fixture

@@ -13,7 +13,8 @@ from typing import Any, TypeVar
 import pytest
 
 from argus.config import Settings, SloClass
-from argus.control.policy import Base, Cluster, Decision, Request, first_free
+from argus.control.policy import Base, Cluster, Decision, first_free
+from argus.control.request import Request
 from argus.control.variants import EXACT
 from argus.core.errors import BadRequest, ModelError
 from argus.quality.drift import Drift

@@ -9,7 +9,7 @@ import pytest
 
 from argus.control.policies import POLICIES, new_policy
 from argus.control.policy import Slo
-from argus.simulator.cluster import Happening, Simulation
+from argus.simulator.cluster import Happening, Setup, Simulation
 from argus.simulator.requests import DROPPED, FAILED, LATE, ON_TIME, SHED, Requests
 from argus.simulator.runs import Promised, Scenario, most_load, simulate
 from argus.simulator.traces import PAPER_CAPACITY
@@ -49,10 +49,8 @@ def run(
     requests = Requests.new(
         np.array(at, dtype=float), np.zeros(count, dtype=np.int64), np.full(count, -1)
     )
-    simulation = Simulation(
-        here, new_policy(policy, here.table, [slo]), slo, [0] * workers, requests, 0,
-        events or (),
-    )  # fmt: skip
+    setup = Setup(slo, [0] * workers, events=events or ())
+    simulation = Simulation(here, new_policy(policy, here.table, [slo]), requests, setup)
     simulation.run()
     return simulation
 
@@ -248,7 +246,8 @@ def test_in_a_neighbourhood_what_is_made_in_full_is_found_by_later_prompts() -> 
         near = Neighbourhood(vectors, vectors[2:], worth)
         slo = Slo(6.0)
         made = replace(here, neighbourhood=near)
-        Simulation(made, new_policy(policy, made.table, [slo]), slo, [0], requests, 0).run()
+        chosen = new_policy(policy, made.table, [slo])
+        Simulation(made, chosen, requests, Setup(slo, [0])).run()
         return list(asked)
 
     assert similarities("clipper-ha") == pytest.approx([0.0, 0.8, 1.0])

@@ -13,8 +13,8 @@ from hypothesis import strategies as st
 
 from argus.control.policies import POLICIES, new_policy
 from argus.control.policy import Slo
-from argus.simulator.cluster import Happening, Simulation
-from argus.simulator.requests import LATE, ON_TIME, Job, Requests
+from argus.simulator.cluster import Happening, Setup, Simulation
+from argus.simulator.requests import LATE, ON_TIME, Requests, SimulatedRequest
 from tests.simulator.test_cluster import world
 
 WORLD = world()
@@ -57,11 +57,13 @@ class Counted(Simulation):
         self.ended: Counter[int] = Counter()
         self.doubted: list[int] = []
 
-    def _end(self, job: Job, outcome: int, variant: int = -1, quality: float = 0.0) -> None:
-        self.ended[job.number] += 1
-        if job.first is not None:
-            self.doubted.append(job.number)
-        super()._end(job, outcome, variant, quality)
+    def _end(
+        self, request: SimulatedRequest, outcome: int, variant: int = -1, quality: float = 0.0
+    ) -> None:
+        self.ended[request.number] += 1
+        if request.first is not None:
+            self.doubted.append(request.number)
+        super()._end(request, outcome, variant, quality)
 
 
 @pytest.mark.parametrize("policy", POLICIES)
@@ -82,10 +84,8 @@ def test_every_request_has_exactly_one_outcome(
     slo, rng = Slo(deadline_s), np.random.default_rng(seed)
     prompts = rng.integers(len(WORLD.truth), size=len(at))
     requests = Requests.new(np.array(at, dtype=float), prompts, rng.integers(-9, 9, size=len(at)))
-    simulation = Counted(
-        WORLD, new_policy(policy, WORLD.table, [slo]), slo, [0] * WORKERS, requests, seed,
-        events,
-    )  # fmt: skip
+    setup = Setup(slo, [0] * WORKERS, seed, events)
+    simulation = Counted(WORLD, new_policy(policy, WORLD.table, [slo]), requests, setup)
     simulation.run()
 
     assert simulation.ended == Counter(range(len(at)))

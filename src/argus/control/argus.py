@@ -16,11 +16,11 @@ from argus.control.policy import (
     Decision,
     Plan,
     PlanningInput,
-    Request,
     Slo,
     first_free,
     soonest,
 )
+from argus.control.request import Request
 from argus.control.variants import EXACT, Numbers, VariantTable
 
 GOOD_ENOUGH = 0.95

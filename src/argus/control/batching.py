@@ -11,12 +11,12 @@ from typing import Protocol
 class Queue:
     """What an idle worker knows when it could begin a batch.
 
-    `left_s` is what is left until each deadline of those who wait, the first deadline first, `most`
-    the largest batch, `batch_s` the seconds of a batch of so many, `rate` the requests a second it
-    has got of late, `limit` its own limit (see `learn`).
+    `slack_s` is the time to the deadline of each queued request, the first deadline first, `most`
+    the largest batch, `batch_s` the seconds of a batch of a size, `rate` the requests a second that
+    came of late, `limit` its own limit (see `learn`).
     """
 
-    left_s: Sequence[float]
+    slack_s: Sequence[float]
     most: int
     batch_s: Callable[[int], float]
     rate: float
@@ -40,7 +40,7 @@ class StepBatching:
     stepwise = True
 
     def choose(self, queue: Queue) -> tuple[int, int]:
-        return 0, min(len(queue.left_s), queue.most)
+        return 0, min(len(queue.slack_s), queue.most)
 
     def learn(self, limit: float, size: int, most: int, in_time: bool) -> float:
         return limit
@@ -75,7 +75,7 @@ class Adaptive:
     stepwise = False
 
     def choose(self, queue: Queue) -> tuple[int, int]:
-        waiting = len(queue.left_s)
+        waiting = len(queue.slack_s)
         if waiting >= queue.most:
             late = _late(queue, queue.most)
             if waiting - late >= queue.most:
@@ -83,7 +83,7 @@ class Adaptive:
         late = _late(queue, 1)
         if late == waiting:
             return late, 0
-        first, waiting = queue.left_s[late], waiting - late
+        first, waiting = queue.slack_s[late], waiting - late
         fits = max(n for n in range(1, queue.most + 1) if n == 1 or queue.batch_s(n) <= first)
         if waiting >= fits:
             return late, fits
@@ -108,8 +108,8 @@ class Switch:
     stepwise = False
 
     def choose(self, queue: Queue) -> tuple[int, int]:
-        waiting = len(queue.left_s)
-        calm = queue.rate * queue.batch_s(1) < 0.9 and waiting * queue.batch_s(1) < queue.left_s[0]
+        waiting = len(queue.slack_s)
+        calm = queue.rate * queue.batch_s(1) < 0.9 and waiting * queue.batch_s(1) < queue.slack_s[0]
         return _in_time(queue, 1 if calm else queue.most)
 
     def learn(self, limit: float, size: int, most: int, in_time: bool) -> float:
@@ -119,7 +119,7 @@ class Switch:
 def _in_time(queue: Queue, most: int) -> tuple[int, int]:
     """How many to drop and how many to begin, in a batch of at most so many that is not late for
     everyone."""
-    waiting = len(queue.left_s)
+    waiting = len(queue.slack_s)
     size = min(waiting, most)
     late = _late(queue, size)
     while late == waiting and size > 1:
@@ -131,4 +131,4 @@ def _in_time(queue: Queue, most: int) -> tuple[int, int]:
 def _late(queue: Queue, size: int) -> int:
     """How many of the first would be late in a batch of `size`."""
     needed = queue.batch_s(size)
-    return next((n for n, left in enumerate(queue.left_s) if left >= needed), len(queue.left_s))
+    return next((n for n, left in enumerate(queue.slack_s) if left >= needed), len(queue.slack_s))

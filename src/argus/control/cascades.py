@@ -14,11 +14,11 @@ from argus.control.policy import (
     Decision,
     Plan,
     PlanningInput,
-    Request,
     Slo,
     assigned,
     first_free,
 )
+from argus.control.request import Request
 from argus.control.variants import EXACT, VariantTable
 
 RECENT = 500

@@ -14,10 +14,10 @@ from argus.control.policy import (
     Decision,
     Plan,
     PlanningInput,
-    Request,
     Slo,
     first_free,
 )
+from argus.control.request import Request
 from argus.control.variants import EXACT, VariantTable
 
 

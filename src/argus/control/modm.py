@@ -13,11 +13,11 @@ from argus.control.policy import (
     Decision,
     Plan,
     PlanningInput,
-    Request,
     Slo,
     assigned,
     first_free,
 )
+from argus.control.request import Request
 from argus.control.variants import EXACT, VariantTable
 
 MEMORY = 0.02

@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from argus.control.batching import AdditiveIncrease
-from argus.control.policy import Base, Cluster, Decision, Request, Slo, first_free
+from argus.control.policy import Base, Cluster, Decision, Slo, first_free
+from argus.control.request import Request
 from argus.control.variants import EXACT, VariantTable
 
 

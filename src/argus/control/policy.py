@@ -12,6 +12,7 @@ from typing import Protocol
 import numpy as np
 
 from argus.control.batching import Batching, StepBatching
+from argus.control.request import Request
 from argus.control.variants import EXACT, Flags, Numbers, VariantTable, Whole
 
 NOTHING = -1  # the model of a worker that is dead or loading
@@ -49,30 +50,13 @@ class PlanningInput:
 
 
 @dataclass
-class Request:
-    """A request to be routed.
-
-    `quality` (v,) is predicted and `allowed` (v,) says which variants can serve it: without a
-    neighbour none that skips. `similarity` is that of the neighbour, None without one. `slo` is
-    the index of its SLO class, `left_s` the time to its deadline in seconds of the table.
-    `size_factor` is the work of its picture as a multiple of the table's: 4 where both sides are
-    doubled. It multiplies steps and costs, not waits.
-    """
-
-    quality: Sequence[float]
-    allowed: Sequence[bool]
-    left_s: float
-    similarity: float | None = None
-    slo: int = 0
-    size_factor: float = 1.0
-
-
-@dataclass
 class Cluster:
     """The workers now, as lists by worker.
 
     `models` are what they can serve at once (`NOTHING` for one that loads or is dead), `wait_s` the
-    estimated seconds until a request that is sent there is begun, `running` how many are made.
+    estimated time until a request that is sent there runs, in seconds of the variant table,
+    `running` the requests that are being denoised. `slowness` is the time that the workers take as
+    a multiple of the table's.
     """
 
     now_s: float
@@ -80,6 +64,7 @@ class Cluster:
     models: list[int]
     wait_s: list[float]
     running: list[int]
+    slowness: float = 1.0
 
 
 @dataclass(frozen=True, slots=True)

@@ -13,12 +13,12 @@ from argus.control.policy import (
     Decision,
     Plan,
     PlanningInput,
-    Request,
     Slo,
     dealt,
     placed,
 )
 from argus.control.prototypes import demand_of
+from argus.control.request import Request
 from argus.control.variants import EXACT, RESERVE, VariantTable
 
 CALM, PRESSED = 0.1, 0.5  # shares of the deadline that are waited: prices rise between them
@@ -163,6 +163,10 @@ class Price(Base):
         """What the policy takes the quality (p, v) of prompts for."""
         return quality
 
+    def quality_of(self, request: Request) -> Sequence[float]:
+        """The same of one request (v,)."""
+        return request.quality
+
     def route(self, request: Request, cluster: Cluster) -> Decision:
         best_wait: dict[tuple[int, int], tuple[float, int, int]] = {}
         for worker, model in enumerate(cluster.models):
@@ -173,20 +177,20 @@ class Price(Base):
                 if known is None or (wait, cluster.running[worker]) < known[:2]:
                     best_wait[place] = (wait, cluster.running[worker], worker)
         floor = self.slos[request.slo].floor
-        quality, allowed = request.quality, request.allowed
-        left_s, size_factor = max(MOMENT_S, request.left_s), request.size_factor
+        quality, allowed = self.quality_of(request), request.allowed
+        slack_s, size_factor = max(MOMENT_S, request.slack_s), request.size_factor
         options: list[tuple[float, int, int, float]] = []
         best = -float("inf")
         for (kind, model), (wait, running, worker) in best_wait.items():
             price = self._price(kind, model, wait, running)
             joined = running if wait > 0 else running + 1  # who waits, takes another's place
             size = max(1, min(joined, self._best_batch[kind][model]))
-            waiting = WAIT_LOSS * wait / left_s
+            waiting = WAIT_LOSS * wait / slack_s
             step_s = size_factor * self.table.batch_step_s(kind, model, size)
             for v in self._mine:
                 if self._model[v] != model or not allowed[v] or quality[v] < floor:
                     continue
-                share = (wait + self._steps[v] * step_s) / left_s
+                share = (wait + self._steps[v] * step_s) / slack_s
                 if share > 1:
                     continue
                 hoped = quality[v] * (1 - LATE * share**STEEP)
@@ -232,14 +236,13 @@ class PriceBlind(Price):
 
     def __init__(self, table: VariantTable, slos: Sequence[Slo]) -> None:
         super().__init__(table, slos)
-        self._mean = table.mean_quality.tolist()
+        self._mean: list[float] = table.mean_quality.tolist()
 
     def valued(self, quality: planner.Numbers) -> planner.Numbers:
         return np.broadcast_to(self.table.mean_quality, quality.shape).copy()
 
-    def route(self, request: Request, cluster: Cluster) -> Decision:
-        request.quality = self._mean
-        return super().route(request, cluster)
+    def quality_of(self, request: Request) -> Sequence[float]:
+        return self._mean
 
 
 class Oracle(Price):

@@ -14,12 +14,12 @@ from argus.control.policy import (
     Decision,
     Plan,
     PlanningInput,
-    Request,
     Slo,
     dealt,
     placed,
     soonest,
 )
+from argus.control.request import Request
 from argus.control.variants import EXACT, VariantTable
 
 

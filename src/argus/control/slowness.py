@@ -1,15 +1,15 @@
-"""How slow workers are over a window, which plans reckon by; live and simulated."""
+"""The workers' slowness over a window: the time they take as a multiple of the variant table's."""
 
 from __future__ import annotations
 
 import math
 
-WATCHES = 6  # looks a window, at the load and at the workers' pace
+LOOKS = 6  # at the load and at the workers' slowness, a window
 SLOWER = 0.1  # logarithm of the change that makes a plan outdated
 
 
 class SlownessTracker:
-    """The workers' slowness, on a logarithmic mean over about the last `WATCHES` looks."""
+    """The workers' slowness, on a logarithmic mean over about the last `LOOKS` looks."""
 
     def __init__(self, slowness: float = 1.0) -> None:
         self._mean = self._planned = math.log(slowness)
@@ -25,7 +25,7 @@ class SlownessTracker:
 
     def saw(self, slowness: float) -> None:
         """How slow workers are at this look."""
-        self._mean += (math.log(slowness) - self._mean) / WATCHES
+        self._mean += (math.log(slowness) - self._mean) / LOOKS
 
     def planned(self) -> None:
         """A plan takes them for as slow as they are now."""

@@ -66,6 +66,7 @@ class WorkerQueue(Generic[W]):
     batching: Batching
     full: Callable[[int, int], int]
     most: int
+    target: int = 0
     ahead: float = 0.0
     alive: bool = True
     ready: bool = True
@@ -92,6 +93,11 @@ class WorkerQueue(Generic[W]):
     def serving(self) -> int:
         """The model it can serve now."""
         return self.model if self.alive and self.ready else NOTHING
+
+    @property
+    def moves(self) -> bool:
+        """Whether it is to be drained, since it is to hold another model."""
+        return self.alive and self.ready and self.model != self.target
 
     def cost_s(self, work: W) -> float:
         """Worker-seconds of a request in full batches."""
@@ -207,8 +213,15 @@ class WorkerQueue(Generic[W]):
         self.free_at_s = self.queued_s + (free if blocked else now)
         return at
 
+    def drain(self) -> list[W]:
+        """Stop serving, so that another model can be loaded once what runs is finished. Removes the
+        queued requests, so that they can be routed again."""
+        self.ready = False
+        return self.evict(running=False)
+
     def evict(self, running: bool) -> list[W]:
-        """Who waits here, and with `running` also who is made: they go elsewhere."""
+        """Remove queued requests, with `running` also running ones, so that they can be routed
+        again."""
         works = [work for _, _, work in self.queued]
         for work in works:
             self._count_off(work)
@@ -350,7 +363,7 @@ class WorkerQueue(Generic[W]):
         work_steps = sum(work.work_steps for work, _ in first) / len(first)
         memory = math.exp((self.arrivals_at_s - now) / RATE_MEMORY_S)
         return Queue(
-            left_s=[limit - now for _, limit in first],
+            slack_s=[limit - now for _, limit in first],
             most=self.most,
             batch_s=lambda size: work_steps * self._step(size),
             rate=self.arrivals * memory,

@@ -20,11 +20,11 @@ from argus.control.policy import (
     Decision,
     PlanningInput,
     Policy,
-    Request,
     Slo,
     first_free,
 )
-from argus.control.slowness import WATCHES, SlownessTracker
+from argus.control.request import Request
+from argus.control.slowness import LOOKS, SlownessTracker
 from argus.control.variants import EXACT, VariantTable
 from argus.core.errors import BadRequest
 from argus.core.family import Family, skip_name
@@ -45,9 +45,9 @@ FUTURE = ("oracle",)  # they know what is to come
 class Asked:
     """A picture that is to be made.
 
-    `similarity` and `stored` are of the neighbour: none, or the K whose latents are there. `left_s`
-    is what is left of its deadline, `size_factor` its work as a multiple of that at the family's
-    own size and guidance. `least` is the quality it must have, by the lower bound. With
+    `similarity` and `stored` are of the neighbour: none, or the K whose latents are there.
+    `slack_s` is what is left of its deadline, `size_factor` its work as a multiple of that at the
+    family's own size and guidance. `least` is the quality it must have, by the lower bound. With
     `own_guidance` only variants of the exact model make sense.
     """
 
@@ -55,7 +55,7 @@ class Asked:
     similarity: float | None
     stored: Sequence[int]
     slo: ServedSlo
-    left_s: float
+    slack_s: float
     size_factor: float = 1.0
     least: float = 0.0
     own_guidance: bool = False
@@ -168,8 +168,8 @@ class Controller:
         """Seconds until the backlog should be short enough for a request like this one."""
         wait_s = shortest_wait_s(self._fleet.cluster()) or 0.0
         cheapest = asked.size_factor * float(self._table.alone_s.min())
-        left_s = asked.left_s / self._fleet.scale if math.isfinite(asked.left_s) else 0.0
-        late_s = wait_s + cheapest - left_s
+        slack_s = asked.slack_s / self._fleet.scale if math.isfinite(asked.slack_s) else 0.0
+        late_s = wait_s + cheapest - slack_s
         return max(1, math.ceil(late_s * self._fleet.scale))
 
     def saved_s(self, variant: str) -> float:
@@ -183,7 +183,7 @@ class Controller:
 
         Looks and windows go by the clock: a plan that a worker caused moves neither.
         """
-        pause, looks = self._window_s / WATCHES, 0
+        pause, looks = self._window_s / LOOKS, 0
         at = time.monotonic() + pause
         while True:
             try:
@@ -192,7 +192,7 @@ class Controller:
                 looks, at = looks + 1, time.monotonic() + pause
                 self._slowness.saw(self._fleet.scale)
                 jumped = self._is_burst()
-                if looks % WATCHES == 0:
+                if looks % LOOKS == 0:
                     self._end_window()
                 elif not jumped and not self._slowness.outdated:
                     continue
@@ -269,9 +269,9 @@ class Controller:
             quality = self._mean
         else:
             quality = np.nan_to_num(told.mean, nan=0.0).tolist()
-        left_s = asked.left_s / self._fleet.scale
+        slack_s = asked.slack_s / self._fleet.scale
         return Request(
-            quality, allowed, left_s, asked.similarity, asked.slo.index, asked.size_factor
+            quality, allowed, slack_s, asked.similarity, asked.slo.index, asked.size_factor
         )
 
     def _choice(self, decision: Decision, asked: Asked) -> Choice:

@@ -181,7 +181,7 @@ class Dispatcher:
                 if variant.skip:
                     assert neighbour is not None
                     self._fleet.reserve(work, choice.worker)
-                    limit_s = FETCH_SHARE * max(0.0, asked.left_s)
+                    limit_s = FETCH_SHARE * max(0.0, asked.slack_s)
                     try:
                         fetch = self._retrieval.fetch(neighbour, variant.skip, limit_s)
                         work.start, took_ms = await timed(fetch)
@@ -242,9 +242,9 @@ class Dispatcher:
 
     async def _some_worker(self, prepared: Prepared) -> None:
         """Wait until any worker is ready. Raises Shed if none is in time."""
-        left_s = prepared.deadline_s - time.monotonic()
+        slack_s = prepared.deadline_s - time.monotonic()
         try:
-            await self._fleet.holding(None, min(PATIENCE_S, max(left_s, 0.0)))
+            await self._fleet.holding(None, min(PATIENCE_S, max(slack_s, 0.0)))
         except WorkerError:
             if self._fleet.problem is not None:
                 raise
@@ -279,8 +279,8 @@ class Dispatcher:
         model = self._models[variant]
         if model not in self._fleet.targets:
             self._fleet.require(model)
-        left_s = prepared.deadline_s - time.monotonic()
-        worker = await self._fleet.holding(model, max(0.0, min(left_s, PATIENCE_S)))
+        slack_s = prepared.deadline_s - time.monotonic()
+        worker = await self._fleet.holding(model, max(0.0, min(slack_s, PATIENCE_S)))
         return self._started.result().controller.forced(variant, worker, reason, asked)
 
     def _pinned(self, order: Order, asked: Asked) -> tuple[str, str]:

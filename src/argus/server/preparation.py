@@ -110,9 +110,9 @@ class Preparation:
         neighbours: list[Neighbour] = []
         retrieve_ms = 0.0
         if looks_up:
-            left_s = min(promised_s, deadline_s) - time.monotonic()
+            slack_s = min(promised_s, deadline_s) - time.monotonic()
             search = self._retrieval.find(
-                scope, embedding.vector, order.count, FETCH_SHARE * left_s
+                scope, embedding.vector, order.count, FETCH_SHARE * slack_s
             )
             neighbours, retrieve_ms = await timed(search)
         return Prepared(

@@ -29,7 +29,7 @@ def save(
              ("report.json", "requests.parquet", "minutes.parquet", "figure.png")]  # fmt: skip
     content = {
         "world": scenario.world.name,
-        "slo": scenario.slo,
+        "slo": scenario.slo_multiple,
         "seed": scenario.seed,
         "parameters": scenario.world.sources,
         "policies": {name: asdict(report) for name, report in reports.items()},

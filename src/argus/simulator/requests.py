@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from argus.control.request import Request
 from argus.control.variants import Numbers, Whole
 
 ON_TIME, LATE, SHED, DROPPED, FAILED = range(5)
@@ -40,20 +41,13 @@ class Requests:
         )
 
 
-@dataclass
-class Job:
-    """A request on its way to a picture. Policies know `deadline_s`, a margin before `expires_s`,
-    the SLO's. `near` ones have a neighbour whose latents may be there. `work_steps` are the
-    steps it takes, `first` the variant of a picture that was made before and did not do,
-    `reserved_s` the seconds that a worker counts on for it. `hopeless` ones had no time left for
-    another variant."""
+@dataclass(eq=False, kw_only=True)
+class SimulatedRequest(Request):
+    """Request `number` of a run, of the world's prompt `prompt`. `near` ones have a neighbour whose
+    latents may come in time. `first` is the variant of a picture that was made before and did not
+    do."""
 
     number: int
-    deadline_s: float
-    expires_s: float
+    prompt: int
     near: bool
-    variant: int = 0
-    work_steps: float = 0.0
     first: int | None = None
-    reserved_s: float = 0.0
-    hopeless: bool = False

@@ -10,7 +10,7 @@ import numpy as np
 from argus.control.policies import new_policy
 from argus.control.policy import Policy, Slo
 from argus.control.variants import Numbers
-from argus.simulator.cluster import Happening, Simulation
+from argus.simulator.cluster import Happening, Setup, Simulation
 from argus.simulator.report import Report, report
 from argus.simulator.requests import Requests
 from argus.simulator.traces import PAPER_CAPACITY, arrivals, topics
@@ -75,18 +75,12 @@ def simulate(
         return float(scaled[min(len(scaled) - 1, int((now + 15) // 60))]) / 60
 
     oracle = name == "oracle"
-    simulation = Simulation(
-        scenario.world,
-        policy or new_policy(name, scenario.world.table, [scenario.slo]),
-        scenario.slo,
-        scenario.kinds,
-        scenario.requests(),
-        scenario.seed,
-        scenario.events,
-        known_rate=rate if oracle else None,
-        truthful=oracle,
-        on_progress=on_progress,
-    )
+    setup = Setup(
+        scenario.slo, scenario.kinds, scenario.seed, scenario.events,
+        known_rate=rate if oracle else None, truthful=oracle,
+    )  # fmt: skip
+    chosen = policy or new_policy(name, scenario.world.table, [scenario.slo])
+    simulation = Simulation(scenario.world, chosen, scenario.requests(), setup, on_progress)
     simulation.run()
     return report(name, simulation, scaled), simulation
 
