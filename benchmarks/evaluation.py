@@ -24,7 +24,7 @@ from rich.progress import track
 from rich.table import Table
 
 from argus.control.policies import POLICIES, new_policy
-from argus.control.price import Price
+from argus.control.price import Price, PriceTuning
 from argus.control.variants import Flags
 from argus.simulator.cluster import Happening, Simulation
 from argus.simulator.report import Report
@@ -172,7 +172,7 @@ def busy(world: World, name: str, policy: str, load: float, feedback: bool = Tru
     made = replace(scenario(world, name, "step"), rates=rates, load=load)
     chosen = new_policy(policy, world.table, [made.slo])
     if not feedback:
-        chosen = Price(world.table, [made.slo], feedback=False)
+        chosen = Price(world.table, [made.slo], PriceTuning(feedback=False))
     return simulate(made, policy, policy=chosen)[0]
 
 

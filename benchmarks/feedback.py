@@ -23,7 +23,7 @@ from rich.console import Console
 from rich.table import Table
 
 from argus.control.policy import Plan, PlanningInput
-from argus.control.price import Price
+from argus.control.price import Price, PriceTuning
 from argus.simulator.cluster import Simulation
 from argus.simulator.requests import ON_TIME
 from argus.simulator.runs import Scenario, simulate
@@ -53,7 +53,7 @@ def main(
     cases = {
         "plans and feedback": Price(world.table, [slo]),
         "feedback alone": Frozen(world.table, [slo]),
-        "plans alone": Price(world.table, [slo], feedback=False),
+        "plans alone": Price(world.table, [slo], PriceTuning(feedback=False)),
     }
     runs = {
         name: simulate(replace(scenario), "price", policy=policy)[1]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import numpy as np
 
@@ -23,8 +24,15 @@ from argus.control.policy import (
 from argus.control.request import Request
 from argus.control.variants import EXACT, Numbers, VariantTable
 
-GOOD_ENOUGH = 0.95
-SLOW_STORE = 0.5
+
+@dataclass(frozen=True)
+class ArgusTuning:
+    """A level is good enough for a prompt from a predicted quality of `good_enough` on, and skips
+    are served while a share `slow_store` of the cached latents comes in time. Both are assumed: the
+    paper gives neither."""
+
+    good_enough: float = 0.95
+    slow_store: float = 0.5
 
 
 class Argus(Base):
@@ -35,7 +43,7 @@ class Argus(Base):
     the mean quality of what it can serve of the forecast load; ODA (`oda.align`) spreads prompts of
     a best level over the levels that are served.
 
-    Deviations: the best level is the fastest whose predicted quality is at least `GOOD_ENOUGH`,
+    Deviations: the best level is the fastest whose predicted quality is at least `good_enough`,
     where the paper trains a classifier on labels made so; a prompt without a neighbour that comes
     to a level that skips is made exactly there.
     """
@@ -43,8 +51,15 @@ class Argus(Base):
     informed = True
     batching = Switch()
 
-    def __init__(self, table: VariantTable, slos: Sequence[Slo], seed: int = 0) -> None:
+    def __init__(
+        self,
+        table: VariantTable,
+        slos: Sequence[Slo],
+        tuning: ArgusTuning = ArgusTuning(),
+        seed: int = 0,
+    ) -> None:
         super().__init__(table, slos)
+        self.tuning = tuning
         self._random = random.Random(f"argus {seed}")
         self._caching = self._by_speed("cache")
         self._smaller = self._by_speed("model")
@@ -58,7 +73,7 @@ class Argus(Base):
         return sorted(chosen, key=lambda v: -self.costs_s[v, 0])
 
     def plan(self, inputs: PlanningInput) -> Plan:
-        usable = inputs.usable >= SLOW_STORE
+        usable = inputs.usable >= self.tuning.slow_store
         self._levels = self._caching if usable and len(self._caching) > 1 else self._smaller
         levels, table = self._levels, self.table
         value = self.level_quality(inputs)[levels]
@@ -134,7 +149,7 @@ class Argus(Base):
         if not len(inputs.quality):
             exact: Numbers = np.eye(len(levels))[0]
             return exact
-        good = (inputs.quality[:, levels] >= GOOD_ENOUGH) & inputs.allowed[:, levels]
+        good = (inputs.quality[:, levels] >= self.tuning.good_enough) & inputs.allowed[:, levels]
         good[:, 0] = True
         fastest = len(levels) - 1 - good[:, ::-1].argmax(axis=1)
         shares: Numbers = np.bincount(fastest, minlength=len(levels)) / len(fastest)
@@ -145,7 +160,7 @@ class Argus(Base):
         quality, allowed = request.quality, request.allowed
         for at in range(len(self._levels) - 1, 0, -1):
             v = self._levels[at]
-            if allowed[v] and quality[v] >= GOOD_ENOUGH:
+            if allowed[v] and quality[v] >= self.tuning.good_enough:
                 return at
         return 0
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import numpy as np
 
@@ -21,8 +22,16 @@ from argus.control.policy import (
 from argus.control.request import Request
 from argus.control.variants import EXACT, VariantTable
 
-RECENT = 500
-UTILISATION = 0.9
+
+@dataclass(frozen=True)
+class CascadeTuning:
+    """The threshold is found among the last `recent` judged pictures; workers are busy to a share
+    `utilisation`; `hadis` sends a share `direct` of what the heavy workers can carry there at once.
+    All are assumed: the papers give none."""
+
+    recent: int = 500
+    utilisation: float = 0.9
+    direct: float = 0.5
 
 
 class Cascade(Base):
@@ -36,13 +45,19 @@ class Cascade(Base):
     reviews = True
     batching = Adaptive()
 
-    def __init__(self, table: VariantTable, slos: Sequence[Slo]) -> None:
+    def __init__(
+        self,
+        table: VariantTable,
+        slos: Sequence[Slo],
+        tuning: CascadeTuning = CascadeTuning(),
+    ) -> None:
         super().__init__(table, slos)
+        self.tuning = tuning
         smaller = [v for v, s in enumerate(table.strategies) if s == "model"]
         others = smaller or [v for v, s in enumerate(table.strategies) if s == "steps"] or [EXACT]
         self.light = min(others, key=lambda v: self.costs_s[v].min())
         self.share = 1.0
-        self._judged: deque[float] = deque(maxlen=RECENT)
+        self._judged: deque[float] = deque(maxlen=tuning.recent)
 
     def plan(self, inputs: PlanningInput) -> Plan:
         table, rate = self.table, max(inputs.rate, 1e-6)
@@ -53,13 +68,13 @@ class Cascade(Base):
         kinds = inputs.kinds[inputs.alive]
         light_s = float(self.costs_s[self.light, kinds].mean())
         heavy_s = float(self.costs_s[EXACT, kinds].mean())
-        needed = int(np.ceil(rate * light_s / UTILISATION))
+        needed = int(np.ceil(rate * light_s / self.tuning.utilisation))
         if light == heavy:
-            left = UTILISATION * workers - rate * light_s
+            left = self.tuning.utilisation * workers - rate * light_s
             self.share = float(np.clip(left / (rate * heavy_s), 0.0, 1.0))
             return Plan(np.full(len(inputs.kinds), heavy))
         first = max(1, min(workers, needed))
-        self.share = min(1.0, UTILISATION * (workers - first) / (rate * heavy_s))
+        self.share = min(1.0, self.tuning.utilisation * (workers - first) / (rate * heavy_s))
         counts = [0] * len(table.models)
         counts[light], counts[heavy] = first, workers - first
         return Plan(
@@ -92,22 +107,26 @@ class Cascade(Base):
 class Hadis(Cascade):
     """HADIS: the cascade with a direct route to the heavy model for prompts predicted hard.
 
-    The half of what the heavy workers can carry whose predicted light quality is least goes there
-    at once; a picture that was made twice costs both. Assumed: the half.
+    A share of what the heavy workers can carry, whose predicted light quality is least, goes there
+    at once; a picture that was made twice costs both.
     """
 
     informed = True
-    DIRECT = 0.5
 
-    def __init__(self, table: VariantTable, slos: Sequence[Slo]) -> None:
-        super().__init__(table, slos)
-        self._expected: deque[float] = deque(maxlen=RECENT)
+    def __init__(
+        self,
+        table: VariantTable,
+        slos: Sequence[Slo],
+        tuning: CascadeTuning = CascadeTuning(),
+    ) -> None:
+        super().__init__(table, slos, tuning)
+        self._expected: deque[float] = deque(maxlen=tuning.recent)
 
     def route(self, request: Request, cluster: Cluster) -> Decision:
         expected = request.quality[self.light]
         self._expected.append(expected)
         ordered = sorted(self._expected)
-        hard = ordered[min(len(ordered) - 1, int(self.DIRECT * self.share * len(ordered)))]
+        hard = ordered[min(len(ordered) - 1, int(self.tuning.direct * self.share * len(ordered)))]
         if expected < hard:
             worker = first_free(cluster, int(self.table.model[EXACT]))
             if worker is not None:

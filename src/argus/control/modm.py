@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import numpy as np
 
@@ -20,7 +21,12 @@ from argus.control.policy import (
 from argus.control.request import Request
 from argus.control.variants import EXACT, VariantTable
 
-MEMORY = 0.02
+
+@dataclass(frozen=True)
+class MoDMTuning:
+    """`memory` is the weight of one request in the running share of hits. Assumed."""
+
+    memory: float = 0.02
 
 
 class MoDM(Base):
@@ -33,8 +39,11 @@ class MoDM(Base):
 
     batching = Adaptive()
 
-    def __init__(self, table: VariantTable, slos: Sequence[Slo]) -> None:
+    def __init__(
+        self, table: VariantTable, slos: Sequence[Slo], tuning: MoDMTuning = MoDMTuning()
+    ) -> None:
         super().__init__(table, slos)
+        self.tuning = tuning
         refining = [v for v, s in enumerate(table.strategies) if s == "refine"]
         skipping = [v for v, s in enumerate(table.strategies) if s == "cache"]
         self.refine = min(refining or skipping or [EXACT], key=lambda v: self.costs_s[v].min())
@@ -55,7 +64,7 @@ class MoDM(Base):
     def route(self, request: Request, cluster: Cluster) -> Decision:
         similarity, least = request.similarity, self.table.least_similarity[self.refine]
         hit = similarity is not None and similarity > least and request.allowed[self.refine]
-        self._hits += MEMORY * (hit - self._hits)
+        self._hits += self.tuning.memory * (hit - self._hits)
         for v in (self.refine, EXACT) if hit else (EXACT,):
             worker = first_free(cluster, int(self.table.model[v]))
             if worker is not None:

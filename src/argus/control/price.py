@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import numpy as np
 
@@ -21,16 +22,44 @@ from argus.control.prototypes import demand_of
 from argus.control.request import Request
 from argus.control.variants import EXACT, RESERVE, VariantTable
 
-CALM, PRESSED = 0.1, 0.5  # shares of the deadline that are waited: prices rise between them
-TIE = 1e-3
-WAIT_LOSS = 0.1  # of quality, for waiting all that is left: between models, the shorter queue
-LATE, STEEP = 0.2, 6  # who is predicted for a share x of what is left, is late in LATE·x^STEEP
-MOMENT_S = 1e-9  # left of a deadline that is over
 STRATEGIES = ("exact", "cache", "model", "steps")  # refining is MoDM's
-MOVED, STALE_S = 0.05, 300.0  # a plan is kept while rates stay within a share, so long
-MOVES = 0.25  # the most workers that may load at once, as a share
-STICKY = 0.02  # of quality, that a load must bring to what a worker serves
-SPARE, BUSIEST = 0.5, 0.95  # of n workers and a deadline of x pictures 1 - SPARE/√(nx) are busy
+
+
+@dataclass(frozen=True)
+class PriceTuning:
+    """The constants of `price`. Chosen by simulation (`benchmarks/feedback.py`, `benchmarks/
+    evaluation.py`), unless it says otherwise.
+
+    Prices: they rise from the plan's to the highest between a wait of `calm` and one of `pressed`
+    shares of the deadline. Options whose values differ by less than `tie`, in quality, count as
+    equal: the plan's shares decide between them.
+
+    Time: a wait of all that is left to the deadline costs `wait_loss` of quality, so that of two
+    models the one with the shorter queue is taken. A picture whose wait and work take a share x of
+    what is left is late with a probability of `late`·x^`late_power`.
+
+    Plans: a plan is kept for up to `stale_s` seconds while the rate and the share of usable latents
+    stay within `moved` of what it was made for. At most a share `moves` of the workers load at
+    once, one at least. A load must gain `load_loss` of quality for the requests that its worker
+    serves. Of n workers under a deadline of x exact pictures, a share of 1 - `spare`/√(nx) is to be
+    busy, between `least_busy` and `most_busy` (square-root staffing, Halfin and Whitt 1981).
+    """
+
+    calm: float = 0.1
+    pressed: float = 0.5
+    tie: float = 1e-3
+    wait_loss: float = 0.1
+    late: float = 0.2
+    late_power: int = 6
+    moved: float = 0.05
+    stale_s: float = 300.0
+    moves: float = 0.25
+    load_loss: float = 0.02
+    spare: float = 0.5
+    least_busy: float = 0.5
+    most_busy: float = 0.95
+    feedback: bool = True
+    planner: planner.Tuning | None = None
 
 
 class Price(Base):
@@ -38,8 +67,6 @@ class Price(Base):
 
     A picture is worth its quality if it is in time, which is the less certain the less time it
     leaves: what is begun while a burst builds up is made in fewer steps.
-
-    `feedback` off keeps prices between plans.
     """
 
     informed = True
@@ -48,12 +75,10 @@ class Price(Base):
         self,
         table: VariantTable,
         slos: Sequence[Slo],
-        tuning: planner.Tuning | None = None,
-        feedback: bool = True,
+        tuning: PriceTuning = PriceTuning(),
     ) -> None:
         super().__init__(table, slos)
-        self._tuning = tuning
-        self._feedback = feedback
+        self.tuning = tuning
         self._steps = table.steps.tolist()
         self._own = np.array([strategy in STRATEGIES for strategy in table.strategies])
         self._mine = np.flatnonzero(self._own).tolist()
@@ -104,15 +129,17 @@ class Price(Base):
         return Plan(models, {"price": float(np.nanmax(plan.prices, initial=0.0))})
 
     def _tuned(self, rate: float, workers: int) -> planner.Tuning:
-        """Square-root staffing (Halfin and Whitt 1981): the fewer share a burst of chance, and the
-        less time there is to wait, the more of each must be spare. A load costs more than its time:
-        who waits there goes elsewhere."""
-        if self._tuning is not None:
-            return self._tuning
-        alone = self.deadline_s / self.table.slo_s  # how often an exact picture fits in
+        """Fewer workers average out less of a burst of chance, and a shorter deadline leaves less
+        time to wait: more must be spare. A load costs more than its time: queued requests go
+        elsewhere."""
+        tuning = self.tuning
+        if tuning.planner is not None:
+            return tuning.planner
+        alone = self.deadline_s / self.table.slo_s  # exact pictures that fit into a deadline
+        busy = 1 - tuning.spare / (workers * alone) ** 0.5
         return planner.Tuning(
-            utilisation=min(BUSIEST, max(0.5, 1 - SPARE / (workers * alone) ** 0.5)),
-            load_loss=STICKY * rate / workers,
+            utilisation=min(tuning.most_busy, max(tuning.least_busy, busy)),
+            load_loss=tuning.load_loss * rate / workers,
         )
 
     def _outdated(self, inputs: PlanningInput) -> bool:
@@ -120,8 +147,9 @@ class Price(Base):
         now = (inputs.now_s, inputs.rate, inputs.usable, inputs.alive.tolist())
         if self._planned is not None and inputs.models.tolist() == self._wanted:
             at, rate, usable, alive = self._planned
-            moved = abs(inputs.rate - rate) > MOVED * rate or abs(inputs.usable - usable) > MOVED
-            if not moved and inputs.now_s - at < STALE_S and alive == now[3]:
+            most = self.tuning.moved
+            moved = abs(inputs.rate - rate) > most * rate or abs(inputs.usable - usable) > most
+            if not moved and inputs.now_s - at < self.tuning.stale_s and alive == now[3]:
                 return False
         self._planned = now
         return True
@@ -137,7 +165,7 @@ class Price(Base):
     def _staged(self, models: planner.Whole, inputs: PlanningInput) -> planner.Whole:
         """A few moves at a time, so that service goes on."""
         moving = np.flatnonzero((models != inputs.models) & inputs.alive)
-        most = max(1, int(MOVES * inputs.alive.sum()))
+        most = max(1, int(self.tuning.moves * inputs.alive.sum()))
         models[moving[most:]] = inputs.models[moving[most:]]
         return models
 
@@ -178,14 +206,15 @@ class Price(Base):
                     best_wait[place] = (wait, cluster.running[worker], worker)
         floor = self.slos[request.slo].floor
         quality, allowed = self.quality_of(request), request.allowed
-        slack_s, size_factor = max(MOMENT_S, request.slack_s), request.size_factor
+        slack_s, size_factor = max(1e-9, request.slack_s), request.size_factor
+        tuning = self.tuning
         options: list[tuple[float, int, int, float]] = []
         best = -float("inf")
         for (kind, model), (wait, running, worker) in best_wait.items():
             price = self._price(kind, model, wait, running)
             joined = running if wait > 0 else running + 1  # who waits, takes another's place
             size = max(1, min(joined, self._best_batch[kind][model]))
-            waiting = WAIT_LOSS * wait / slack_s
+            waiting = tuning.wait_loss * wait / slack_s
             step_s = size_factor * self.table.batch_step_s(kind, model, size)
             for v in self._mine:
                 if self._model[v] != model or not allowed[v] or quality[v] < floor:
@@ -193,14 +222,14 @@ class Price(Base):
                 share = (wait + self._steps[v] * step_s) / slack_s
                 if share > 1:
                     continue
-                hoped = quality[v] * (1 - LATE * share**STEEP)
+                hoped = quality[v] * (1 - tuning.late * share**tuning.late_power)
                 worth = hoped - price * size_factor * self._cost_rows[v][kind] - waiting
                 options.append((worth, v, worker, price))
                 if worth > best:
                     best = worth
         if not options:
             return Decision(EXACT, None, "nobody can keep the promise")
-        tied = [option for option in options if option[0] > best - TIE]
+        tied = [option for option in options if option[0] > best - tuning.tie]
         if len(tied) > 1:
             total = sum(self._served) + 1
             _, v, worker, price = max(
@@ -220,11 +249,12 @@ class Price(Base):
         price, highest = self._prices[kind][model], self._highest[kind][model]
         if highest > 0:
             price = min(price, highest)
-        if not self._feedback:
+        if not self.tuning.feedback:
             return price
         if not running:
             return 0.0
-        calm, pressed = CALM * self.deadline_s, PRESSED * self.deadline_s
+        calm = self.tuning.calm * self.deadline_s
+        pressed = self.tuning.pressed * self.deadline_s
         pressure = min(1.0, max(0.0, (wait - calm) / (pressed - calm)))
         return price + pressure * max(0.0, highest - price)
 
@@ -234,8 +264,13 @@ class PriceBlind(Price):
 
     informed = False
 
-    def __init__(self, table: VariantTable, slos: Sequence[Slo]) -> None:
-        super().__init__(table, slos)
+    def __init__(
+        self,
+        table: VariantTable,
+        slos: Sequence[Slo],
+        tuning: PriceTuning = PriceTuning(),
+    ) -> None:
+        super().__init__(table, slos, tuning)
         self._mean: list[float] = table.mean_quality.tolist()
 
     def valued(self, quality: planner.Numbers) -> planner.Numbers:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import numpy as np
 
@@ -89,18 +90,31 @@ class Proteus(_Scaling):
         return Decision(self._of_model[model], worker, "the plan's share")
 
 
+@dataclass(frozen=True)
+class SommelierTuning:
+    """A worker takes a smaller model when its queue is longer than `long` shares of the deadline,
+    and a larger one when it is shorter than `short`. Assumed: the papers give neither."""
+
+    long: float = 0.5
+    short: float = 0.05
+
+
 class Sommelier(_Scaling):
     """Sommelier (Guo et al., SIGMOD 2022) as the Argus paper uses it: each worker alone takes a
     smaller model while its queue would miss deadlines, and a larger one when it is short."""
 
-    LONG, SHORT = 0.5, 0.05
+    def __init__(
+        self, table: VariantTable, slos: Sequence[Slo], tuning: SommelierTuning = SommelierTuning()
+    ) -> None:
+        super().__init__(table, slos)
+        self.tuning = tuning
 
     def plan(self, inputs: PlanningInput) -> Plan:
         table, models = self.table, inputs.models.copy()
         for w in np.flatnonzero(inputs.alive):
             at = self._ladder.index(self._of_model.get(int(models[w]), EXACT))
-            if inputs.wait_s[w] > self.LONG * self.deadline_s and at + 1 < len(self._ladder):
+            if inputs.wait_s[w] > self.tuning.long * self.deadline_s and at + 1 < len(self._ladder):
                 models[w] = table.model[self._ladder[at + 1]]
-            elif inputs.wait_s[w] < self.SHORT * self.deadline_s and at > 0:
+            elif inputs.wait_s[w] < self.tuning.short * self.deadline_s and at > 0:
                 models[w] = table.model[self._ladder[at - 1]]
         return Plan(models)
