@@ -28,7 +28,7 @@ from argus.server.request import Full, Order, Served, Shed
 from argus.server.service import Service
 from argus.server.slo import Classes
 from argus.workers.fleet import HandedBack, Work
-from argus.workers.messages import Finished, WorkerError
+from argus.workers.worker import Finished, WorkerError
 from tests.conftest import constant_predictor
 from tests.server.running import Running, running
 

@@ -21,9 +21,12 @@ from pathlib import Path
 from PIL import Image
 
 from argus.core.errors import ModelError, NotEnoughMemory
-from argus.workers.messages import Begun, Finished, Load, Model, Ready, Stop, Task, Unusable
+from argus.workers.messages import Begun, Done, Load, Ready, Stop, Task, Unusable
+from argus.workers.worker import Finished, Model
 
-TIMINGS = {"encode": 1.0, "denoise": 1.0, "decode": 1.0}
+PICTURE = Finished(
+    Image.new("RGB", (8, 8)), timings_ms={"encode": 1.0, "denoise": 1.0, "decode": 1.0}
+)
 
 
 def run(pipe: Connection, model: Model) -> None:
@@ -70,7 +73,7 @@ def _serve(pipe: Connection, kind: str) -> Model | None:
         if kind == "slow":
             time.sleep(600 if answered else 1.0)
         answered += 1
-        pipe.send(Finished(request.number, Image.new("RGB", (8, 8)), timings_ms=TIMINGS))
+        pipe.send(Done(request.number, PICTURE))
 
 
 def run_lying(pipe: Connection, model: Model) -> None:
@@ -79,9 +82,8 @@ def run_lying(pipe: Connection, model: Model) -> None:
     while True:
         request = pipe.recv()
         if isinstance(request, Task):
-            picture = Image.new("RGB", (8, 8))
             for number in (request.number, request.number, request.number + 1000, -1):
-                pipe.send(Finished(number, picture, timings_ms=TIMINGS))
+                pipe.send(Done(number, PICTURE))
             pipe.send(Ready(Model("another")))
 
 

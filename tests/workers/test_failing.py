@@ -23,8 +23,8 @@ from argus.core.profile import Profile
 from argus.families.catalog import read_family
 from argus.workers import local
 from argus.workers.fleet import Fleet, HandedBack, TooLate, Work
-from argus.workers.local import LocalWorker, State
-from argus.workers.messages import Finished, Model, WorkerError
+from argus.workers.local import LocalWorker
+from argus.workers.worker import Finished, Model, State, WorkerError
 from tests.workers import bodies
 
 JOB = Job("a red fish", steps=6)
@@ -87,8 +87,8 @@ async def until(true: Callable[[], bool]) -> None:
         await asyncio.sleep(0.01)
 
 
-def kill(worker: LocalWorker, how: signal.Signals = signal.SIGKILL) -> None:
-    assert worker.pid is not None
+def kill(worker: Worker, how: signal.Signals = signal.SIGKILL) -> None:
+    assert isinstance(worker, LocalWorker) and worker.pid is not None
     os.kill(worker.pid, how)
 
 

@@ -21,7 +21,7 @@ from argus.core.profile import Profile
 from argus.families.catalog import read_family
 from argus.workers.fleet import Fleet, HandedBack, TooLate, Work
 from argus.workers.local import LocalWorker
-from argus.workers.messages import Finished, Model, WorkerError
+from argus.workers.worker import Finished, Model, WorkerError
 
 JOB = Job("a red fish", seed=1, steps=6, guidance=3.0, width=32, height=32)
 LONG = Job("a red fish", seed=1, steps=400, guidance=3.0, width=32, height=32)
@@ -142,9 +142,9 @@ def test_a_dead_worker_s_jobs_are_handed_back_and_it_returns(measured_family: Pa
     async def use(fleet: Fleet) -> None:
         lost = asyncio.create_task(fleet.run(work(LONG), 0, 0))
         await until(lambda: fleet.cluster().running[0] == 1)
-        pid = fleet.workers[0].pid
-        assert pid is not None
-        os.kill(pid, signal.SIGKILL)
+        worker = fleet.workers[0]
+        assert isinstance(worker, LocalWorker) and worker.pid is not None
+        os.kill(worker.pid, signal.SIGKILL)
         with pytest.raises(HandedBack):
             await lost
         assert fleet.cluster().models == [-1, 0]

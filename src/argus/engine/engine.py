@@ -27,7 +27,7 @@ from argus.engine.memory import in_halves, memory_errors
 from argus.engine.samplers import DEFAULT, new_scheduler
 from argus.engine.schedules import new_schedule
 from argus.engine.slots import Denoiser, OnPreview, OnStep, Slot
-from argus.engine.transfer import SlownessTracker, to_device, to_host
+from argus.engine.transfer import Pace, to_device, to_host
 
 log = logging.getLogger(__name__)
 
@@ -107,7 +107,7 @@ class Engine:
         self._texts, self._denoiser = TextEncoder(pipeline), Denoiser(self._forward)
         self.decoder = Decoder(pipeline)
         self._canvas = Canvas(pipeline)
-        self._slowness = SlownessTracker(self._forward.device)
+        self._pace = Pace(self._forward.device)
         self._tickets = itertools.count(1)
         self._waiting = Queue()
         self._in_flight: list[_InFlight] = []
@@ -237,7 +237,7 @@ class Engine:
         size = self._in_flight[0].size
         group = [one for one in self._in_flight if one.size == size][: self.max_batch]
         outcomes = self._halved(group, self._advance, lasting=True)
-        self._slowness.keep()
+        self._pace.keep()
         self._preview([one.slot for one in group if one.slot.done in one.slot.previews])
         finished = [one for one in self._in_flight if one.slot.finished]
         outcomes += self._halved(finished, self._decode)

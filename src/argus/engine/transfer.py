@@ -21,7 +21,7 @@ def to_host(value: Tensor) -> Tensor:
     return copy.copy_(value, non_blocking=True)
 
 
-class SlownessTracker:
+class Pace:
     """Lets the device be asked for one step while it is at another, but not for more: what arrives
     then does not wait behind steps that nobody needed to ask for yet."""
 

@@ -27,8 +27,7 @@ from argus.server.preparation import PATIENCE_S, Preparation, Prepared, Started,
 from argus.server.request import Full, Order, Served, Shed
 from argus.server.retrieval import Retrieval
 from argus.workers.fleet import Fleet, HandedBack, TooLate, Work
-from argus.workers.local import OnPreview
-from argus.workers.messages import Finished, WorkerError
+from argus.workers.worker import Finished, OnPreview, WorkerError
 
 if TYPE_CHECKING:
     from argus.quality.encoder import Embedding

@@ -31,8 +31,7 @@ from argus.server.schema import (
 )
 from argus.server.service import Service
 from argus.server.slo import class_of
-from argus.workers.local import OnPreview
-from argus.workers.messages import WorkerError
+from argus.workers.worker import OnPreview, WorkerError
 
 T = TypeVar("T")
 

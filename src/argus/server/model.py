@@ -19,7 +19,7 @@ from argus.core.profile import MAX_BATCH, Profile
 from argus.engine.sources import family_fingerprint, fingerprint, model_folder, settled
 from argus.families.catalog import default_family, find_family
 from argus.quality.predictor import Predictor
-from argus.workers.messages import Model
+from argus.workers.worker import Model
 
 log = logging.getLogger(__name__)
 

@@ -19,7 +19,7 @@ from argus.server.model import ServedFamily
 from argus.server.request import Order
 from argus.server.retrieval import Retrieval
 from argus.server.slo import MARGIN, Classes, ServedSlo
-from argus.workers.local import OnPreview
+from argus.workers.worker import OnPreview
 
 if TYPE_CHECKING:
     from argus.quality.encoder import Embedding, PromptEncoder

@@ -37,7 +37,8 @@ from argus.server.retrieval import Retrieval
 from argus.server.slo import DEFAULT, MARGIN, Classes
 from argus.server.storage import open_cache
 from argus.workers.fleet import Fleet
-from argus.workers.local import LocalWorker, State
+from argus.workers.local import LocalWorker
+from argus.workers.worker import State
 
 if TYPE_CHECKING:
     from argus.quality.encoder import PromptEncoder

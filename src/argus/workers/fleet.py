@@ -18,8 +18,7 @@ from argus.control.variants import VariantTable
 from argus.control.worker_queue import WorkerQueue, mean_slowness
 from argus.core.errors import Expired
 from argus.core.job import Job
-from argus.workers.local import LocalWorker, OnPreview, State
-from argus.workers.messages import Finished, Model, WorkerError
+from argus.workers.worker import Finished, Model, OnPreview, State, Worker, WorkerError
 
 log = logging.getLogger(__name__)
 
@@ -80,7 +79,7 @@ class Fleet:
         self,
         table: VariantTable,
         models: Sequence[Model],
-        workers: Sequence[LocalWorker],
+        workers: Sequence[Worker],
         batching: Batching,
         on_change: Callable[[], None] = lambda: None,
     ) -> None:
@@ -90,7 +89,7 @@ class Fleet:
         self.queues = [
             WorkerQueue[Work](
                 number=number,
-                kind=0,
+                kind=workers[number].device_type,
                 model=0,
                 step_s=table.batch_step_s,
                 batching=batching,
@@ -173,7 +172,7 @@ class Fleet:
         Raises WorkerError when no worker can work, or none makes a picture.
         """
 
-        async def timed(worker: LocalWorker, queue: WorkerQueue[Work]) -> float:
+        async def timed(worker: Worker, queue: WorkerQueue[Work]) -> float:
             seconds: list[float] = []
             while len(seconds) < MOST_TRIALS and sum(seconds) < TRIALS_S:
                 begun, restarts = time.monotonic(), worker.restarts
@@ -273,9 +272,7 @@ class Fleet:
     async def _work(self, work: Work, queue: WorkerQueue[Work]) -> None:
         worker, done = self.workers[queue.number], False
         try:
-            run = await worker.run(
-                work.job, work.start, work.keep, None, work.previews, work.on_preview
-            )
+            run = await worker.run(work.job, work.start, work.keep, work.previews, work.on_preview)
             done = True
             if not work.answer.done():
                 work.answer.set_result(run)

@@ -1,10 +1,9 @@
-"""A worker as its server sees it: an engine in a process of its own, restarted when it dies."""
+"""A worker of this machine: an engine in a process of its own, restarted when it dies."""
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
-import enum
 import itertools
 import logging
 import math
@@ -17,8 +16,6 @@ from multiprocessing.context import SpawnProcess
 from queue import SimpleQueue
 from threading import Thread
 
-from PIL import Image
-
 from argus.core.errors import NotEnoughMemory
 from argus.core.job import Job
 from argus.workers.messages import (
@@ -26,10 +23,9 @@ from argus.workers.messages import (
     Beat,
     Begun,
     Cancel,
+    Done,
     Failed,
-    Finished,
     Load,
-    Model,
     Preview,
     Progress,
     Ready,
@@ -37,9 +33,9 @@ from argus.workers.messages import (
     Stop,
     Task,
     Unusable,
-    WorkerError,
 )
 from argus.workers.process import run_worker
+from argus.workers.worker import Finished, Model, OnPreview, State, WorkerError
 
 log = logging.getLogger(__name__)
 
@@ -50,14 +46,6 @@ LOOK_S = 0.25  # between two looks at whether a process hangs
 FIRST_TIMES = 10  # as much silence is allowed before a model's first picture: kernels are chosen
 
 OnStep = Callable[[int, int], None]
-OnPreview = Callable[[int, Image.Image], None]
-
-
-class State(enum.Enum):
-    STARTING = "starting"
-    READY = "ready"
-    UNUSABLE = "unusable"
-    STOPPED = "stopped"
 
 
 @dataclass
@@ -82,8 +70,10 @@ class LocalWorker:
     `state` may have changed.
     """
 
-    def __init__(self, model: Model, on_change: Callable[[], None] = lambda: None) -> None:
-        self.model, self._on_change = model, on_change
+    def __init__(
+        self, model: Model, on_change: Callable[[], None] = lambda: None, device_type: int = 0
+    ) -> None:
+        self.model, self.device_type, self._on_change = model, device_type, on_change
         self.state = State.STARTING
         self.restarts = 0
         self.problem: Exception | None = None
@@ -159,23 +149,17 @@ class LocalWorker:
         job: Job,
         start: bytes | None = None,
         keep: tuple[int, ...] = (),
-        on_step: OnStep | None = None,
         previews: int = 0,
         on_preview: OnPreview | None = None,
-        deadline_s: float = math.inf,
+        on_step: OnStep | None = None,
     ) -> Finished:
-        """Make a job's picture; arguments as for `Engine.admit`, latents packed.
-
-        Cancelling the caller frees the work at the next step. Raises what the engine raises, and
-        WorkerError when the worker cannot do it.
-        """
+        """See `Worker.run`. `on_step` is told of every step, and of how many there are."""
         if self.state in (State.UNUSABLE, State.STOPPED):
             raise WorkerError(f"The worker is {self.state.value}.") from self.problem
         number = next(self._numbers)
         answer: asyncio.Future[Finished] = asyncio.get_running_loop().create_future()
         task = Task(
-            number, job, start, keep,
-            progress=on_step is not None, previews=previews, deadline_s=deadline_s,
+            number, job, start, keep, progress=on_step is not None, previews=previews
         )  # fmt: skip
         if not self._pending:
             self._heard_s = time.monotonic()
@@ -324,7 +308,7 @@ class LocalWorker:
         else:
             self._answer(answer)
 
-    def _answer(self, answer: Progress | Preview | Finished | Failed) -> None:
+    def _answer(self, answer: Progress | Preview | Done | Failed) -> None:
         pending = self._pending.get(answer.number)
         if pending is None or pending.answer.done():
             return
@@ -335,9 +319,9 @@ class LocalWorker:
             if pending.on_preview is not None and answer.index >= pending.shown:
                 pending.shown = answer.index + 1  # a job that is run again shows none twice
                 pending.on_preview(answer.index, answer.image)
-        elif isinstance(answer, Finished):
+        elif isinstance(answer, Done):
             self._proven = True
-            pending.answer.set_result(answer)
+            pending.answer.set_result(answer.finished)
         else:
             pending.answer.set_exception(answer.error)
 

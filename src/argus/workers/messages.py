@@ -2,35 +2,14 @@
 
 from __future__ import annotations
 
-import math
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 from PIL import Image
 
-from argus.core.errors import ArgusError
 from argus.core.job import Job
-from argus.core.profile import MAX_BATCH
+from argus.workers.worker import Finished, Model
 
 BEAT_S = 0.1  # seconds between two beats of a worker at work
-
-
-class WorkerError(ArgusError):
-    """A worker could not do a job, though there is nothing wrong with what was asked."""
-
-
-@dataclass(frozen=True)
-class Model:
-    """Which model a worker loads, with which sampler, where, in what precision, how many pictures
-    at most it makes at once, whether torch compiles the UNet first, and how many CPU threads it may
-    use (None: torch's default)."""
-
-    source: str
-    sampler: str = "default"
-    device: str = "cpu"
-    dtype: str = "float32"
-    max_batch: int = MAX_BATCH
-    compiled: bool = False
-    threads: int | None = None
 
 
 @dataclass(frozen=True)
@@ -38,8 +17,7 @@ class Task:
     """A job, the latents it starts from if it skips, and the K whose latents to hand up.
 
     `alone` jobs share no batch, because a process died of them or of what was beside them.
-    `progress` asks for word of every step, `previews` for so many unfinished pictures. A task that
-    has not begun by `deadline_s` of `time.monotonic` on this machine is dropped.
+    `progress` asks for word of every step, `previews` for so many unfinished pictures.
     """
 
     number: int
@@ -49,7 +27,6 @@ class Task:
     alone: bool = False
     progress: bool = False
     previews: int = 0
-    deadline_s: float = math.inf
 
 
 @dataclass(frozen=True)
@@ -117,13 +94,11 @@ class Preview:
 
 
 @dataclass(frozen=True)
-class Finished:
-    """A task's picture. `kept` maps K to packed latents; `timings_ms` as in the engine's result."""
+class Done:
+    """A task's picture."""
 
     number: int
-    image: Image.Image
-    kept: dict[int, bytes] = field(default_factory=dict)
-    timings_ms: dict[str, float] = field(default_factory=dict)
+    finished: Finished
 
 
 @dataclass(frozen=True)
@@ -135,4 +110,4 @@ class Failed:
 
 
 Request = Task | Cancel | Load | Stop
-Answer = Ready | Unusable | Beat | Begun | Progress | Preview | Finished | Failed
+Answer = Ready | Unusable | Beat | Begun | Progress | Preview | Done | Failed

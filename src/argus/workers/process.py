@@ -18,19 +18,18 @@ from argus.workers.messages import (
     Beat,
     Begun,
     Cancel,
+    Done,
     Failed,
-    Finished,
     Load,
-    Model,
     Preview,
     Progress,
     Ready,
     Request,
     Task,
     Unusable,
-    WorkerError,
 )
 from argus.workers.packing import pack, unpack
+from argus.workers.worker import Finished, Model, WorkerError
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -141,7 +140,6 @@ class _Worker:
                     start=None if task.start is None else unpack(task.start),
                     keep=task.keep,
                     on_step=self._reporter(task) if task.progress else None,
-                    deadline_s=task.deadline_s,
                     previews=task.previews,
                     on_preview=self._shower(task) if task.previews else None,
                 )
@@ -173,11 +171,11 @@ class _Worker:
         return lambda index, image: self._pipe.send(Preview(task.number, index, image))
 
 
-def _answer(number: int, outcome: Result | Exception) -> Finished | Failed:
+def _answer(number: int, outcome: Result | Exception) -> Done | Failed:
     if isinstance(outcome, Exception):
         return Failed(number, _told(outcome))
     kept = {k: pack(latents) for k, latents in outcome.kept.items()}
-    return Finished(number, outcome.image, kept, outcome.timings_ms)
+    return Done(number, Finished(outcome.image, kept, outcome.timings_ms))
 
 
 def _told(error: Exception) -> ArgusError:

@@ -47,7 +47,7 @@ def draw_scene(scene: Scene) -> Image.Image:
 
 
 class Pen:
-    """Draws on one layer of a sticker, in work_steps of the sticker: (0, 0) to (1, 1)."""
+    """Draws on one layer of a sticker, in units of the sticker: (0, 0) to (1, 1)."""
 
     def __init__(self, side: int, pad: int) -> None:
         self.layer = Image.new("L", (side + 2 * pad, side + 2 * pad), 0)

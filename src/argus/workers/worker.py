@@ -1,0 +1,114 @@
+"""What the fleet needs of a worker, wherever its engine lives.
+
+`workers/local.py` has the first kind: a process of this machine. `tests/workers/test_contract.py`
+runs against every kind.
+"""
+
+from __future__ import annotations
+
+import enum
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Protocol
+
+from PIL import Image
+
+from argus.core.errors import ArgusError
+from argus.core.job import Job
+from argus.core.profile import MAX_BATCH
+
+OnPreview = Callable[[int, Image.Image], None]
+
+
+class WorkerError(ArgusError):
+    """A worker could not do a job, though there is nothing wrong with what was asked."""
+
+
+class State(enum.Enum):
+    """`STARTING` also while another model is loaded; an `UNUSABLE` worker may be restarted with
+    another model, a `STOPPED` one is gone."""
+
+    STARTING = "starting"
+    READY = "ready"
+    UNUSABLE = "unusable"
+    STOPPED = "stopped"
+
+
+@dataclass(frozen=True)
+class Model:
+    """What a worker loads: the model's folder, its sampler, device and precision, the most pictures
+    in a batch, whether torch compiles the UNet first, and the CPU threads it may use (None: torch's
+    default)."""
+
+    source: str
+    sampler: str = "default"
+    device: str = "cpu"
+    dtype: str = "float32"
+    max_batch: int = MAX_BATCH
+    compiled: bool = False
+    threads: int | None = None
+
+
+@dataclass(frozen=True)
+class Finished:
+    """A job's picture. `kept` maps K to packed latents; `timings_ms` as in the engine's result."""
+
+    image: Image.Image
+    kept: dict[int, bytes] = field(default_factory=dict)
+    timings_ms: dict[str, float] = field(default_factory=dict)
+
+
+class Worker(Protocol):
+    """Holds one model and runs jobs, many at once. For use from one asyncio loop.
+
+    `device_type` is the index of its type of device in the variant table. `model` is what it holds
+    or loads, `problem` why it is unusable. `restarts` counts the times it was replaced. A worker
+    that has jobs and gives no sign of life for longer than `silence_s()` seconds, which the fleet
+    sets, is hung: it replaces itself and runs its jobs again.
+
+    It calls what it was built with for that (`on_change`) whenever `state` may have changed.
+    """
+
+    device_type: int
+    model: Model
+    state: State
+    problem: Exception | None
+    restarts: int
+    silence_s: Callable[[], float]
+
+    @property
+    def silent_s(self) -> float:
+        """Seconds for which a worker that has jobs has given no sign of life."""
+
+    def start(self) -> None:
+        """Begin to load the model; `ready` waits for it."""
+
+    async def ready(self) -> None:
+        """Wait until the model is loaded. Raises what keeps it from loading."""
+
+    def load(self, model: Model) -> None:
+        """Hold another model, once the jobs it was given are done; it is `STARTING` till then."""
+
+    def restart(self, model: Model) -> None:
+        """Begin again with another model, after one that could not be loaded."""
+
+    async def run(
+        self,
+        job: Job,
+        start: bytes | None = None,
+        keep: tuple[int, ...] = (),
+        previews: int = 0,
+        on_preview: OnPreview | None = None,
+    ) -> Finished:
+        """Run a job. `start` are packed latents to resume from, `keep` the K whose latents come
+        back packed; `on_preview` gets up to `previews` unfinished pictures with their index.
+
+        Cancelling the caller frees the work at the next step. Raises what the engine raises, and
+        WorkerError when the worker cannot do it.
+        """
+
+    async def stop(self, grace_s: float) -> None:
+        """Finish running jobs for up to `grace_s` seconds, then end."""
+
+    def kill(self) -> None:
+        """End at once. For the end of the program."""

@@ -1,0 +1,219 @@
+"""What every kind of worker does, wherever its engine lives. A new kind is one more in `KINDS`."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+import torch
+
+from argus.core.errors import BadRequest, ModelError
+from argus.core.job import Job
+from argus.engine.engine import Engine
+from argus.workers.local import LocalWorker
+from argus.workers.packing import pack, unpack
+from argus.workers.worker import Model, State, Worker, WorkerError
+
+LONG = 900  # steps that last until the test ends them
+
+
+@dataclass(frozen=True)
+class Kind:
+    """A kind of worker: how one is built, told of its changes, and killed from outside."""
+
+    new: Callable[[Model, Callable[[], None]], Worker]
+    kill: Callable[[Worker], None]
+
+
+def kill_process(worker: Worker) -> None:
+    assert isinstance(worker, LocalWorker) and worker.pid is not None
+    os.kill(worker.pid, signal.SIGKILL)
+
+
+KINDS = {"local": Kind(LocalWorker, kill_process)}
+
+
+@pytest.fixture(scope="module")
+def runner() -> Iterator[asyncio.Runner]:
+    with asyncio.Runner() as runner:
+        yield runner
+
+
+@pytest.fixture(scope="module", params=KINDS)
+def kind(request: pytest.FixtureRequest) -> Kind:
+    return KINDS[request.param]
+
+
+@pytest.fixture(scope="module")
+def worker(runner: asyncio.Runner, kind: Kind, tiny_sd: Path) -> Iterator[Worker]:
+    """One for all tests but those that stop theirs, because a worker takes seconds to start."""
+    worker = runner.run(started(kind, tiny_sd))
+    yield worker
+    runner.run(worker.stop(grace_s=0.0))
+
+
+async def started(kind: Kind, folder: Path) -> Worker:
+    worker = kind.new(Model(str(folder)), lambda: None)
+    worker.start()
+    await worker.ready()
+    return worker
+
+
+async def running(worker: Worker, job: Job) -> asyncio.Task[object]:
+    """A job that is being denoised: its first unfinished picture has come."""
+    seen = asyncio.Event()
+    task = asyncio.create_task(worker.run(job, previews=3, on_preview=lambda *_: seen.set()))
+    await seen.wait()
+    return task
+
+
+def test_it_makes_the_engine_s_picture_and_hands_up_latents(
+    runner: asyncio.Runner, worker: Worker, tiny_sd: Path
+) -> None:
+    job = Job("a red fish", seed=1, steps=4, guidance=3.0)
+    expected = Engine.load(str(tiny_sd)).run(job, keep=[2])
+
+    async def use() -> None:
+        whole = await worker.run(job, keep=(2,))
+        assert whole.image.tobytes() == expected.image.tobytes()
+        assert {"encode", "denoise", "decode"} <= set(whole.timings_ms)
+        assert torch.allclose(unpack(whole.kept[2]), expected.kept[2], atol=1e-3)
+        resumed = Job("a red fish", seed=1, steps=4, guidance=3.0, skip=2)
+        again = await worker.run(resumed, start=pack(expected.kept[2]))
+        assert again.image.tobytes() == expected.image.tobytes()
+
+    runner.run(use())
+
+
+def test_it_shows_unfinished_pictures_in_order(runner: asyncio.Runner, worker: Worker) -> None:
+    async def use() -> None:
+        shown: list[int] = []
+        await worker.run(
+            Job("a red fish", steps=8), previews=3, on_preview=lambda index, _: shown.append(index)
+        )
+        assert shown == [0, 1, 2]
+
+    runner.run(use())
+
+
+@pytest.mark.parametrize(
+    ("job", "start", "error", "says"),
+    [
+        (Job("a red fish", steps=2, width=33), None, BadRequest, "multiple of 2"),
+        (Job("a red fish", steps=4, skip=2), b"no latents", WorkerError, "failed on this picture"),
+    ],
+)
+def test_a_job_that_cannot_be_done_fails_alone(
+    runner: asyncio.Runner,
+    worker: Worker,
+    job: Job,
+    start: bytes | None,
+    error: type[Exception],
+    says: str,
+) -> None:
+    async def use() -> None:
+        restarts = worker.restarts
+        with pytest.raises(error, match=says):
+            await worker.run(job, start=start)
+        assert (await worker.run(Job("a red fish", steps=2))).image.size == (32, 32)
+        assert worker.restarts == restarts
+
+    runner.run(use())
+
+
+def test_cancelling_frees_the_work(runner: asyncio.Runner, worker: Worker) -> None:
+    async def use() -> None:
+        endless = await running(worker, Job("a fish", steps=LONG))
+        endless.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await endless
+        assert (await worker.run(Job("a cup", steps=2))).image.size == (32, 32)
+
+    runner.run(use())
+
+
+def test_one_that_dies_is_replaced_and_no_job_is_lost(
+    runner: asyncio.Runner, worker: Worker, kind: Kind
+) -> None:
+    async def use() -> None:
+        restarts = worker.restarts
+        jobs = [await running(worker, Job(f"{n} fish", steps=60)) for n in range(2)]
+        kind.kill(worker)
+        await asyncio.gather(*jobs)
+        assert worker.restarts == restarts + 1
+
+    runner.run(use())
+
+
+def test_it_holds_another_model_once_its_jobs_are_done(
+    runner: asyncio.Runner, kind: Kind, tiny_sd: Path
+) -> None:
+    async def use() -> None:
+        changes: list[State] = []
+        worker: Worker = kind.new(Model(str(tiny_sd)), lambda: changes.append(worker.state))
+        worker.start()
+        await worker.ready()
+        before = asyncio.create_task(worker.run(Job("a red fish", steps=4)))
+        await asyncio.sleep(0)
+        worker.load(Model(str(tiny_sd), sampler="euler"))
+        assert worker.state is State.STARTING
+        await worker.ready()
+        assert before.done() and worker.model.sampler == "euler" and worker.restarts == 0
+        assert changes[0] is changes[-1] is State.READY
+        await worker.stop(grace_s=0.0)
+
+    runner.run(use())
+
+
+def test_a_model_that_cannot_be_loaded_is_said_and_another_can_take_its_place(
+    runner: asyncio.Runner, kind: Kind, tiny_sd: Path
+) -> None:
+    async def use() -> None:
+        worker = kind.new(Model("./nowhere"), lambda: None)
+        worker.start()
+        with pytest.raises(ModelError, match="no folder"):
+            await worker.ready()
+        assert worker.state is State.UNUSABLE and worker.problem is not None
+        with pytest.raises(WorkerError, match="unusable"):
+            await worker.run(Job("a red fish"))
+        worker.restart(Model(str(tiny_sd)))
+        await worker.ready()
+        assert (await worker.run(Job("a red fish", steps=2))).image.size == (32, 32)
+        await worker.stop(grace_s=1.0)
+        assert worker.state is State.STOPPED
+
+    runner.run(use())
+
+
+def test_stopping_finishes_running_jobs_within_the_grace(
+    runner: asyncio.Runner, kind: Kind, tiny_sd: Path
+) -> None:
+    async def use() -> None:
+        worker = await started(kind, tiny_sd)
+        short = asyncio.create_task(worker.run(Job("a red fish", steps=5)))
+        await asyncio.sleep(0)
+        stopping = asyncio.create_task(worker.stop(grace_s=60.0))
+        assert (await short).image.size == (32, 32)
+        await stopping
+        with pytest.raises(WorkerError, match="stopped"):
+            await worker.run(Job("a red fish"))
+
+    runner.run(use())
+
+
+def test_a_stop_that_takes_too_long_ends_the_job_with_a_reason(
+    runner: asyncio.Runner, kind: Kind, tiny_sd: Path
+) -> None:
+    async def use() -> None:
+        worker = await started(kind, tiny_sd)
+        run = await running(worker, Job("a fish", steps=LONG))
+        await worker.stop(grace_s=0.0)
+        with pytest.raises(WorkerError, match="was stopped"):
+            await run
+
+    runner.run(use())
