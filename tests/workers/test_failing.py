@@ -24,7 +24,7 @@ from argus.families.catalog import read_family
 from argus.workers import local
 from argus.workers.fleet import Fleet, HandedBack, TooLate, Work
 from argus.workers.local import LocalWorker
-from argus.workers.worker import Finished, Model, State, WorkerError
+from argus.workers.worker import Finished, Model, State, Worker, WorkerError
 from tests.workers import bodies
 
 JOB = Job("a red fish", steps=6)
