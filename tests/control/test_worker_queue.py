@@ -2,24 +2,16 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 import pytest
 
 from argus.control.batching import AdditiveIncrease, StepBatching
+from argus.control.request import Request
 from argus.control.worker_queue import WorkerQueue
 
 
-@dataclass(eq=False)
-class Request:
-    deadline_s: float
-    work_steps: float = 10.0
-    reserved_s: float = 0.0
-    grace_s: float = 0.0
-
-    @property
-    def expires_s(self) -> float:
-        return self.deadline_s + self.grace_s
+def asked(deadline_s: float, work_steps: float = 10.0, grace_s: float = 0.0) -> Request:
+    """A request that expires `grace_s` after its deadline."""
+    return Request(deadline_s=deadline_s, expires_s=deadline_s + grace_s, work_steps=work_steps)
 
 
 def queue(batching: StepBatching | AdditiveIncrease | None = None) -> WorkerQueue[Request]:
@@ -35,7 +27,7 @@ def busy(deadline_s: float) -> WorkerQueue[Request]:
     one = queue()
     one.full = lambda kind, model: 8
     for _ in range(4):
-        one.enqueue(Request(deadline_s), 0.0)
+        one.enqueue(asked(deadline_s), 0.0)
     assert len(one.begin(0.0)[0]) == 4
     return one
 
@@ -43,18 +35,18 @@ def busy(deadline_s: float) -> WorkerQueue[Request]:
 def test_a_full_batch_makes_others_wait_as_long_as_the_first_of_it_takes() -> None:
     one = queue()
     for _ in range(4):
-        one.enqueue(Request(10.0), 0.0)
+        one.enqueue(asked(10.0), 0.0)
     begun, dropped = one.begin(0.0)
     assert (len(begun), dropped) == (4, [])
     one.next_s(0.0)
     assert one.free_at_s == pytest.approx(1.0)
-    one.enqueue(Request(10.0), 0.0)
+    one.enqueue(asked(10.0), 0.0)
     assert one.begin(0.0) == ([], [])
 
 
 def test_who_has_no_time_left_is_dropped_and_the_next_begun() -> None:
     one = queue()
-    late, early = Request(0.5), Request(5.0)
+    late, early = asked(0.5), asked(5.0)
     for request in (late, early):
         one.enqueue(request, 0.0)
     assert one.begin(0.0) == ([early], [late])
@@ -62,14 +54,14 @@ def test_who_has_no_time_left_is_dropped_and_the_next_begun() -> None:
 
 def test_nobody_joins_who_would_make_another_late() -> None:
     one = busy(1.05)
-    one.enqueue(Request(20.0), 0.0)
+    one.enqueue(asked(20.0), 0.0)
     assert one.begin(0.0) == ([], [])  # a fifth would make every step a quarter longer
 
 
 def test_who_would_be_in_time_alone_waits_for_that() -> None:
     one = busy(20.0)
     one.advance(0.9)
-    alone = Request(2.1)  # joining would take until 2.15, the others are done at 1.0
+    alone = asked(2.1)  # joining would take until 2.15, the others are done at 1.0
     one.enqueue(alone, 0.9)
     assert one.begin(0.9) == ([], [])
     one.advance(1.0)
@@ -79,7 +71,7 @@ def test_who_would_be_in_time_alone_waits_for_that() -> None:
 
 def test_those_who_are_late_anyway_are_made_together() -> None:
     one = queue()
-    late = [Request(0.5, grace_s=2.0) for _ in range(4)]
+    late = [asked(0.5, grace_s=2.0) for _ in range(4)]
     for request in late:
         one.enqueue(request, 0.0)
     assert one.begin(0.0) == (late, [])
@@ -87,7 +79,7 @@ def test_those_who_are_late_anyway_are_made_together() -> None:
 
 def test_who_can_neither_join_in_time_nor_wait_is_dropped_at_once() -> None:
     one = busy(20.0)
-    hopeless = Request(1.2)  # ten steps of a batch of five take 1.25 s, and of one after it 2 s
+    hopeless = asked(1.2)  # ten steps of a batch of five take 1.25 s, and of one after it 2 s
     one.enqueue(hopeless, 0.0)
     assert one.begin(0.0) == ([], [hopeless])
 
@@ -96,7 +88,7 @@ def test_a_worker_that_is_slower_than_foretold_is_believed_to_be_slow() -> None:
     one = queue()
     for _ in range(60):
         begin = one.at_s
-        request = Request(begin + 100)
+        request = asked(begin + 100)
         one.enqueue(request, begin)
         one.begin(begin)
         one.remove(request, begin + 2.0)  # predicted: one second
@@ -106,7 +98,7 @@ def test_a_worker_that_is_slower_than_foretold_is_believed_to_be_slow() -> None:
 def test_slowness_is_believed_sooner_than_speed() -> None:
     slow, fast = queue(), queue()
     for one, took in ((slow, 1.25), (fast, 0.8)):
-        request = Request(100.0)
+        request = asked(100.0)
         one.enqueue(request, 0.0)
         one.begin(0.0)
         one.remove(request, took)
@@ -115,10 +107,10 @@ def test_slowness_is_believed_sooner_than_speed() -> None:
 
 def test_request_batches_end_together_and_teach_their_size() -> None:
     one = queue(AdditiveIncrease())
-    first = Request(10.0)
+    first = asked(10.0)
     one.enqueue(first, 0.0)
     assert one.begin(0.0) == ([first], [])
-    others = [Request(10.0) for _ in range(3)]
+    others = [asked(10.0) for _ in range(3)]
     for request in others:
         one.enqueue(request, 0.0)
     assert one.begin(0.1) == ([], [])  # nobody joins
@@ -132,19 +124,19 @@ def test_calm_does_not_raise_the_limit_of_a_batch_and_one_late_batch_lowers_it()
     one.limit = 4.0
     now = 0.0
     for _ in range(50):  # alone, and in time
-        request = Request(now + 10.0)
+        request = asked(now + 10.0)
         one.enqueue(request, now)
         assert one.begin(now) == ([request], [])
         now += 1.0
         one.remove(request, now)
-    late = [Request(now + 1.5) for _ in range(4)]
+    late = [asked(now + 1.5) for _ in range(4)]
     for request in late:
         one.enqueue(request, now)
     assert len(one.begin(now)[0]) == 4
     now += 5.0
     for request in late:
         one.remove(request, now)
-    waiting = [Request(now + 100.0) for _ in range(4)]
+    waiting = [asked(now + 100.0) for _ in range(4)]
     for request in waiting:
         one.enqueue(request, now)
     assert len(one.begin(now)[0]) == 3
@@ -153,7 +145,7 @@ def test_calm_does_not_raise_the_limit_of_a_batch_and_one_late_batch_lowers_it()
 def test_who_was_counted_slow_and_left_fast_leaves_nothing_behind() -> None:
     one = queue()
     one.slowness = 3.0
-    waiting = [Request(10.0) for _ in range(3)]
+    waiting = [asked(10.0) for _ in range(3)]
     for request in waiting:
         one.reserve(request, 0.0)
     for request in waiting[:2]:
@@ -168,7 +160,7 @@ def test_where_handing_over_takes_a_moment_a_batch_is_handed_over_before_the_las
     one = queue(AdditiveIncrease())
     one.ahead = 1.0
     for _ in range(2):
-        one.enqueue(Request(10.0), 0.0)
+        one.enqueue(asked(10.0), 0.0)
     assert len(one.begin(0.0)[0]) == 1
     one.advance(0.85)
     assert one.begin(0.85)[0] == []
@@ -179,7 +171,7 @@ def test_where_handing_over_takes_a_moment_a_batch_is_handed_over_before_the_las
 
 def test_nothing_advances_while_a_worker_is_dead_and_it_is_not_taken_for_slow() -> None:
     one = queue()
-    request = Request(100.0)
+    request = asked(100.0)
     one.enqueue(request, 0.0)
     one.begin(0.0)
     one.advance(0.5)
@@ -196,7 +188,7 @@ def test_nothing_advances_while_a_worker_is_dead_and_it_is_not_taken_for_slow() 
 
 def test_a_worker_that_only_loaded_goes_on_with_what_it_is_at() -> None:
     one = queue()
-    request = Request(100.0)
+    request = asked(100.0)
     one.enqueue(request, 0.0)
     one.begin(0.0)
     one.advance(0.5)
@@ -208,8 +200,8 @@ def test_a_worker_that_only_loaded_goes_on_with_what_it_is_at() -> None:
 def test_a_batch_takes_who_may_be_late_after_those_who_are_in_time() -> None:
     one = queue(AdditiveIncrease())
     one.limit = 2.0
-    late, last = Request(0.5, grace_s=10.0), Request(0.6, grace_s=10.0)
-    first = Request(20.0)
+    late, last = asked(0.5, grace_s=10.0), asked(0.6, grace_s=10.0)
+    first = asked(20.0)
     for request in (late, last, first):
         one.enqueue(request, 0.0)
     assert one.begin(0.0) == ([first, late], [])
@@ -217,7 +209,7 @@ def test_a_batch_takes_who_may_be_late_after_those_who_are_in_time() -> None:
 
 def test_who_may_be_late_is_made_by_an_idle_worker_however_late_it_is() -> None:
     one = queue(AdditiveIncrease())
-    patient, expired = Request(-5.0, grace_s=100.0), Request(-5.0, grace_s=5.0)
+    patient, expired = asked(-5.0, grace_s=100.0), asked(-5.0, grace_s=5.0)
     one.enqueue(patient, 0.0)
     one.enqueue(expired, 0.0)
     assert one.begin(0.0) == ([patient], [expired])
@@ -227,8 +219,8 @@ def test_who_would_be_late_in_a_batch_but_need_not_be_in_time_comes_last_in_it()
     one = queue(AdditiveIncrease())
     one.step_s = lambda kind, model, size: 0.1 * size
     one.limit = 2.0
-    hurried = Request(1.5, grace_s=10.0)  # alone it takes a second, in a batch of two two
-    others = [Request(20.0), Request(20.0)]
+    hurried = asked(1.5, grace_s=10.0)  # alone it takes a second, in a batch of two two
+    others = [asked(20.0), asked(20.0)]
     for request in (hurried, *others):
         one.enqueue(request, 0.0)
     assert one.begin(0.0) == (others, [])

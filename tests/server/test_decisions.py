@@ -94,8 +94,8 @@ def test_a_floor_keeps_to_variants_whose_bound_meets_it(
     # Everybody takes the fastest variant there is for clipper-ht, but for whom that is too little.
     with running(settings(measured_family, tmp_path, slo={"default": SloClass(latency="60s")},
                           policy="price")) as server:  # fmt: skip
-        controller = server.service.started
-        assert controller is not None
+        router = server.service.router
+        assert router is not None
         with ThreadPoolExecutor(40) as together:
             fields = {"argus": {"min_quality": 0.85}}
             floored = list(
@@ -155,9 +155,9 @@ def test_in_shadow_everything_is_exact_and_what_would_have_been_is_told(
 ) -> None:
     given = settings(measured_family, tmp_path, shadow=True, policy="clipper-ht", window_s=0.2)
     with running(given) as server:
-        started = server.service.started
-        assert started is not None
-        wait_until(lambda: bool(started.controller._planned))
+        router = server.service.router
+        assert router is not None
+        wait_until(lambda: bool(router.planning._planned))
         made = server.generate("a shadowy fish").json()["argus"][0]
         assert made["variant"] == "exact"
         assert "shadow: Argus would have made other, of predicted quality 0.70" in made["reason"]

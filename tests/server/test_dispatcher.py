@@ -1,4 +1,4 @@
-"""An order's way to its pictures: what is made again, what is answered, what is counted."""
+"""A request's way to its pictures: what is made again, what is answered, what is counted."""
 
 from __future__ import annotations
 
@@ -19,15 +19,13 @@ from argus.control.variants import EXACT
 from argus.core.errors import BadRequest, ModelError
 from argus.quality.drift import Drift
 from argus.quality.encoder import PromptEncoder
-from argus.server.controller import Controller
 from argus.server.dispatcher import Dispatcher
-from argus.server.learning import _Waiting
 from argus.server.metrics import Metrics
-from argus.server.preparation import Preparation, Started
-from argus.server.request import Full, Order, Served, Shed
+from argus.server.preparation import Preparation
+from argus.server.request import Full, ImageRequest, Picture, Shed
 from argus.server.service import Service
 from argus.server.slo import Classes
-from argus.workers.fleet import HandedBack, Work
+from argus.workers.fleet import HandedBack
 from argus.workers.worker import Finished, WorkerError
 from tests.conftest import constant_predictor
 from tests.server.running import Running, running
@@ -48,12 +46,12 @@ def server(measured_family: Path, tmp_path_factory: pytest.TempPathFactory) -> I
         yield server
 
 
-def order(prompt: str = "a red fish", **fields: Any) -> Order:
+def asked(prompt: str = "a red fish", **fields: Any) -> ImageRequest:
     values: dict[str, Any] = {
-        "negative_prompt": "", "count": 1, "seed": 1, "width": 32, "height": 32, "guidance": 3.0,
-        "namespace": "everyone", "cached": False, **fields,
+        "seed": 1, "width": 32, "height": 32, "guidance": 3.0, "namespace": "everyone",
+        "cached": False, **fields,
     }  # fmt: skip
-    return Order(prompt, **values)
+    return ImageRequest(prompt=prompt, **values)
 
 
 @dataclass
@@ -70,14 +68,15 @@ class Counter:
     def dispatcher(self) -> Dispatcher:
         of = self.service
         encoder = self.encoder or of._encoder
-        preparation = Preparation(of.model, encoder, of._started, of.retrieval, self.rollout)
+        preparation = Preparation(
+            of.model, encoder, of._router, of.retrieval, of.predictions, self.rollout
+        )
         return Dispatcher(
-            of.model, preparation, of._started, of.retrieval, of.fleet, of.predictions,
-            self.metrics, self.queue_limit, of.judge,
-        )  # fmt: skip
+            preparation, of._router, of.retrieval, of.fleet, self.metrics, self.queue_limit
+        )
 
-    def serve(self, order: Order) -> list[Served]:
-        return self.run(self.dispatcher.serve(order))
+    def serve(self, request: ImageRequest) -> list[Picture]:
+        return self.run(self.dispatcher.serve(request))
 
     def run(self, work: Coroutine[Any, Any, T]) -> T:
         return asyncio.run_coroutine_threadsafe(work, self.service.loop).result(120)
@@ -101,7 +100,7 @@ def test_who_leaves_before_anything_is_known_of_the_prompt_is_counted(server: Ru
     counter = Counter(server.service, encoder=Future())
 
     async def leave() -> None:
-        asking = asyncio.create_task(counter.dispatcher.serve(order(count=2)))
+        asking = asyncio.create_task(counter.dispatcher.serve(asked(count=2)))
         await asyncio.sleep(0)
         asking.cancel()
         await asyncio.gather(asking, return_exceptions=True)
@@ -115,31 +114,31 @@ def test_what_the_encoder_cannot_do_is_counted_as_failed(server: Running) -> Non
     broken.set_exception(ModelError("no text encoder"))
     counter = Counter(server.service, encoder=broken)
     with pytest.raises(ModelError):
-        counter.serve(order(count=3))
+        counter.serve(asked(count=3))
     assert counter.counted() == {"failed": 3}
 
 
 class Fickle(Base):
     """Sheds every second picture."""
 
-    asked = 0
+    routed = 0
 
     def route(self, request: Request, cluster: Cluster) -> Decision:
-        self.asked += 1
-        worker = first_free(cluster, 0) if self.asked % 2 else None
+        self.routed += 1
+        worker = first_free(cluster, 0) if self.routed % 2 else None
         return Decision(EXACT, worker, "every second is shed")
 
 
 def use(server: Running, policy: Base, monkeypatch: pytest.MonkeyPatch) -> None:
-    started = server.service.started
-    assert started is not None
-    monkeypatch.setattr(started.controller, "policy", policy)
+    router = server.service.router
+    assert router is not None
+    monkeypatch.setattr(router.planning.controller, "policy", policy)
 
 
 def slos(server: Running) -> tuple[Any, Any]:
-    started = server.service.started
-    assert started is not None
-    return server.service.model.table, started.classes.slos(1.0)
+    router = server.service.router
+    assert router is not None
+    return server.service.model.table, router.classes.slos(1.0)
 
 
 def test_where_one_picture_of_a_request_is_shed_nobody_got_the_others(
@@ -147,9 +146,9 @@ def test_where_one_picture_of_a_request_is_shed_nobody_got_the_others(
 ) -> None:
     use(server, Fickle(*slos(server)), monkeypatch)
     with pytest.raises(Shed):
-        counter.serve(order(count=3))
+        counter.serve(asked(count=3))
     assert counter.counted() == {"shed": 3}
-    (made,) = counter.serve(order())
+    (made,) = counter.serve(asked())
     assert made.on_time
     assert counter.counted() == {"shed": 3, "on time": 1}
 
@@ -183,13 +182,13 @@ def doubting(server: Running, monkeypatch: pytest.MonkeyPatch) -> Doubting:
 
 
 def test_a_doubted_picture_is_made_again(counter: Counter, doubting: Doubting) -> None:
-    (made,) = counter.serve(order())
+    (made,) = counter.serve(asked())
     assert made.variant == "exact"
     assert len(doubting.judged) == 1
 
 
 def test_a_pinned_picture_is_not_judged(counter: Counter, doubting: Doubting) -> None:
-    (made,) = counter.serve(order(variant="quick"))
+    (made,) = counter.serve(asked(pinned_variant="quick"))
     assert made.variant == "quick"
     assert doubting.judged == []
 
@@ -201,22 +200,22 @@ def test_a_doubted_picture_is_better_than_none(
     fleet, runs = counter.service.fleet, 0
     make = fleet.run
 
-    async def once(work: Work, number: int, model: int) -> Finished:
+    async def once(request: Request, *how: Any, **also: Any) -> Finished:
         nonlocal runs
         runs += 1
         if runs == 1:
-            return await make(work, number, model)
+            return await make(request, *how, **also)
         if why == "the worker fails":
             raise WorkerError("it died three times")
         if why == "it hands back too late":
-            await asyncio.sleep(work.expires_s + 0.05 - time.monotonic())
+            await asyncio.sleep(request.expires_s + 0.05 - time.monotonic())
         else:
             fleet.queues[0].ready = False
         raise HandedBack
 
     monkeypatch.setattr(fleet, "run", once)
     try:
-        (made,) = counter.serve(order(slo=HASTY))
+        (made,) = counter.serve(asked(slo_name=HASTY))
     finally:
         fleet.queues[0].ready = True
     assert made.variant == "quick"
@@ -229,8 +228,8 @@ def test_a_picture_that_cannot_be_judged_is_final(
         def score(self, prompts: list[str], images: list[Any]) -> None:
             raise BadRequest("no thing of its world")
 
-    monkeypatch.setattr(counter.service.judge, "_scorer", Weak())
-    (made,) = counter.serve(order("a photo of my dog"))
+    monkeypatch.setattr(counter.service.scorer, "_scorer", Weak())
+    (made,) = counter.serve(asked("a photo of my dog"))
     assert made.variant == "quick"
     assert doubting.judged == []
 
@@ -245,15 +244,15 @@ def test_a_shadow_picture_that_is_handed_back_is_recorded_once(
     fleet, runs = server.service.fleet, 0
     make = fleet.run
 
-    async def at_the_third_try(work: Work, number: int, model: int) -> Finished:
+    async def at_the_third_try(request: Request, *how: Any, **also: Any) -> Finished:
         nonlocal runs
         runs += 1
         if runs < 3:
             raise HandedBack
-        return await make(work, number, model)
+        return await make(request, *how, **also)
 
     monkeypatch.setattr(fleet, "run", at_the_third_try)
-    (made,) = counter.serve(order())
+    (made,) = counter.serve(asked())
     assert made.variant == "exact"
     assert counter.counted("argus_shadow_pictures", "variant") == {"exact": 1}
 
@@ -272,19 +271,18 @@ def test_an_error_of_the_last_predictor_says_nothing_of_the_new_one(
     service = server.service
     learning, predictions = service.learning, service.predictions
     noted = learning.drift = Noted()
-    asked = order(variant="quick")
-    made = [counter.serve(asked)[0] for _ in range(2)]
-    assert counter.run(learning.measure(_Waiting(asked, made[0]))) is not None
+    made = [counter.serve(asked(pinned_variant="quick"))[0] for _ in range(2)]
+    assert counter.run(learning.measure(made[0])) is not None
     assert len(noted.noted) == 1
     before = predictions.predictor
     assert before is not None
     predictions.predictor = constant_predictor(
         before.made_for, dict.fromkeys(before.variants, 0.5)
     )  # fmt: skip
-    assert counter.run(learning.measure(_Waiting(asked, made[1]))) is not None
+    assert counter.run(learning.measure(made[1])) is not None
     assert len(noted.noted) == 1  # the waiting one was predicted by the predictor that is gone
-    again = counter.serve(asked)[0]
-    assert counter.run(learning.measure(_Waiting(asked, again))) is not None
+    again = counter.serve(asked(pinned_variant="quick"))[0]
+    assert counter.run(learning.measure(again)) is not None
     assert len(noted.noted) == 2
 
 
@@ -294,13 +292,9 @@ def test_an_error_of_the_last_predictor_says_nothing_of_the_new_one(
 @pytest.fixture
 def unstarted(measured_family: Path, tmp_path: Path) -> Iterator[Service]:
     """Two workers without processes: the first could serve, and has a queue of 7 s."""
-    service = Service(Settings(family=str(measured_family), data=tmp_path, workers=2))
+    service = Service(Settings(family=str(measured_family), data=tmp_path, workers=2, window_s=0.3))
     classes = Classes({}, 1.0, measured=True)
-    controller = Controller(
-        "price", service.family, service.model.table, classes, service.fleet, service.metrics,
-        window_s=0.3,
-    )  # fmt: skip
-    service._started.set_result(Started(controller, classes))
+    service._router.set_result(service._new_router(classes))
     first, second = service.fleet.queues
     first.ready, second.alive, first.queued_s = True, False, 7.0
     yield service
@@ -310,26 +304,26 @@ def unstarted(measured_family: Path, tmp_path: Path) -> Iterator[Service]:
 def test_a_full_queue_says_when_a_worker_that_serves_has_room(unstarted: Service) -> None:
     full = Counter(unstarted, queue_limit=1)
     with pytest.raises(Full) as refused:
-        asyncio.run(full.dispatcher.serve(order(count=2)))
+        asyncio.run(full.dispatcher.serve(asked(count=2)))
     assert refused.value.retry_after_s == 7
     assert full.counted() == {"shed": 2}
 
 
 def test_refused_pictures_are_demand_too(unstarted: Service) -> None:
     full = Counter(unstarted, queue_limit=1)
-    assert unstarted.started is not None
-    controller = unstarted.started.controller
+    assert unstarted.router is not None
+    planning = unstarted.router.planning
 
     async def refuse() -> None:
-        planning = asyncio.create_task(controller.run())
+        running = asyncio.create_task(planning.run())
         for _ in range(100):
             with pytest.raises(Full):
-                await full.dispatcher.serve(order(count=4))
+                await full.dispatcher.serve(asked(count=4))
             await asyncio.sleep(0.005)
-        planning.cancel()
+        running.cancel()
 
     asyncio.run(refuse())
-    controller.plan()
+    planning.plan()
     rate = unstarted.metrics.registry.get_sample_value("argus_forecast_rate")
     assert rate is not None
     assert rate > 0

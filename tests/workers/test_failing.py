@@ -9,20 +9,20 @@ import subprocess
 import sys
 import time
 from collections.abc import Awaitable, Callable
-from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
 import pytest
 
 from argus.control.batching import StepBatching
+from argus.control.request import Request
 from argus.control.variants import variant_table
 from argus.core.errors import ModelError, NotEnoughMemory
 from argus.core.job import Job
 from argus.core.profile import Profile
 from argus.families.catalog import read_family
 from argus.workers import local
-from argus.workers.fleet import Fleet, HandedBack, TooLate, Work
+from argus.workers.fleet import Fleet, HandedBack, TooLate
 from argus.workers.local import LocalWorker
 from argus.workers.worker import Finished, Model, State, Worker, WorkerError
 from tests.workers import bodies
@@ -46,7 +46,7 @@ def with_worker(source: str, use: Callable[[LocalWorker], Awaitable[None]]) -> N
         finally:
             await worker.stop(grace_s=0.0)
 
-    asyncio.run(asyncio.wait_for(run(), 120))
+    asyncio.run(asyncio.wait_for(run(), 300))
 
 
 def with_fleet(
@@ -74,12 +74,12 @@ def with_fleet(
         finally:
             await fleet.stop(grace_s=0.0)
 
-    asyncio.run(asyncio.wait_for(run(), 120))
+    asyncio.run(asyncio.wait_for(run(), 300))
 
 
-def work(patience_s: float = 60.0, deaths: int = 0) -> Work:
-    at = time.monotonic() + patience_s
-    return replace(Work(JOB, 6.0, at, at), deaths=deaths)
+def request(limit_s: float = 60.0, deaths: int = 0) -> Request:
+    at = time.monotonic() + limit_s
+    return Request(deadline_s=at, expires_s=at, work_steps=6.0, deaths=deaths)
 
 
 async def until(true: Callable[[], bool]) -> None:
@@ -117,7 +117,7 @@ def test_a_worker_goes_back_from_a_model_that_it_cannot_load(
         assert fleet.workers[0].restarts <= 5
         with pytest.raises(WorkerError, match="other cannot work"):
             fleet.require(1)
-        assert isinstance(await fleet.run(work(), 0, 0), Finished)
+        assert isinstance(await fleet.run(request(), JOB, 0, 0), Finished)
 
     with_fleet(measured_family, ("fits", second), use)
 
@@ -187,7 +187,7 @@ def test_what_a_dead_worker_had_is_handed_back_though_nobody_else_serves(
     async def use(fleet: Fleet, plans: list[int]) -> None:
         kill(fleet.workers[0], signal.SIGSTOP)
         fleet.queues[0].full = lambda kind, model: 1
-        runs = [asyncio.create_task(fleet.run(work(), 0, 0)) for _ in range(3)]
+        runs = [asyncio.create_task(fleet.run(request(), JOB, 0, 0)) for _ in range(3)]
         await until(lambda: len(fleet.queues[0].queued) == 2)
         kill(fleet.workers[0])
         for found in await asyncio.gather(*runs, return_exceptions=True):
@@ -204,7 +204,7 @@ def test_a_job_that_is_tried_alone_is_given_up_at_its_deadline_while_the_worker_
 
     async def use(fleet: Fleet, plans: list[int]) -> None:
         kill(fleet.workers[0], signal.SIGSTOP)
-        deadly = asyncio.create_task(fleet.run(work(2.0, deaths=1), 0, 0))
+        deadly = asyncio.create_task(fleet.run(request(2.0, deaths=1), JOB, 0, 0))
         await until(lambda: fleet.cluster().running[0] == 1)
         kill(fleet.workers[0])
         await until(lambda: fleet.cluster().models == [-1])
@@ -218,13 +218,13 @@ def test_a_job_that_is_tried_alone_is_given_up_at_its_deadline_while_the_worker_
 
 def test_a_hung_worker_s_jobs_are_handed_back_and_it_is_replaced(measured_family: Path) -> None:
     async def use(fleet: Fleet, plans: list[int]) -> None:
-        assert isinstance(await fleet.run(work(), 0, 0), Finished)
+        assert isinstance(await fleet.run(request(), JOB, 0, 0), Finished)
         kill(fleet.workers[0], signal.SIGSTOP)
         with pytest.raises(HandedBack):
-            await fleet.run(work(), 0, 0)
-        assert isinstance(await fleet.run(work(), 1, 0), Finished)
+            await fleet.run(request(), JOB, 0, 0)
+        assert isinstance(await fleet.run(request(), JOB, 1, 0), Finished)
         await until(lambda: fleet.cluster().models == [0, 0])
-        assert isinstance(await fleet.run(work(), 0, 0), Finished)
+        assert isinstance(await fleet.run(request(), JOB, 0, 0), Finished)
 
     with_fleet(measured_family, ("fits", "fits"), use, workers=2)
 
@@ -232,7 +232,7 @@ def test_a_hung_worker_s_jobs_are_handed_back_and_it_is_replaced(measured_family
 def test_requests_rather_go_elsewhere_while_a_worker_is_silent(measured_family: Path) -> None:
     async def use(fleet: Fleet, plans: list[int]) -> None:
         kill(fleet.workers[0], signal.SIGSTOP)
-        held = asyncio.create_task(fleet.run(work(), 0, 0))
+        held = asyncio.create_task(fleet.run(request(), JOB, 0, 0))
         await until(lambda: fleet.cluster().wait_s[0] > 0.5)
         assert fleet.cluster().wait_s[1] == 0
         held.cancel()
@@ -260,7 +260,7 @@ def test_no_job_is_made_with_another_model_than_it_was_routed_to(
         await until(lambda: fleet.cluster().models == [1])
         kill(fleet.workers[0], signal.SIGSTOP)
         fleet.queues[0].full = lambda kind, model: 1
-        runs = [asyncio.create_task(fleet.run(work(), 0, 1)) for _ in range(2)]
+        runs = [asyncio.create_task(fleet.run(request(), JOB, 0, 1)) for _ in range(2)]
         await until(lambda: len(fleet.queues[0].queued) == 1)
         kill(fleet.workers[0])  # and the model cannot be loaded again
         await until(lambda: fleet.cluster().models == [0])
@@ -299,8 +299,8 @@ def test_what_waits_too_long_to_begin_is_given_up_and_what_has_begun_is_not(
         kill(fleet.workers[0], signal.SIGSTOP)
         fleet.queues[0].full = lambda kind, model: 1
         at = time.monotonic() + 0.5
-        patient = [Work(JOB, 1e6, at, float("inf"), begin_by_s=at) for _ in range(2)]
-        begun, waits = (asyncio.create_task(fleet.run(one, 0, 0)) for one in patient)
+        patient = [Request(deadline_s=at, begin_by_s=at, work_steps=1e6) for _ in range(2)]
+        begun, waits = (asyncio.create_task(fleet.run(one, JOB, 0, 0)) for one in patient)
         with pytest.raises(TooLate):
             await waits
         kill(fleet.workers[0], signal.SIGCONT)

@@ -15,11 +15,12 @@ from pathlib import Path
 import pytest
 
 from argus.control.batching import StepBatching
+from argus.control.request import Request
 from argus.control.variants import variant_table
 from argus.core.job import Job
 from argus.core.profile import Profile
 from argus.families.catalog import read_family
-from argus.workers.fleet import Fleet, HandedBack, TooLate, Work
+from argus.workers.fleet import Fleet, HandedBack, TooLate
 from argus.workers.local import LocalWorker
 from argus.workers.worker import Finished, Model, WorkerError
 
@@ -45,12 +46,12 @@ def with_fleet(family_file: Path, use: Callable[[Fleet], Awaitable[None]]) -> No
         finally:
             await fleet.stop(grace_s=0.0)
 
-    asyncio.run(asyncio.wait_for(run(), 120))
+    asyncio.run(asyncio.wait_for(run(), 300))
 
 
-def work(job: Job = JOB, patience_s: float = 60.0) -> Work:
-    at = time.monotonic() + patience_s
-    return Work(job, float(job.steps), at, at)
+def request(job: Job = JOB, limit_s: float = 60.0) -> Request:
+    at = time.monotonic() + limit_s
+    return Request(deadline_s=at, expires_s=at, work_steps=float(job.steps))
 
 
 async def until(true: Callable[[], bool]) -> None:
@@ -60,17 +61,17 @@ async def until(true: Callable[[], bool]) -> None:
 
 def test_a_model_moves_while_the_others_serve(measured_family: Path) -> None:
     async def use(fleet: Fleet) -> None:
-        held = asyncio.create_task(fleet.run(work(LONG), 0, 0))
+        held = asyncio.create_task(fleet.run(request(LONG), LONG, 0, 0))
         await until(lambda: fleet.cluster().running[0] == 1)
         fleet.move([1, 1])  # both, but never at once
         assert fleet.cluster().models == [-1, 0]
         with pytest.raises(HandedBack):
-            await fleet.run(work(), 0, 0)
-        assert isinstance(await fleet.run(work(), 1, 0), Finished)
+            await fleet.run(request(), JOB, 0, 0)
+        assert isinstance(await fleet.run(request(), JOB, 1, 0), Finished)
         assert isinstance(await held, Finished)  # what was in flight was finished
         await until(lambda: fleet.cluster().models == [1, 1])
         assert fleet.loads == 2
-        made = await asyncio.gather(*(fleet.run(work(), n % 2, 1) for n in range(6)))
+        made = await asyncio.gather(*(fleet.run(request(), JOB, n % 2, 1) for n in range(6)))
         assert all(isinstance(one, Finished) for one in made)
 
     with_fleet(measured_family, use)
@@ -80,13 +81,13 @@ def test_a_plan_that_changes_its_mind_while_a_worker_finishes_costs_no_worker(
     measured_family: Path,
 ) -> None:
     async def use(fleet: Fleet) -> None:
-        held = asyncio.create_task(fleet.run(work(LONG), 0, 0))
+        held = asyncio.create_task(fleet.run(request(LONG), LONG, 0, 0))
         await until(lambda: fleet.cluster().running[0] == 1)
         fleet.move([1, 0])
         assert fleet.cluster().models == [-1, 0]
         fleet.move([0, 0])
         assert fleet.cluster().models == [0, 0]
-        assert isinstance(await fleet.run(work(), 0, 0), Finished)
+        assert isinstance(await fleet.run(request(), JOB, 0, 0), Finished)
         assert isinstance(await held, Finished)
         assert fleet.loads == 0
 
@@ -112,7 +113,7 @@ def test_a_pinned_model_is_fetched_and_kept_against_the_plan(measured_family: Pa
         assert 1 not in fleet.targets
         fleet.require(1)
         number = await fleet.holding(1, 60.0)
-        assert isinstance(await fleet.run(work(), number, 1), Finished)
+        assert isinstance(await fleet.run(request(), JOB, number, 1), Finished)
         fleet.move([0, 0])
         assert sorted(fleet.targets) == [0, 1]
 
@@ -131,7 +132,7 @@ def test_a_model_that_cannot_be_loaded_costs_no_worker(
         fleet.move([1, 0])
         await until(lambda: fleet.cluster().models == [-1, 0])
         await until(lambda: fleet.cluster().models == [0, 0])
-        assert isinstance(await fleet.run(work(), 0, 0), Finished)
+        assert isinstance(await fleet.run(request(), JOB, 0, 0), Finished)
         with pytest.raises(WorkerError, match="other cannot work"):
             fleet.require(1)
 
@@ -140,7 +141,7 @@ def test_a_model_that_cannot_be_loaded_costs_no_worker(
 
 def test_a_dead_worker_s_jobs_are_handed_back_and_it_returns(measured_family: Path) -> None:
     async def use(fleet: Fleet) -> None:
-        lost = asyncio.create_task(fleet.run(work(LONG), 0, 0))
+        lost = asyncio.create_task(fleet.run(request(LONG), LONG, 0, 0))
         await until(lambda: fleet.cluster().running[0] == 1)
         worker = fleet.workers[0]
         assert isinstance(worker, LocalWorker) and worker.pid is not None
@@ -148,9 +149,9 @@ def test_a_dead_worker_s_jobs_are_handed_back_and_it_returns(measured_family: Pa
         with pytest.raises(HandedBack):
             await lost
         assert fleet.cluster().models == [-1, 0]
-        assert isinstance(await fleet.run(work(), 1, 0), Finished)
+        assert isinstance(await fleet.run(request(), JOB, 1, 0), Finished)
         await until(lambda: fleet.cluster().models == [0, 0])
-        assert isinstance(await fleet.run(work(), 0, 0), Finished)
+        assert isinstance(await fleet.run(request(), JOB, 0, 0), Finished)
 
     with_fleet(measured_family, use)
 
@@ -160,11 +161,11 @@ def test_a_job_without_time_is_refused_and_a_cancelled_one_leaves_no_trace(
 ) -> None:
     async def use(fleet: Fleet) -> None:
         with pytest.raises(TooLate):
-            await fleet.run(work(patience_s=0.0), 0, 0)
-        task = asyncio.create_task(fleet.run(work(LONG), 0, 0))
+            await fleet.run(request(limit_s=0.0), JOB, 0, 0)
+        task = asyncio.create_task(fleet.run(request(LONG), LONG, 0, 0))
         await until(lambda: fleet.cluster().running[0] == 1)
         task.cancel()
         await until(lambda: fleet.idle)
-        assert isinstance(await fleet.run(work(), 0, 0), Finished)
+        assert isinstance(await fleet.run(request(), JOB, 0, 0), Finished)
 
     with_fleet(measured_family, use)

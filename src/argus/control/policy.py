@@ -70,12 +70,18 @@ class Cluster:
 @dataclass(frozen=True, slots=True)
 class Decision:
     """Variant and worker for a request; without a worker it is shed. `reason` is for people, as is
-    the `price` of a second of the worker, for policies that have one."""
+    the `price` of a second of the worker, for policies that have one.
+
+    A `best_effort` picture is made however late it gets. `instead_of` is what the policy decided,
+    where its decision is not carried out.
+    """
 
     variant: int
     worker: int | None
     reason: str
     price: float | None = None
+    best_effort: bool = False
+    instead_of: Decision | None = None
 
 
 @dataclass(frozen=True)

@@ -21,8 +21,8 @@ class Request:
     `slack_s` is the time to the deadline in seconds of the table, set whenever it is routed.
 
     `variant` is the one decided on, `work_steps` the steps that it takes, and `reserved_s` the
-    seconds by which the request lengthens its worker's queue. `too_late` says that there was no
-    time left for one variant already.
+    seconds by which the request lengthens its worker's queue. `too_late` says that it was routed
+    anew already since there was no time left for a variant, `deaths` how many workers died of it.
     """
 
     quality: Sequence[float] = ()
@@ -38,3 +38,4 @@ class Request:
     work_steps: float = 0.0
     reserved_s: float = 0.0
     too_late: bool = False
+    deaths: int = 0

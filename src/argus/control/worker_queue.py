@@ -11,33 +11,21 @@ import itertools
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Generic, Protocol, TypeVar
+from typing import Generic, TypeVar
 
 from argus.control.batching import Batching, Queue
 from argus.control.policy import NOTHING
+from argus.control.request import Request
 
 RATE_MEMORY_S = 30.0
 TRUST, ALARM = 0.05, 0.1  # in one measured picture beside all before; in one that took longer
 SLOWEST = 50.0
 
 
-class Work(Protocol):
-    """A request in a queue. `work_steps` are the steps it takes, `deadline_s` is when it should be
-    done and `expires_s` when it is dropped, `reserved_s` are the seconds by which it lengthens the
-    queue: while it is queued, or while its latents are being fetched."""
-
-    deadline_s: float
-    work_steps: float
-    reserved_s: float
-
-    @property
-    def expires_s(self) -> float: ...
+R = TypeVar("R", bound=Request)
 
 
-W = TypeVar("W", bound=Work)
-
-
-def mean_slowness(queues: Sequence[WorkerQueue[W]]) -> float:
+def mean_slowness(queues: Sequence[WorkerQueue[R]]) -> float:
     """The geometric mean of the slowness of those that live and were measured; of all that were, if
     none of them lives, and 1 if none was."""
     known = [one for one in queues if one.known]
@@ -46,7 +34,7 @@ def mean_slowness(queues: Sequence[WorkerQueue[W]]) -> float:
 
 
 @dataclass
-class WorkerQueue(Generic[W]):
+class WorkerQueue(Generic[R]):
     """The books of one worker of a type of device, which makes pictures of the model it holds.
 
     Running requests advance together, a step in the time that a batch of their number takes:
@@ -72,8 +60,8 @@ class WorkerQueue(Generic[W]):
     ready: bool = True
     slowness: float = 1.0
     known: bool = True
-    queued: list[tuple[float, int, W]] = field(default_factory=list)
-    running: list[tuple[float, int, W]] = field(default_factory=list)
+    queued: list[tuple[float, int, R]] = field(default_factory=list)
+    running: list[tuple[float, int, R]] = field(default_factory=list)
     progress: float = 0.0
     at_s: float = 0.0
     queued_s: float = 0.0
@@ -99,23 +87,23 @@ class WorkerQueue(Generic[W]):
         """Whether it is to be drained, since it is to hold another model."""
         return self.alive and self.ready and self.model != self.target
 
-    def cost_s(self, work: W) -> float:
+    def cost_s(self, request: R) -> float:
         """Worker-seconds of a request in full batches."""
         size = self._size_limit()
-        return work.work_steps * self._step(size) / size
+        return request.work_steps * self._step(size) / size
 
-    def reserve(self, work: W, now: float) -> None:
+    def reserve(self, request: R, now: float) -> None:
         """Count on a request whose latents are still on their way."""
-        self._count(work)
-        self.free_at_s = max(self.free_at_s, now) + work.reserved_s
+        self._count(request)
+        self.free_at_s = max(self.free_at_s, now) + request.reserved_s
 
-    def release(self, work: W) -> None:
+    def release(self, request: R) -> None:
         """Count no longer on a request that goes elsewhere."""
-        self._count_off(work)
+        self._count_off(request)
 
-    def enqueue(self, work: W, now: float) -> None:
-        heapq.heappush(self.queued, (work.deadline_s, next(self._order), work))
-        self._count(work)
+    def enqueue(self, request: R, now: float) -> None:
+        heapq.heappush(self.queued, (request.deadline_s, next(self._order), request))
+        self._count(request)
         self.arrivals *= math.exp((self.arrivals_at_s - now) / RATE_MEMORY_S)
         self.arrivals, self.arrivals_at_s = self.arrivals + 1 / RATE_MEMORY_S, now
 
@@ -136,61 +124,61 @@ class WorkerQueue(Generic[W]):
         self.alive, self.ready, self.at_s = True, True, now
         if died:
             self._judged = self._all_in_time = True
-            works = [work for _, _, work in self.running]
+            requests = [request for _, _, request in self.running]
             self.running = []
-            for work in works:
-                self._start(work)
+            for request in requests:
+                self._start(request)
 
-    def due(self) -> list[W]:
+    def due(self) -> list[R]:
         """Remove and give those who are done by now, as far as one can predict."""
-        done: list[W] = []
+        done: list[R] = []
         while self.running and self.running[0][0] <= self.progress + 1e-9:
             done.append(heapq.heappop(self.running)[2])
             self._all_in_time &= done[-1].deadline_s >= self.at_s
         return done
 
-    def remove(self, work: W, now: float, done: bool = True) -> None:
+    def remove(self, request: R, now: float, done: bool = True) -> None:
         """A request that was made here is `done`, or is no longer wanted."""
         self.advance(now)
         for entry in self.running:
-            if entry[2] is work:
+            if entry[2] is request:
                 self.running.remove(entry)
                 heapq.heapify(self.running)
                 if done:  # steps that should have been done in its time, and that were
-                    self._measure(self.progress - entry[0] + work.work_steps, work.work_steps)
-                    self._all_in_time &= now <= work.deadline_s
+                    self._measure(self.progress - entry[0] + request.work_steps, request.work_steps)
+                    self._all_in_time &= now <= request.deadline_s
                 return
         for entry in self.queued:
-            if entry[2] is work:
+            if entry[2] is request:
                 self.queued.remove(entry)
                 heapq.heapify(self.queued)
-                self._count_off(work)
+                self._count_off(request)
                 return
 
-    def begin(self, now: float) -> tuple[list[W], list[W]]:
+    def begin(self, now: float) -> tuple[list[R], list[R]]:
         """Begin what can be begun: who is begun, and who was dropped, having no time left."""
-        begun: list[W] = []
-        dropped: list[W] = []
+        begun: list[R] = []
+        dropped: list[R] = []
         if not (self.alive and self.ready):
             return begun, dropped
         if self.batching.stepwise:
             limit = self._size_limit()
             while self.queued and self._occupied() < limit:
-                work = self.queued[0][2]
-                joins = self._joins(work, now)
+                request = self.queued[0][2]
+                joins = self._joins(request, now)
                 if joins is None:
                     dropped.append(self._next())
                     continue
                 if not joins:
                     break
                 begun.append(self._next())
-                self._start(work)
+                self._start(request)
         elif self.queued and not self._occupied():
             self._judge()
             begun, dropped = self._batch(now)
             self._take_out([*begun, *dropped])
-            for work in begun:
-                self._start(work)
+            for request in begun:
+                self._start(request)
             self._judged, self._begun = not begun, len(begun)
         return begun, dropped
 
@@ -213,24 +201,24 @@ class WorkerQueue(Generic[W]):
         self.free_at_s = self.queued_s + (free if blocked else now)
         return at
 
-    def drain(self) -> list[W]:
+    def drain(self) -> list[R]:
         """Stop serving, so that another model can be loaded once what runs is finished. Removes the
         queued requests, so that they can be routed again."""
         self.ready = False
         return self.evict(running=False)
 
-    def evict(self, running: bool) -> list[W]:
+    def evict(self, running: bool) -> list[R]:
         """Remove queued requests, with `running` also running ones, so that they can be routed
         again."""
-        works = [work for _, _, work in self.queued]
-        for work in works:
-            self._count_off(work)
+        requests = [request for _, _, request in self.queued]
+        for request in requests:
+            self._count_off(request)
         self.queued = []
         if running:
-            works += [work for _, _, work in self.running]
+            requests += [request for _, _, request in self.running]
             self.running = []
             self._judged = self._all_in_time = True  # a batch that was lost teaches nothing
-        return works
+        return requests
 
     def _judge(self) -> None:
         """Learn from the batch that is over, once."""
@@ -253,20 +241,20 @@ class WorkerQueue(Generic[W]):
         gone = self.progress + self.ahead
         return sum(end > gone for end, _, _ in self.running)
 
-    def _joins(self, work: W, now: float) -> bool | None:
+    def _joins(self, request: R, now: float) -> bool | None:
         """Whether a request joins who is made; None if it can be in time neither so nor later.
 
         It waits for those only where that makes it in time and joining them does not: who is late
         anyway must not have a worker to itself while others wait.
         """
-        joined = now + work.work_steps * self._step(len(self.running) + 1)
-        if joined <= work.deadline_s:
+        joined = now + request.work_steps * self._step(len(self.running) + 1)
+        if joined <= request.deadline_s:
             return self._is_bearable(now)
         left = [end - self.progress for end, _, _ in self.running]
-        alone = now + self._together_s(left) + work.work_steps * self._step(1)
-        if min(joined, alone) > work.expires_s:
+        alone = now + self._together_s(left) + request.work_steps * self._step(1)
+        if min(joined, alone) > request.expires_s:
             return None
-        return joined <= work.expires_s and alone > work.deadline_s and self._is_bearable(now)
+        return joined <= request.expires_s and alone > request.deadline_s and self._is_bearable(now)
 
     def _is_bearable(self, now: float) -> bool:
         """Whether one more makes nobody late who would be in time."""
@@ -282,7 +270,7 @@ class WorkerQueue(Generic[W]):
         """Whether one more like the last to begin could begin at once."""
         return bool(self._joins(max(self.running)[2], now))
 
-    def _batch(self, now: float) -> tuple[list[W], list[W]]:
+    def _batch(self, now: float) -> tuple[list[R], list[R]]:
         """The batch that begins now, and the requests that are dropped.
 
         The batching's rule drops requests by their deadlines. Those that it would drop but that may
@@ -290,55 +278,57 @@ class WorkerQueue(Generic[W]):
         expiry for a deadline.
         """
         alone_s = self._step(1)
-        in_time: list[W] = []
-        late: list[W] = []
-        dropped: list[W] = []
-        for _, _, work in sorted(self.queued):
-            end = now + work.work_steps * alone_s
-            kind = in_time if end <= work.deadline_s else late
-            (kind if end <= work.expires_s else dropped).append(work)
+        in_time: list[R] = []
+        late: list[R] = []
+        dropped: list[R] = []
+        for _, _, request in sorted(self.queued):
+            end = now + request.work_steps * alone_s
+            kind = in_time if end <= request.deadline_s else late
+            (kind if end <= request.expires_s else dropped).append(request)
         while in_time or late:
             count, size = self.batching.choose(self._queue(in_time, late, now))
             given_up = [*in_time, *late][:count]
             step_s = self._step(max(1, size))
             excused = {
-                id(work)
-                for work in in_time[:count]
-                if work.deadline_s < now + work.work_steps * step_s <= work.expires_s
+                id(request)
+                for request in in_time[:count]
+                if request.deadline_s < now + request.work_steps * step_s <= request.expires_s
             }
             if not excused:
                 return [*in_time, *late][count : count + size], [*dropped, *given_up]
-            late = [*(work for work in in_time if id(work) in excused), *late]
-            in_time = [work for work in in_time if id(work) not in excused]
+            late = [*(request for request in in_time if id(request) in excused), *late]
+            in_time = [request for request in in_time if id(request) not in excused]
         return [], dropped
 
-    def _take_out(self, works: Sequence[W]) -> None:
+    def _take_out(self, requests: Sequence[R]) -> None:
         """Remove requests from those that wait."""
-        gone = {id(work) for work in works}
+        gone = {id(request) for request in requests}
         self.queued = [entry for entry in self.queued if id(entry[2]) not in gone]
         heapq.heapify(self.queued)
-        for work in works:
-            self._count_off(work)
+        for request in requests:
+            self._count_off(request)
 
-    def _start(self, work: W) -> None:
-        heapq.heappush(self.running, (self.progress + work.work_steps, next(self._order), work))
+    def _start(self, request: R) -> None:
+        heapq.heappush(
+            self.running, (self.progress + request.work_steps, next(self._order), request)
+        )
 
-    def _next(self) -> W:
-        work = heapq.heappop(self.queued)[2]
-        self._count_off(work)
-        return work
+    def _next(self) -> R:
+        request = heapq.heappop(self.queued)[2]
+        self._count_off(request)
+        return request
 
-    def _count(self, work: W) -> None:
-        if not work.reserved_s:
-            work.reserved_s = self.cost_s(work)
-            self.queued_s += work.reserved_s
+    def _count(self, request: R) -> None:
+        if not request.reserved_s:
+            request.reserved_s = self.cost_s(request)
+            self.queued_s += request.reserved_s
             self._counted += 1
 
-    def _count_off(self, work: W) -> None:
-        if work.reserved_s:
+    def _count_off(self, request: R) -> None:
+        if request.reserved_s:
             self._counted -= 1
-            self.queued_s = max(0.0, self.queued_s - work.reserved_s) if self._counted else 0.0
-            work.reserved_s = 0.0
+            self.queued_s = max(0.0, self.queued_s - request.reserved_s) if self._counted else 0.0
+            request.reserved_s = 0.0
 
     def _step(self, size: int) -> float:
         return self.slowness * self.step_s(self.kind, self.model, size)
@@ -356,11 +346,11 @@ class WorkerQueue(Generic[W]):
             before = own
         return total
 
-    def _queue(self, in_time: Sequence[W], late: Sequence[W], now: float) -> Queue:
-        limits = [(work, work.deadline_s) for work in in_time]
-        limits += [(work, work.expires_s) for work in late]
+    def _queue(self, in_time: Sequence[R], late: Sequence[R], now: float) -> Queue:
+        limits = [(request, request.deadline_s) for request in in_time]
+        limits += [(request, request.expires_s) for request in late]
         first = limits[: 4 * self.most]
-        work_steps = sum(work.work_steps for work, _ in first) / len(first)
+        work_steps = sum(request.work_steps for request, _ in first) / len(first)
         memory = math.exp((self.arrivals_at_s - now) / RATE_MEMORY_S)
         return Queue(
             slack_s=[limit - now for _, limit in first],

@@ -1,4 +1,4 @@
-"""Walks a request through: prepared, it is routed, run, perhaps again, and its latents are kept."""
+"""The life of a request: prepare, decide, fetch, run, review, finish."""
 
 from __future__ import annotations
 
@@ -8,29 +8,27 @@ import math
 import time
 from collections.abc import Callable
 from concurrent.futures import Future
-from dataclasses import replace
-from typing import TYPE_CHECKING, NoReturn
+from typing import NoReturn
 
-from PIL import Image
-
-from argus.cache.cache import Neighbour
 from argus.control.breaker import FETCH_SHARE
-from argus.core.errors import BadRequest, Expired
-from argus.core.family import EXACT, Variant
+from argus.control.policy import Decision
+from argus.control.variants import EXACT
+from argus.core.errors import Expired
 from argus.core.job import Job
-from argus.server.controller import Asked, Choice, Controller, shortest_wait_s
-from argus.server.learning import Judge
 from argus.server.metrics import Metrics
-from argus.server.model import ServedFamily
-from argus.server.predictions import Predictions
-from argus.server.preparation import PATIENCE_S, Preparation, Prepared, Started, timed
-from argus.server.request import Full, Order, Served, Shed
+from argus.server.preparation import Preparation, timed
+from argus.server.request import (
+    Doubted,
+    Full,
+    ImageRequest,
+    LatentsUnusable,
+    Picture,
+    Shed,
+)
 from argus.server.retrieval import Retrieval
-from argus.workers.fleet import Fleet, HandedBack, TooLate, Work
-from argus.workers.worker import Finished, OnPreview, WorkerError
-
-if TYPE_CHECKING:
-    from argus.quality.encoder import Embedding
+from argus.server.router import UNGOVERNED_S, Router, shortest_wait_s
+from argus.workers.fleet import Fleet, HandedBack, TooLate
+from argus.workers.worker import Finished, WorkerError
 
 log = logging.getLogger(__name__)
 
@@ -38,36 +36,28 @@ RETRY_S = 5  # while models are loaded
 
 
 class Dispatcher:
-    """Serves orders with a fleet. For use from one asyncio loop.
+    """Serves requests with a fleet. For use from one asyncio loop.
 
-    `started` may still be on its way; orders wait for it. `judge` says what a picture is worth, for
-    policies that ask; `on_served` is told of every picture that was made.
+    `router` may still be on its way; requests wait for it. `on_picture` is told of every picture
+    that was made.
     """
 
     def __init__(
         self,
-        model: ServedFamily,
         preparation: Preparation,
-        started: Future[Started],
+        router: Future[Router],
         retrieval: Retrieval,
         fleet: Fleet,
-        predictions: Predictions,
         metrics: Metrics,
         queue_limit: int,
-        judge: Judge | None = None,
-        on_served: Callable[[Order, Embedding, Served], None] = lambda order, embedding, made: None,
+        on_picture: Callable[[Picture], None] = lambda picture: None,
     ) -> None:
-        self._family = model.family
-        self._preparation, self._started = preparation, started
-        self._retrieval, self._fleet, self._predictions = retrieval, fleet, predictions
-        self._metrics, self._limit = metrics, queue_limit
-        self._judge, self._on_served = judge, on_served
-        steps = model.table.steps.tolist()
-        self._work_steps = dict(zip(model.table.variants, steps, strict=True))
-        self._extra = self._work_steps[EXACT] - self._family.exact.steps
-        self._models = dict(
-            zip(model.table.variants, model.table.model.tolist(), strict=True)
-        )  # of the table, by variant
+        self._preparation, self._routing = preparation, router
+        model = preparation.model
+        self._family, self._table = model.family, model.table
+        self._retrieval, self._fleet, self._metrics = retrieval, fleet, metrics
+        self._limit, self._on_picture = queue_limit, on_picture
+        self._variants = [model.variants[name] for name in model.table.variants]
         self._in_flight = 0
 
     @property
@@ -75,340 +65,240 @@ class Dispatcher:
         """Pictures that were accepted and are not answered yet."""
         return self._in_flight
 
-    async def serve(self, order: Order, on_preview: OnPreview | None = None) -> list[Served]:
-        """Make an order's pictures, all or none; unfinished ones go to `on_preview`.
+    async def serve(self, request: ImageRequest) -> list[Picture]:
+        """Make a request's pictures, all or none.
 
-        Raises Full at once when there is no room, Shed when nobody can keep the promise, Expired
-        when its time is over before it begins, and what the worker raises. Whatever happens, each
-        of its pictures is counted as one outcome: that of the order if it fails, since then none of
-        them is answered.
+        Raises Full at once when there is no room, Shed when no worker can meet the deadline,
+        Expired when the request was given up before it ran, and what the worker raises. Each of its
+        pictures is counted as one outcome: that of the request if it fails, since then none of them
+        is answered.
         """
         try:
-            served = await self._admitted(order, on_preview)
+            pictures = await self._admitted(request)
         except BaseException as error:
-            # An order is answered whole: where one picture was not made, nobody got the others.
-            self._metrics.outcomes.labels(order.slo, _outcome_of(error)).inc(order.count)
+            outcomes = self._metrics.outcomes.labels(request.slo_name, _outcome_of(error))
+            outcomes.inc(request.count)
             raise
-        for one in served:
-            outcome = "on time" if one.on_time else "late"
-            self._metrics.outcomes.labels(order.slo, outcome).inc()
-        return served
+        for picture in pictures:
+            outcome = "on time" if picture.on_time else "late"
+            self._metrics.outcomes.labels(request.slo_name, outcome).inc()
+        return pictures
 
-    async def _admitted(self, order: Order, on_preview: OnPreview | None) -> list[Served]:
-        if self._in_flight + order.count > self._limit:
-            self._refused(order)
-        self._in_flight += order.count
+    async def _admitted(self, request: ImageRequest) -> list[Picture]:
+        if self._in_flight + request.count > self._limit:
+            self._refuse(request)
+        self._in_flight += request.count
         self._metrics.in_flight.set(self._in_flight)
         try:
-            return await self._serve(order, on_preview)
+            pictures = await self._preparation.prepare(request)
+            tasks = [asyncio.create_task(self._make(picture)) for picture in pictures]
+            try:
+                return list(await asyncio.gather(*tasks))
+            finally:
+                for task in tasks:
+                    task.cancel()
         finally:
-            self._in_flight -= order.count
+            self._in_flight -= request.count
             self._metrics.in_flight.set(self._in_flight)
 
-    def _refused(self, order: Order) -> NoReturn:
-        """There is no room for an order, which counts as demand all the same. Raises Full."""
-        started = self._started
-        if not order.pinned and started.done() and started.exception() is None:
-            started.result().controller.refused(order.count)
+    def _refuse(self, request: ImageRequest) -> NoReturn:
+        """There is no room for a request, which counts as demand all the same. Raises Full."""
+        router = self._routing
+        if not request.pinned and router.done() and router.exception() is None:
+            router.result().planning.controller.refused(request.count)
         wait_s = shortest_wait_s(self._fleet.cluster())
         retry_s = RETRY_S if wait_s is None else max(1, math.ceil(wait_s * self._fleet.scale))
         raise Full(self._in_flight, self._limit, retry_s)
 
-    async def _serve(self, order: Order, on_preview: OnPreview | None) -> list[Served]:
-        prepared = await self._preparation.prepare(order, on_preview)
-        tasks = [asyncio.create_task(self._make(prepared, i)) for i in range(order.count)]
-        try:
-            return list(await asyncio.gather(*tasks))
-        finally:
-            for task in tasks:
-                task.cancel()
+    # --- one picture
 
-    async def _make(self, prepared: Prepared, number: int) -> Served:
-        """One picture: routed until a worker makes it, and again if the policy doubts it."""
-        order, controller = prepared.order, self._started.result().controller
-        neighbour = prepared.neighbour(number)
-        begun, predicted_by = time.perf_counter(), self._predictions.number
-        prediction = self._predictions.predict(
-            prepared.embedding.vector, neighbour.similarity if neighbour else None
-        )
-        predict_ms, route_ms = 1000 * (time.perf_counter() - begun), 0.0
-        fetch_ms, broken, counted, shown = 0.0, False, False, -1
-        replacing: str | None = None
-        hopeless: str | None = None  # the variant that there is no time for any more
-        doubted: tuple[Work, Choice, Finished] | None = None  # better than none
-
-        def show(index: int, image: Image.Image) -> None:
-            nonlocal shown
-            if index > shown and prepared.on_preview is not None:
-                shown = index  # a picture that is made again shows nothing twice
-                prepared.on_preview(index, image)
-
-        deaths = 0
+    async def _make(self, request: ImageRequest) -> Picture:
+        """One picture. What goes wrong is mended by routing it again (`_again`); one that the
+        policy doubts is better than none."""
+        self._router.arrived(request)
         try:
             while True:
-                if not self._fleet.ready:
-                    await self._some_worker(prepared)
-                stored = () if neighbour is None or broken else neighbour.skips
-                asked = Asked(
-                    prediction,
-                    neighbour.similarity if neighbour else None,
-                    () if self._retrieval.shut and not order.pinned else stored,
-                    prepared.slo,
-                    min(prepared.due_s, prepared.deadline_s) - time.monotonic(),
-                    prepared.size_factor,
-                    order.least,
-                    order.own_guidance,
-                )
-                controller.usable = self._retrieval.usable
-                if not counted and not order.pinned:
-                    controller.arrived(asked, prepared.governed)
-                    counted = True
-                routing = self._choose(prepared, asked, broken, replacing)
-                choice, took_ms = await timed(routing)
-                route_ms += took_ms
-                if choice.variant == hopeless:
-                    choice = replace(choice, worker=None)
-                if choice.worker is None and hopeless is not None:
-                    raise Expired("The deadline left no time to make the picture.")
-                if choice.worker is None:
-                    raise Shed(choice.reason, controller.retry_after_s(asked))
-                variant = self._family.variants[choice.variant]
-                work = self._work(prepared, variant, choice.variant, number)
-                work.deaths, work.on_preview = deaths, show
-                if choice.patient:
-                    work.expires_s, work.begin_by_s = math.inf, time.monotonic() + PATIENCE_S
-                if variant.skip:
-                    assert neighbour is not None
-                    self._fleet.reserve(work, choice.worker)
-                    limit_s = FETCH_SHARE * max(0.0, asked.slack_s)
-                    try:
-                        fetch = self._retrieval.fetch(neighbour, variant.skip, limit_s)
-                        work.start, took_ms = await timed(fetch)
-                    except BaseException:
-                        self._fleet.release(work, choice.worker)
-                        raise
-                    fetch_ms += took_ms
-                    if work.start is None:
-                        self._fleet.release(work, choice.worker)
-                        broken = True
-                        continue
                 try:
-                    run = await self._fleet.run(work, choice.worker, self._models[choice.variant])
-                except TooLate:
-                    if (
-                        doubted is not None
-                        or order.pinned
-                        or not prepared.governed
-                        or hopeless is not None
-                    ):
-                        raise
-                    hopeless = choice.variant
-                    continue
-                except HandedBack:
-                    deaths = work.deaths
-                    if time.monotonic() >= prepared.deadline_s:
-                        raise Expired("The deadline passed while workers changed.") from None
-                    await asyncio.sleep(0)
-                    continue
-                reviewed = prepared.governed and not order.pinned and replacing is None
-                if controller.policy.reviews and reviewed:
-                    replacing = await self._doubted(controller, asked, order, choice, run)
-                    if replacing is not None and time.monotonic() < prepared.deadline_s:
-                        doubted = work, choice, run
-                        continue
-                break
+                    decision = await self._decide(request)
+                    start = await self._fetch(request, decision)
+                    finished = await self._run(request, decision, start)
+                    await self._review(request, decision, finished)
+                    return self._finish(request, decision, finished)
+                except (LatentsUnusable, HandedBack, TooLate, Doubted) as reason:
+                    await self._again(request, reason)
         except Exception as error:
-            if doubted is None:
+            if request.first is None:
                 raise
             log.info("A doubted picture is kept: it was not made again (%s)", type(error).__name__)
-            work, choice, run = doubted
-        if run.kept:
-            self._retrieval.keep(prepared.scope, order.prompt, prepared.embedding.vector, run.kept)
-        decision_ms = {
-            "embed": prepared.encode_ms, "search": prepared.retrieve_ms, "predict": predict_ms,
-            "route": route_ms, "fetch": fetch_ms,
-        }  # fmt: skip
-        served = self._served(prepared, work.job, choice, run, neighbour, decision_ms)
-        served = replace(served, predicted_by=predicted_by)
-        if choice.instead_of is not None:
-            self._record(choice.instead_of)
-        if prepared.looked_up:
-            result = "hit" if served.steps_skipped else "broken" if broken else "miss"
-            self._metrics.lookups.labels(result).inc()
-        self._count(served)
-        self._on_served(order, prepared.embedding, served)
-        return served
+            return self._finish(request, *request.first)
 
-    async def _some_worker(self, prepared: Prepared) -> None:
-        """Wait until any worker is ready. Raises Shed if none is in time."""
-        slack_s = prepared.deadline_s - time.monotonic()
+    async def _decide(self, request: ImageRequest) -> Decision:
+        """Variant and worker, once any worker is ready. Raises Shed if there is none in time."""
+        if not self._fleet.ready:
+            await self._some_worker(request)
+        decision, ms = await timed(self._router.decide(request))
+        request.spent("route", ms)
+        if decision.worker is None:
+            raise Shed(decision.reason, self._router.retry_after_s(request))
+        own_steps = request.pinned_steps
+        steps = float(self._table.steps[decision.variant])
+        if own_steps is not None:
+            steps = own_steps + float(self._table.steps[EXACT]) - self._family.exact.steps
+        request.variant, request.work_steps = decision.variant, steps * request.size_factor
+        if decision.best_effort:
+            request.expires_s, request.begin_by_s = math.inf, time.monotonic() + UNGOVERNED_S
+        else:
+            decides = request.governed and not request.pinned
+            request.expires_s = request.limit_s if decides else math.inf
+            request.begin_by_s = request.limit_s
+        return decision
+
+    async def _some_worker(self, request: ImageRequest) -> None:
+        slack_s = request.limit_s - time.monotonic()
         try:
-            await self._fleet.holding(None, min(PATIENCE_S, max(slack_s, 0.0)))
+            await self._fleet.holding(None, min(UNGOVERNED_S, max(slack_s, 0.0)))
         except WorkerError:
             if self._fleet.problem is not None:
                 raise
             raise Shed("no worker is ready", RETRY_S) from None
 
-    async def _choose(
-        self,
-        prepared: Prepared,
-        asked: Asked,
-        broken: bool,
-        replacing: str | None,
-    ) -> Choice:
-        order, controller = prepared.order, self._started.result().controller
-        if order.pinned:
-            variant, reason = self._pinned(order, asked)
-            return await self._held(variant, reason, prepared, asked)
-        if replacing is not None:
-            return await self._held(replacing, "the first picture was doubted", prepared, asked)
-        choice = controller.choose(asked)
-        if prepared.governed and choice.worker is None and self._fleet.idle and self._fleet.ready:
-            # Nobody waits for anything: better late than refused.
-            choice = controller.however_late(asked, f"{choice.reason}, and nobody else waits")
-        if not prepared.governed:
-            made = await self._held(EXACT, self._would_be(choice), prepared, asked)
-            return replace(made, instead_of=choice)
-        if broken and choice.worker is not None:
-            choice = choice.because(f"{choice.reason}; the neighbour's latents are unusable")
-        return choice
+    async def _fetch(self, request: ImageRequest, decision: Decision) -> bytes | None:
+        """The neighbour's latents, for variants that skip. Raises LatentsUnusable."""
+        skip = self._variants[decision.variant].skip
+        if not skip:
+            return None
+        assert request.neighbour is not None and decision.worker is not None
+        self._fleet.reserve(request, decision.worker)
+        try:
+            limit_s = FETCH_SHARE * max(0.0, request.deadline_s - time.monotonic())
+            fetch = self._retrieval.fetch(request.neighbour, skip, limit_s)
+            latents, ms = await timed(fetch)
+            request.spent("fetch", ms)
+            if latents is None:
+                raise LatentsUnusable
+        except BaseException:
+            self._fleet.release(request, decision.worker)
+            raise
+        return latents
 
-    async def _held(self, variant: str, reason: str, prepared: Prepared, asked: Asked) -> Choice:
-        """A choice that is made whatever the policy says, by whoever holds the variant's model."""
-        model = self._models[variant]
-        if model not in self._fleet.targets:
-            self._fleet.require(model)
-        slack_s = prepared.deadline_s - time.monotonic()
-        worker = await self._fleet.holding(model, max(0.0, min(slack_s, PATIENCE_S)))
-        return self._started.result().controller.forced(variant, worker, reason, asked)
-
-    def _pinned(self, order: Order, asked: Asked) -> tuple[str, str]:
-        variant = order.variant or EXACT
-        if order.steps is not None and order.variant is None:
-            return EXACT, "the request pins the number of steps"
-        asked_skip = self._family.variants[variant].skip
-        if asked_skip:
-            k = self._family.usable_skip(asked_skip, tuple(asked.stored))
-            if k != asked_skip:
-                name = self._started.result().controller.usable_skip(variant, asked.stored)
-                return name, f"no latents for the pinned {variant} are cached"
-        return variant, "the request pins this variant"
-
-    def _work(self, prepared: Prepared, variant: Variant, name: str, number: int) -> Work:
-        order = prepared.order
-        steps = order.steps or variant.steps
-        guidance = order.guidance if order.own_guidance or order.pinned else variant.guidance
-        job = Job(
-            order.prompt, order.negative_prompt, order.seed + number, steps, guidance,
-            variant.skip, order.width, order.height,
-        )  # fmt: skip
-        keeps = prepared.looked_up and name == EXACT
-        work_steps = self._work_steps[name] if order.steps is None else order.steps + self._extra
-        return Work(
-            job,
-            work_steps * prepared.size_factor,
-            min(prepared.due_s, prepared.deadline_s),
-            prepared.deadline_s if prepared.governed and not order.pinned else math.inf,
-            begin_by_s=prepared.deadline_s,
-            size_factor=prepared.size_factor,
+    async def _run(
+        self, request: ImageRequest, decision: Decision, start: bytes | None
+    ) -> Finished:
+        """The worker's picture. Raises HandedBack, TooLate and what the worker raises."""
+        assert decision.worker is not None
+        keeps = request.looked_up and decision.variant == EXACT
+        return await self._fleet.run(
+            request,
+            self._job(request, decision),
+            decision.worker,
+            int(self._table.model[decision.variant]),
+            start=start,
             keep=tuple(self._family.skips) if keeps else (),
-            previews=order.previews,
+            previews=request.previews,
+            on_preview=request.show,
         )
 
-    async def _doubted(
-        self, controller: Controller, asked: Asked, order: Order, choice: Choice, run: Finished
-    ) -> str | None:
-        """The variant that is to replace a picture, None if it will do or cannot be judged."""
-        predictor = self._predictions.predictor
-        if self._judge is None or predictor is None:
-            raise WorkerError("This policy judges pictures: it needs a scorer and a predictor.")
-        try:
-            (score,) = await self._judge.scores(order.prompt, [run.image])
-            judged = predictor.quality_of(score)
-        except Exception as error:  # its message may quote the prompt
-            if not isinstance(error, BadRequest):
-                log.warning("Pictures cannot be judged (%s)", type(error).__name__)
-            return None
-        return controller.again(asked, choice.variant, judged)
+    def _job(self, request: ImageRequest, decision: Decision) -> Job:
+        variant = self._variants[decision.variant]
+        own_guidance = request.own_guidance or request.pinned
+        return Job(
+            request.prompt,
+            request.negative_prompt,
+            request.seed,
+            request.pinned_steps or variant.steps,
+            request.guidance if own_guidance else variant.guidance,
+            variant.skip,
+            request.width,
+            request.height,
+        )
 
-    def _would_be(self, choice: Choice) -> str:
-        """What Argus would have done, where it does not decide."""
-        if choice.worker is None:
-            return f"shadow: Argus would have shed this request: {choice.reason}"
-        told = "" if choice.quality is None else f", of predicted quality {choice.quality:.2f}"
-        return f"shadow: Argus would have made {choice.variant}{told}"
+    async def _review(self, request: ImageRequest, decision: Decision, finished: Finished) -> None:
+        """Ask a policy that judges pictures, once a request. Raises Doubted while there is time."""
+        if request.replacement is not None:
+            return
+        request.replacement = await self._router.replacement(request, decision, finished.image)
+        if request.replacement is not None and time.monotonic() < request.limit_s:
+            request.first = decision, finished
+            raise Doubted
 
-    def _record(self, choice: Choice) -> None:
-        if choice.worker is None:
+    async def _again(self, request: ImageRequest, reason: Exception) -> None:
+        """Prepare a request to be routed again. Raises what ends it instead."""
+        request.hurried = isinstance(reason, TooLate)
+        if isinstance(reason, LatentsUnusable):
+            request.latents_unusable = True
+        elif isinstance(reason, TooLate):
+            if request.replacement is not None or request.pinned or not request.governed:
+                raise reason
+        elif isinstance(reason, HandedBack):
+            if time.monotonic() >= request.limit_s:
+                raise Expired("The deadline passed while workers changed.") from None
+            await asyncio.sleep(0)
+
+    def _finish(self, request: ImageRequest, decision: Decision, finished: Finished) -> Picture:
+        """Keep the latents, and account for the picture."""
+        if finished.kept:
+            self._retrieval.keep(
+                request.scope, request.prompt, request.embedding.vector, finished.kept
+            )
+        now, parts = time.monotonic(), request.decision_ms
+        name = self._table.variants[decision.variant]
+        timings_ms = {
+            "encode": parts["embed"] + finished.timings_ms["encode"],
+            "retrieve": parts["search"] + parts.get("fetch", 0.0),
+            "denoise": finished.timings_ms["denoise"],
+            "decode": finished.timings_ms["decode"],
+        }
+        total_ms = 1000 * (now - request.arrived_s)
+        timings_ms = {"queue": max(0.0, total_ms - sum(timings_ms.values())), **timings_ms}
+        picture = Picture(
+            image=finished.image,
+            request=request,
+            decision=decision,
+            job=self._job(request, decision),
+            variant=f"steps-{request.pinned_steps}" if request.own_steps else name,
+            model=self._variants[decision.variant].model,
+            timings_ms=timings_ms,
+            on_time=now <= request.promised_s,
+            saved_s=0.0 if request.own_steps else self._router.saved_s(decision.variant),
+        )
+        self._count(picture)
+        self._on_picture(picture)
+        return picture
+
+    def _count(self, picture: Picture) -> None:
+        metrics, request, decision = self._metrics, picture.request, picture.decision
+        metrics.pictures.labels(picture.model, picture.variant).inc()
+        metrics.steps.labels("run").inc(picture.job.steps_run)
+        metrics.steps.labels("skipped").inc(picture.job.skip)
+        metrics.saved_seconds.labels("served").inc(max(0.0, picture.saved_s))
+        if picture.quality is not None:
+            metrics.predicted.labels(picture.variant).observe(picture.quality)
+        if decision.price is not None:
+            metrics.price.set(decision.price)
+        for stage, spent in picture.timings_ms.items():
+            metrics.stages.labels(stage).observe(spent / 1000)
+        if request.looked_up:
+            missed = "broken" if request.latents_unusable else "miss"
+            metrics.lookups.labels("hit" if picture.job.skip else missed).inc()
+        if decision.instead_of is not None:
+            self._count_shadow(decision.instead_of)
+
+    def _count_shadow(self, decision: Decision) -> None:
+        """Count what the policy would have done."""
+        if decision.worker is None:
             self._metrics.shadow.labels("shed").inc()
             return
-        self._metrics.shadow.labels(choice.variant).inc()
-        saved_s = self._started.result().controller.saved_s(choice.variant)
+        self._metrics.shadow.labels(self._table.variants[decision.variant]).inc()
+        saved_s = self._router.saved_s(decision.variant)
         self._metrics.saved_seconds.labels("shadow").inc(max(0.0, saved_s))
 
-    def _served(
-        self,
-        prepared: Prepared,
-        job: Job,
-        choice: Choice,
-        run: Finished,
-        neighbour: Neighbour | None,
-        decision_ms: dict[str, float],
-    ) -> Served:
-        order, controller = prepared.order, self._started.result().controller
-        assert choice.worker is not None
-        encode_ms = prepared.encode_ms + run.timings_ms["encode"]
-        retrieve_ms = prepared.retrieve_ms + decision_ms["fetch"]
-        worked_ms = encode_ms + retrieve_ms + run.timings_ms["denoise"] + run.timings_ms["decode"]
-        now = time.monotonic()
-        total_ms = 1000 * (now - prepared.begun_s)
-        free = order.steps is not None and order.variant is None
-        return Served(
-            image=run.image,
-            variant=f"steps-{order.steps}" if free else choice.variant,
-            model=self._family.variants[choice.variant].model,
-            reason=choice.reason,
-            steps_run=job.steps_run,
-            steps_skipped=job.skip,
-            seed=job.seed,
-            neighbour=neighbour if job.skip else None,
-            similarity=neighbour.similarity if neighbour else None,
-            prompt_truncated=prepared.embedding.truncated,
-            negative_truncated=prepared.negative_truncated,
-            timings_ms={
-                "queue": max(0.0, total_ms - worked_ms),
-                "encode": encode_ms,
-                "retrieve": retrieve_ms,
-                "denoise": run.timings_ms["denoise"],
-                "decode": run.timings_ms["decode"],
-            },
-            decision_ms=decision_ms,
-            worker=choice.worker,
-            slo=order.slo,
-            deadline_s=prepared.allowed_s,
-            on_time=now <= prepared.promised_s,
-            quality=None if free else choice.quality,
-            low=None if free else choice.low,
-            price=choice.price,
-            saved_s=0.0 if free else controller.saved_s(choice.variant),
-        )
-
-    def _count(self, served: Served) -> None:
-        metrics = self._metrics
-        metrics.pictures.labels(served.model, served.variant).inc()
-        metrics.steps.labels("run").inc(served.steps_run)
-        metrics.steps.labels("skipped").inc(served.steps_skipped)
-        metrics.saved_seconds.labels("served").inc(max(0.0, served.saved_s))
-        if served.quality is not None:
-            metrics.predicted.labels(served.variant).observe(served.quality)
-        if served.price is not None:
-            metrics.price.set(served.price)
-        for stage, spent in served.timings_ms.items():
-            metrics.stages.labels(stage).observe(spent / 1000)
+    @property
+    def _router(self) -> Router:
+        return self._routing.result()
 
 
 def _outcome_of(error: BaseException) -> str:
-    """What is counted for every picture of an order that ended with an error."""
+    """What is counted for every picture of a request that ended with an error."""
     if isinstance(error, Full | Shed):
         return "shed"
     if isinstance(error, Expired):

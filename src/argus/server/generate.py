@@ -20,7 +20,7 @@ from argus.core.job import MAX_SEED
 from argus.server.errors import ApiError, invalid
 from argus.server.keys import SHARED
 from argus.server.pictures import encode_picture
-from argus.server.request import Full, Order, Served, Shed
+from argus.server.request import Full, ImageRequest, Picture, Shed
 from argus.server.schema import (
     ArgusOptions,
     GenerationRequest,
@@ -42,10 +42,10 @@ async def generate(
     service: Service, body: GenerationRequest, tenant: str, base_url: str
 ) -> GenerationResponse:
     """Answer a tenant's request. Raises ApiError."""
-    order = order_of(service, body, tenant)
-    served = await serve(service, order)
+    asked = image_request(service, body, tenant)
+    pictures = await serve(service, asked)
     output_format = body.output_format or "png"
-    files = [await asyncio.to_thread(encode_picture, one.image, output_format) for one in served]
+    files = [await asyncio.to_thread(encode_picture, one.image, output_format) for one in pictures]
     if body.response_format == "url":
         base = service.settings.public_url or base_url
         data = [
@@ -61,19 +61,17 @@ async def generate(
         created=int(time.time()),
         data=data,
         output_format=output_format,
-        size=f"{order.width}x{order.height}",
-        argus=[report(service, one) for one in served],
+        size=f"{asked.width}x{asked.height}",
+        argus=[report(service, picture) for picture in pictures],
     )
 
 
-async def serve(
-    service: Service, order: Order, on_preview: OnPreview | None = None
-) -> list[Served]:
-    """Make an order's pictures. Raises ApiError."""
+async def serve(service: Service, request: ImageRequest) -> list[Picture]:
+    """Make a request's pictures. Raises ApiError."""
     if service.draining or service.problem is not None:
         raise service.unavailable()
     try:
-        return await service.dispatcher.serve(order, on_preview)
+        return await service.dispatcher.serve(request)
     except Full as error:
         raise ApiError(
             HTTPStatus.TOO_MANY_REQUESTS,
@@ -96,8 +94,13 @@ async def serve(
         raise ApiError(HTTPStatus.SERVICE_UNAVAILABLE, str(error), "worker_failed") from error
 
 
-def order_of(service: Service, body: GenerationRequest, tenant: str) -> Order:
-    """What the request asks for, checked against the family that serves it. Raises ApiError."""
+def image_request(
+    service: Service,
+    body: GenerationRequest,
+    tenant: str,
+    on_preview: OnPreview | None = None,
+) -> ImageRequest:
+    """What a client asks for, checked against the family that serves it. Raises ApiError."""
     exact = service.family.exact
     if not body.prompt.strip():
         raise invalid("prompt is blank. Say what the picture shows.", "prompt")
@@ -138,7 +141,7 @@ def order_of(service: Service, body: GenerationRequest, tenant: str) -> Order:
             "negative_prompt",
         )
     width, height = service.size_of(body.size)
-    return Order(
+    return ImageRequest(
         prompt=body.prompt,
         negative_prompt=body.negative_prompt or "",
         count=count,
@@ -148,11 +151,12 @@ def order_of(service: Service, body: GenerationRequest, tenant: str) -> Order:
         guidance=guidance,
         namespace=SHARED if service.settings.cache_scope == "shared" else tenant,
         cached=options.cache,
-        variant=variant,
-        steps=steps,
+        pinned_variant=variant,
+        pinned_steps=steps,
         previews=(body.partial_images or 0) if body.stream else 0,
-        slo=class_of(service.settings.slo, options.slo, tenant),
-        least=options.min_quality or 0.0,
+        on_preview=on_preview,
+        slo_name=class_of(service.settings.slo, options.slo, tenant),
+        least_quality=options.min_quality or 0.0,
         own_guidance=body.guidance_scale is not None,
     )
 
@@ -175,34 +179,37 @@ def _pinned(service: Service, body: GenerationRequest, options: ArgusOptions) ->
     return options.variant
 
 
-def report(service: Service, served: Served) -> PictureReport:
+def report(service: Service, picture: Picture) -> PictureReport:
     """How a picture was made, as its tenant may know it."""
-    neighbour = None
-    if served.neighbour is not None:
+    request, decision, job = picture.request, picture.decision, picture.job
+    assert decision.worker is not None
+    neighbour, similarity = None, request.similarity
+    if picture.neighbour is not None:
         own = service.settings.cache_scope == "key"
-        prompt = served.neighbour.prompt if own else None
-        neighbour = NeighbourReport(entry=served.neighbour.entry, prompt=prompt)
+        prompt = picture.neighbour.prompt if own else None
+        neighbour = NeighbourReport(entry=picture.neighbour.entry, prompt=prompt)
+    latency_s = request.latency_s
     return PictureReport(
-        variant=served.variant,
-        model=served.model,
-        reason=served.reason,
-        steps_run=served.steps_run,
-        steps_skipped=served.steps_skipped,
+        variant=picture.variant,
+        model=picture.model,
+        reason=decision.reason,
+        steps_run=job.steps_run,
+        steps_skipped=job.skip,
         neighbour=neighbour,
-        similarity=None if served.similarity is None else round(served.similarity, 4),
-        seed=served.seed,
-        prompt_truncated=served.prompt_truncated,
-        negative_prompt_truncated=served.negative_truncated,
-        timings_ms={stage: round(ms, 2) for stage, ms in served.timings_ms.items()},
-        decision_ms={part: round(ms, 2) for part, ms in served.decision_ms.items()},
-        predicted_quality=_rounded(served.quality),
-        quality_bound=_rounded(served.low),
-        price=_rounded(served.price),
-        saved_ms=round(1000 * served.saved_s, 1),
-        worker=served.worker,
-        slo=served.slo,
-        deadline_ms=None if math.isinf(served.deadline_s) else round(1000 * served.deadline_s),
-        on_time=served.on_time,
+        similarity=None if similarity is None else round(similarity, 4),
+        seed=job.seed,
+        prompt_truncated=request.embedding.truncated,
+        negative_prompt_truncated=request.negative_truncated,
+        timings_ms={stage: round(ms, 2) for stage, ms in picture.timings_ms.items()},
+        decision_ms={part: round(ms, 2) for part, ms in request.decision_ms.items()},
+        predicted_quality=_rounded(picture.quality),
+        quality_bound=_rounded(picture.quality_bound),
+        price=_rounded(decision.price),
+        saved_ms=round(1000 * picture.saved_s, 1),
+        worker=decision.worker,
+        slo=request.slo_name,
+        deadline_ms=None if math.isinf(latency_s) else round(1000 * latency_s),
+        on_time=picture.on_time,
     )
 
 

@@ -10,16 +10,12 @@ import shutil
 import sys
 import time
 from collections import deque
-from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from PIL import Image
-
 from argus.config import Settings
+from argus.control.request import Request
 from argus.control.variants import EXACT
-from argus.core.errors import ModelError
 from argus.core.family import EXACT as EXACT_NAME
 from argus.lab.retraining import FEWEST_SAMPLES
 from argus.quality.drift import Drift
@@ -27,14 +23,14 @@ from argus.quality.predictor import Predictor
 from argus.server.metrics import Metrics
 from argus.server.model import PREDICTOR, ServedFamily
 from argus.server.predictions import Predictions
-from argus.server.request import Order, Served
+from argus.server.request import Picture
 from argus.server.samples import Sample, Samples
+from argus.server.scoring import ScoringThread
 from argus.server.storage import catalogue_url
-from argus.workers.fleet import Fleet, Work
+from argus.workers.fleet import Fleet
 
 if TYPE_CHECKING:
-    from argus.quality.encoder import Embedding
-    from argus.quality.scorer import Scorer
+    pass
 
 log = logging.getLogger(__name__)
 
@@ -47,43 +43,6 @@ REFUSED = 3  # what `argus train` exits with when the new predictor is no better
 COMMAND = (sys.executable, "-c", "from argus.cli.main import main; main()")
 
 
-@dataclass(frozen=True)
-class _Waiting:
-    order: Order
-    served: Served
-
-
-class Judge:
-    """What pictures score, by the family's scorer, which is loaded when it is first needed."""
-
-    def __init__(self, model: ServedFamily) -> None:
-        self._spec = model.family.scorer
-        self._scorer: Scorer | None = None
-        self._thread = ThreadPoolExecutor(1, "judge")
-
-    @property
-    def able(self) -> bool:
-        return self._spec is not None
-
-    async def scores(self, prompt: str, images: list[Image.Image]) -> list[float]:
-        """Raises ModelError if the scorer cannot be loaded."""
-        work = asyncio.get_running_loop().run_in_executor(self._thread, self._score, prompt, images)
-        return await work
-
-    def _score(self, prompt: str, images: list[Image.Image]) -> list[float]:
-        if self._scorer is None:
-            from argus.quality.scorers import load_scorer  # may take seconds to import
-
-            if self._spec is None:
-                raise ModelError("The family names no scorer.")
-            self._scorer = load_scorer(self._spec)
-        found: list[float] = self._scorer.score([prompt] * len(images), images).tolist()
-        return found
-
-    def close(self) -> None:
-        self._thread.shutdown(wait=False, cancel_futures=True)
-
-
 class Learning:
     """Takes a share of the approximate pictures that were served; while workers idle, has each
     made again exactly, scores both and keeps the sample. For use from one asyncio loop."""
@@ -94,12 +53,12 @@ class Learning:
         model: ServedFamily,
         fleet: Fleet,
         predictions: Predictions,
-        judge: Judge,
+        scorer: ScoringThread,
         metrics: Metrics,
     ) -> None:
         self._settings, self._model, self._fleet = settings, model, fleet
-        self._predictions, self._judge, self._metrics = predictions, judge, metrics
-        self._waiting: deque[_Waiting] = deque(maxlen=MOST_WAITING)
+        self._predictions, self._scorer, self._metrics = predictions, scorer, metrics
+        self._waiting: deque[Picture] = deque(maxlen=MOST_WAITING)
         self._since_training = self._served = 0
         self._alarmed: set[str] = set()
         self._training: asyncio.Task[None] | None = None
@@ -108,28 +67,28 @@ class Learning:
         self._in_force = model.predictor_folder
         self.drift = _drift_of(predictions.predictor)
 
-    def served(self, order: Order, embedding: Embedding, made: Served) -> None:
-        """A picture was made."""
-        predictor = self._predictions.predictor
+    def saw(self, picture: Picture) -> None:
+        """A picture was served."""
+        predictor, request = self._predictions.predictor, picture.request
         if predictor is None:
             return
-        self.drift.saw_prompt(embedding.vector)
+        self.drift.saw_prompt(request.embedding.vector)
         self._served += 1
         if self._served % TEST_EVERY == 0:
             self._alarm("prompts", self.drift.prompts)
         exact = self._model.family.exact
-        usual = (order.width, order.height) == (exact.width, exact.height)
+        usual = (request.width, request.height) == (exact.width, exact.height)
         if (
-            made.variant != EXACT_NAME
+            picture.variant != EXACT_NAME
             and usual
-            and order.steps is None
-            and not order.own_guidance
-            and not order.negative_prompt
-            and self._judge.able
+            and request.pinned_steps is None
+            and not request.own_guidance
+            and not request.negative_prompt
+            and self._scorer.able
             and "scores" in predictor.weights
             and random.random() < self._settings.truth_share
         ):
-            self._waiting.append(_Waiting(order, made))
+            self._waiting.append(picture)
 
     async def run(self) -> None:
         """Measure while workers idle, for ever."""
@@ -142,38 +101,38 @@ class Learning:
             except Exception as error:  # its message may quote the prompt
                 log.warning("A served picture could not be measured (%s)", type(error).__name__)
 
-    async def measure(self, one: _Waiting) -> Sample | None:
-        """Make a served picture's exact twin and compare them; None if nobody can make it now."""
+    async def measure(self, picture: Picture) -> Sample | None:
+        """Make a served picture's exact twin and compare them; None if no worker can now."""
         table, exact = self._model.table, self._model.family.exact
+        prompt, seed = picture.request.prompt, picture.job.seed
         cluster = self._fleet.cluster()
         model = int(table.model[EXACT])
         if model not in cluster.models:
             return None
-        worker = cluster.models.index(model)
-        job = replace(exact.job(one.order.prompt, one.served.seed))
-        late_s = time.monotonic() + PATIENCE_S
-        twin = await self._fleet.run(
-            Work(job, float(table.steps[EXACT]), late_s, late_s), worker, model
+        worker, by_s = cluster.models.index(model), time.monotonic() + PATIENCE_S
+        request = Request(
+            deadline_s=by_s, expires_s=by_s, variant=EXACT, work_steps=float(table.steps[EXACT])
         )
-        score, s_exact = await self._judge.scores(one.order.prompt, [one.served.image, twin.image])
+        twin = await self._fleet.run(request, exact.job(prompt, seed), worker, model)
+        score, s_exact = await self._scorer.scores(prompt, [picture.image, twin.image])
         predictor = self._predictions.predictor
         if predictor is None:
             return None
         sample = Sample(
-            one.order.prompt,
-            one.served.variant,
-            one.served.seed,
-            one.served.similarity,
+            prompt,
+            picture.variant,
+            seed,
+            picture.request.similarity,
             score,
             s_exact,
             predictor.quality_of(score, s_exact),
-            one.served.quality,
-            one.served.low,
+            picture.quality,
+            picture.quality_bound,
             predictor.made_for,
             time.time(),
         )
         await asyncio.to_thread(self._keep, sample)
-        self._saw(sample, one.served.predicted_by == self._predictions.number)
+        self._saw(sample, picture.request.predictor == self._predictions.number)
         return sample
 
     def _keep(self, sample: Sample) -> None:
@@ -241,7 +200,7 @@ class Learning:
                 log.warning("The setting `predictor` names another; the next start takes that")
 
     def close(self) -> None:
-        self._judge.close()
+        self._scorer.close()
         if self._training is not None:
             self._training.cancel()
         if self._samples is not None:

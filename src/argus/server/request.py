@@ -1,84 +1,165 @@
-"""What the dispatcher takes and gives."""
+"""A request as the server carries it through, the picture it becomes, and why it may not."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import copy
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
 from PIL import Image
 
 from argus.cache.cache import Neighbour
-from argus.server.slo import DEFAULT
+from argus.cache.scope import Scope
+from argus.control.policy import Decision
+from argus.control.request import Request
+from argus.core.job import Job
+from argus.quality.predictor import Prediction
+from argus.server.slo import DEFAULT, ServedSlo
+from argus.workers.worker import Finished, OnPreview
+
+if TYPE_CHECKING:
+    from argus.quality.encoder import Embedding
 
 
-@dataclass(frozen=True)
-class Order:
-    """A checked request. `width` and `height` are pixels; the first picture has `seed`.
+@dataclass(eq=False, kw_only=True)
+class ImageRequest(Request):
+    """A checked request for `count` pictures, filled in on its way (`docs/architecture.md`). From
+    `split` on there is one for each picture.
 
-    `variant` pins a variant by name, `steps` a number of steps that is not the exact variant's.
-    With `own_guidance` the request chose the guidance itself. `slo` names its class, `least` is the
-    quality its pictures must have by the lower bound.
-    `namespace` is the tenant's; `cached` says whether the cache may serve and keep it. `previews`
-    is how many unfinished pictures are to be shown on the way.
+    Asked for: `width` and `height` are pixels; the first picture has `seed`. `pinned_variant` pins
+    a variant by name, `pinned_steps` a number of steps that is not the exact variant's. With
+    `own_guidance` the request sets the guidance itself. `slo_name` names its SLO class,
+    `least_quality` is what the lower bound of a picture's quality must reach. `namespace` is the
+    tenant's; `cached` says whether the cache may serve and keep it. `on_preview` gets up to
+    `previews` unfinished pictures.
+
+    Prepared: `governed` says whether the policy decides; else the picture is made exactly. The SLO
+    class gives `latency_s`, from arrival or from when the server could serve at all, which is over
+    at `promised_s`; `deadline_s` is a margin before it. The request is given up at `limit_s`: by
+    then it must be done, or, if it is pinned or not governed, be running. `looked_up` says whether
+    the cache was searched. `predictor` numbers the predictor that made `prediction`.
+
+    Retried: `latents_unusable` once its neighbour's latents did not come, `hurried` if there was no
+    time left for its last variant, `replacement` is the variant that replaces `first`, a picture
+    that the policy doubts.
     """
 
     prompt: str
-    negative_prompt: str
-    count: int
-    seed: int
+    negative_prompt: str = ""
+    count: int = 1
+    seed: int = 0
     width: int
     height: int
     guidance: float
     namespace: str
     cached: bool = True
-    variant: str | None = None
-    steps: int | None = None
+    pinned_variant: str | None = None
+    pinned_steps: int | None = None
     previews: int = 0
-    slo: str = DEFAULT
-    least: float = 0.0
+    on_preview: OnPreview | None = None
+    slo_name: str = DEFAULT
+    least_quality: float = 0.0
     own_guidance: bool = False
+
+    governed: bool = True
+    arrived_s: float = 0.0
+    latency_s: float = math.inf
+    promised_s: float = math.inf
+    limit_s: float = math.inf
+    slo_class: ServedSlo = field(init=False)
+    scope: Scope = field(init=False)
+    embedding: Embedding = field(init=False)
+    negative_truncated: bool = False
+    looked_up: bool = False
+    neighbours: Sequence[Neighbour] = ()
+    neighbour: Neighbour | None = None
+    prediction: Prediction | None = None
+    predictor: int = 0
+    decision_ms: dict[str, float] = field(default_factory=dict)
+
+    latents_unusable: bool = False
+    hurried: bool = False
+    replacement: str | None = None
+    first: tuple[Decision, Finished] | None = None
+    shown: int = -1
 
     @property
     def pinned(self) -> bool:
         """Whether the request itself says how its pictures are made."""
-        return self.variant is not None or self.steps is not None
+        return self.pinned_variant is not None or self.pinned_steps is not None
+
+    @property
+    def own_steps(self) -> bool:
+        """Whether it pins a number of steps that no variant has."""
+        return self.pinned_steps is not None and self.pinned_variant is None
+
+    def split(self) -> list[ImageRequest]:
+        """One request for each picture. Each resumes from another neighbour: with a sampler that
+        adds no noise, those resumed from the same latents would all be the same."""
+        pictures = []
+        for number in range(self.count):
+            one = copy.copy(self)
+            one.seed += number
+            one.neighbour = self.neighbours[number] if number < len(self.neighbours) else None
+            one.decision_ms = dict(self.decision_ms)
+            pictures.append(one)
+        return pictures
+
+    def show(self, index: int, image: Image.Image) -> None:
+        """Hand up an unfinished picture; one that is made again shows nothing twice."""
+        if index > self.shown and self.on_preview is not None:
+            self.shown = index
+            self.on_preview(index, image)
+
+    def spent(self, part: str, ms: float) -> None:
+        """Add to the time that a part of the decision took."""
+        self.decision_ms[part] = self.decision_ms.get(part, 0.0) + ms
 
 
 @dataclass(frozen=True)
-class Served:
-    """A picture and how it was made; the neighbour is set if the picture was resumed from it.
+class Picture:
+    """A finished picture and how it was made.
 
-    `quality` and `low` were predicted, by the predictor that was in force as `Predictions.number`
-    `predicted_by`; `price` is what a second of the worker cost, `saved_s` the
-    worker-seconds saved beside an exact picture; `on_time` says whether the promise of `deadline_s`
-    from arrival was kept, where there was one.
+    `saved_s` are the worker-seconds saved beside an exact picture; `on_time` says whether it came
+    within its SLO class's latency, where there is one.
     """
 
     image: Image.Image
+    request: ImageRequest
+    decision: Decision
+    job: Job
     variant: str
     model: str
-    reason: str
-    steps_run: int
-    steps_skipped: int
-    seed: int
-    neighbour: Neighbour | None
-    similarity: float | None
-    prompt_truncated: bool
-    negative_truncated: bool
     timings_ms: dict[str, float]
-    decision_ms: dict[str, float]
-    worker: int
-    slo: str
-    deadline_s: float
     on_time: bool
-    quality: float | None = None
-    low: float | None = None
-    price: float | None = None
     saved_s: float = 0.0
-    predicted_by: int = 0
+
+    @property
+    def neighbour(self) -> Neighbour | None:
+        """The cached prompt that it was resumed from."""
+        return self.request.neighbour if self.job.skip else None
+
+    @property
+    def quality(self) -> float | None:
+        """Its predicted quality."""
+        return self._predicted("mean")
+
+    @property
+    def quality_bound(self) -> float | None:
+        """The lower bound of its predicted quality."""
+        return self._predicted("low")
+
+    def _predicted(self, what: str) -> float | None:
+        told = self.request.prediction
+        if told is None or self.request.own_steps:
+            return None
+        return float(getattr(told, what)[self.decision.variant])
 
 
 class Shed(Exception):
-    """Nobody can keep the promise; `retry_after_s` is when somebody should."""
+    """No worker can meet the deadline; `retry_after_s` is when one should."""
 
     def __init__(self, reason: str, retry_after_s: int) -> None:
         super().__init__(f"This request was shed: {reason}.")
@@ -91,3 +172,11 @@ class Full(Exception):
     def __init__(self, waiting: int, limit: int, retry_after_s: int) -> None:
         super().__init__(f"{waiting} pictures are waiting or running, and {limit} may.")
         self.retry_after_s = retry_after_s
+
+
+class LatentsUnusable(Exception):
+    """The neighbour's latents did not come: route again without them."""
+
+
+class Doubted(Exception):
+    """The policy doubts a picture: route again, by the variant that replaces it."""

@@ -19,21 +19,24 @@ from PIL import Image
 from argus.config import Settings
 from argus.control.batching import StepBatching
 from argus.control.breaker import FETCH_SHARE
+from argus.control.controller import Controller
 from argus.control.policy import Slo
 from argus.control.variants import EXACT
 from argus.core.errors import ModelError
 from argus.core.family import Variant
-from argus.server.controller import Controller, policy_of
 from argus.server.dispatcher import Dispatcher
 from argus.server.errors import ApiError, invalid
 from argus.server.keys import KeyRing
-from argus.server.learning import Judge, Learning
+from argus.server.learning import Learning
 from argus.server.metrics import Metrics
 from argus.server.model import ServedFamily
 from argus.server.pictures import PictureStore, encode_picture
+from argus.server.planning import Planning
 from argus.server.predictions import Predictions
-from argus.server.preparation import Preparation, Started
+from argus.server.preparation import Preparation
 from argus.server.retrieval import Retrieval
+from argus.server.router import Router, live_policy
+from argus.server.scoring import ScoringThread
 from argus.server.slo import DEFAULT, MARGIN, Classes
 from argus.server.storage import open_cache
 from argus.workers.fleet import Fleet
@@ -63,11 +66,11 @@ class Service:
         self.model = model = ServedFamily.of(settings)
         self.family = model.family
         self.policy = _policy_name(settings, model)
-        batching = policy_of(self.policy, model.table, [Slo(math.inf)]).batching
+        batching = live_policy(self.policy, model.table, [Slo(math.inf)]).batching
         if settings.policy is None:  # nobody asked for a paper's own
             batching = StepBatching()
         self._encoder: Future[PromptEncoder] = Future()
-        self._started: Future[Started] = Future()
+        self._router: Future[Router] = Future()
         self.workers = [
             LocalWorker(model.model_at(number, 0), partial(self._changed, number))
             for number in range(len(model.devices))
@@ -78,18 +81,19 @@ class Service:
         self.retrieval = Retrieval(self.cache)
         self.predictions = Predictions(model.predictor, model.table)
         self.pictures = PictureStore(settings.data / "pictures", settings.url_ttl_s)
-        self.judge = Judge(model)
+        self.scorer = ScoringThread(model)
         self.learning = Learning(
-            settings, model, self.fleet, self.predictions, self.judge, self.metrics
+            settings, model, self.fleet, self.predictions, self.scorer, self.metrics
         )
         share = 1.0 if settings.rollout is None else settings.rollout
         self.rollout = 0.0 if settings.shadow and settings.rollout is None else share
         preparation = Preparation(
-            model, self._encoder, self._started, self.retrieval, self.rollout, settings.timeout_s
-        )
+            model, self._encoder, self._router, self.retrieval, self.predictions, self.rollout,
+            settings.timeout_s,
+        )  # fmt: skip
         self.dispatcher = Dispatcher(
-            model, preparation, self._started, self.retrieval, self.fleet, self.predictions,
-            self.metrics, settings.queue_limit, self.judge, self.learning.served,
+            preparation, self._router, self.retrieval, self.fleet, self.metrics,
+            settings.queue_limit, self.learning.saw,
         )  # fmt: skip
         self._tasks: list[asyncio.Task[None]] = []
         self.draining = False
@@ -147,7 +151,7 @@ class Service:
     @property
     def problem(self) -> Exception | None:
         """What keeps this server from ever making a picture."""
-        for loading in (self._encoder, self._started):
+        for loading in (self._encoder, self._router):
             failed = loading.exception() if loading.done() else None
             if isinstance(failed, Exception):
                 return failed
@@ -155,14 +159,14 @@ class Service:
 
     @property
     def ready(self) -> bool:
-        loaded = self._encoder.done() and self._started.done() and self.fleet.ready
+        loaded = self._encoder.done() and self._router.done() and self.fleet.ready
         return loaded and not self.draining and self.problem is None
 
     @property
-    def started(self) -> Started | None:
-        """The policy in charge and its promises, once workers work."""
-        done = self._started.done() and self._started.exception() is None
-        return self._started.result() if done else None
+    def router(self) -> Router | None:
+        """What decides for requests, once workers work."""
+        done = self._router.done() and self._router.exception() is None
+        return self._router.result() if done else None
 
     def start(self) -> None:
         """Load the model in the workers and the prompt encoder here, side by side."""
@@ -195,24 +199,38 @@ class Service:
             exact_s = await self.fleet.calibrate(job, float(table.steps[EXACT]))
             exact_s += await asyncio.to_thread(_way_s, encoder, exact, job.prompt)
             classes = Classes(self.settings.slo, exact_s, self.model.profiled)
-            controller = Controller(
-                self.policy, self.family, table, classes, self.fleet, self.metrics,
-                self.settings.window_s, self.rollout,
-            )  # fmt: skip
+            router = self._new_router(classes)
             log.info("An exact picture takes %.2f s here; promised: %s", exact_s, classes)
-            self._started.set_result(Started(controller, classes))
+            self._router.set_result(router)
         except Exception as error:
-            self._started.set_exception(error)
+            self._router.set_exception(error)
             return
         limit_s = FETCH_SHARE * (1 - MARGIN) * classes[DEFAULT].deadline_s
-        await asyncio.gather(controller.run(), self.learning.run(), self.retrieval.watch(limit_s))
+        await asyncio.gather(
+            router.planning.run(), self.learning.run(), self.retrieval.watch(limit_s)
+        )
+
+    def _new_router(self, classes: Classes) -> Router:
+        """The policy in charge, for workers that are as fast as they are now."""
+        slowness = self.fleet.scale
+        policy = live_policy(self.policy, self.model.table, classes.slos(slowness))
+        controller = Controller(
+            policy, classes.slos, self.settings.window_s, slowness, time.monotonic()
+        )
+        planning = Planning(
+            controller, self.fleet, self.metrics, lambda: self.retrieval.usable, self.rollout > 0
+        )
+        return Router(
+            self.model, planning, classes, self.fleet, self.retrieval, self.predictions,
+            self.scorer,
+        )  # fmt: skip
 
     def _changed(self, number: int) -> None:
         self.fleet.changed(number)
 
     def _replan(self) -> None:
-        if self.started is not None:
-            self.started.controller.changed.set()
+        if self.router is not None:
+            self.router.planning.changed.set()
 
     def measure(self) -> None:
         """Bring those metrics up to date that nothing else does."""
@@ -270,7 +288,7 @@ def _policy_name(settings: Settings, model: ServedFamily) -> str:
             model.family.name, lacking, UNMEASURED_POLICY,
         )  # fmt: skip
         return UNMEASURED_POLICY
-    policy = policy_of(settings.policy, model.table, [Slo(math.inf)])
+    policy = live_policy(settings.policy, model.table, [Slo(math.inf)])
     if policy.reviews and model.family.scorer is None:
         raise ModelError(
             f"The policy {settings.policy} judges pictures, and {model.family.name} names no "

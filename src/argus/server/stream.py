@@ -15,9 +15,9 @@ from fastapi.responses import StreamingResponse
 from PIL import Image
 
 from argus.server.errors import ApiError
-from argus.server.generate import order_of, report, serve
+from argus.server.generate import image_request, report, serve
 from argus.server.pictures import encode_picture
-from argus.server.request import Order, Served
+from argus.server.request import Picture
 from argus.server.schema import GenerationRequest
 from argus.server.service import Service
 
@@ -38,7 +38,7 @@ async def stream(service: Service, body: GenerationRequest, tenant: str) -> Stre
 
     Raises ApiError for what fails before that; later failures are an `error` event.
     """
-    events = _Making(service, order_of(service, body, tenant), body.output_format or "png").events()
+    events = _Making(service, body, tenant).events()
     first = await anext(events)
 
     async def sent() -> AsyncIterator[str]:
@@ -66,9 +66,13 @@ def _worded(event: Event) -> str:
 class _Making:
     """A picture in the making. Whoever stops listening to its events frees its work."""
 
-    def __init__(self, service: Service, order: Order, output_format: str) -> None:
-        self._service, self._order, self._format = service, order, output_format
+    def __init__(self, service: Service, body: GenerationRequest, tenant: str) -> None:
+        self._service, self._format = service, body.output_format or "png"
         self._previews: asyncio.Queue[tuple[int, Image.Image] | None] = asyncio.Queue()
+        show = self._previews.put_nowait
+        self._request = image_request(
+            service, body, tenant, lambda index, image: show((index, image))
+        )
 
     async def events(self) -> AsyncGenerator[Event]:
         task = asyncio.create_task(self._made())
@@ -77,22 +81,18 @@ class _Making:
                 index, image = preview
                 content = await self._content(image, "partial_image")
                 yield "image_generation.partial_image", content | {"partial_image_index": index}
-            served = await task
-            content = await self._content(served.image, "completed") | {"usage": NO_USAGE}
-            made = report(self._service, served).model_dump(exclude_none=True)
+            picture = await task
+            content = await self._content(picture.image, "completed") | {"usage": NO_USAGE}
+            made = report(self._service, picture).model_dump(exclude_none=True)
             yield "image_generation.completed", content | {"argus": [made]}
         finally:
             task.cancel()
             with suppress(asyncio.CancelledError, Exception):
                 await task
 
-    async def _made(self) -> Served:
+    async def _made(self) -> Picture:
         try:
-            show = self._previews.put_nowait
-            served = await serve(
-                self._service, self._order, lambda index, image: show((index, image))
-            )
-            return served[0]
+            return (await serve(self._service, self._request))[0]
         finally:
             self._previews.put_nowait(None)
 

@@ -9,11 +9,12 @@ import statistics
 import time
 from collections.abc import Callable, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from functools import partial
 
 from argus.control.batching import Batching
 from argus.control.policy import Cluster, soonest
+from argus.control.request import Request
 from argus.control.variants import VariantTable
 from argus.control.worker_queue import WorkerQueue, mean_slowness
 from argus.core.errors import Expired
@@ -41,31 +42,16 @@ class TooLate(Expired):
     """There is no time left for a job as it is; perhaps there is for another variant."""
 
 
-@dataclass(eq=False)
-class Work:
-    """A job for a worker.
-
-    Of `time.monotonic`: `deadline_s`, when it should be done; `expires_s`, when it must be, or it
-    is given up; `begin_by_s`, when it must have begun (by default, when it must be done).
-    `size_factor` is the work of a step as a multiple of that at the family's own size. The
-    rest as `LocalWorker.run`.
-    """
+@dataclass(frozen=True)
+class _Run:
+    """What a request's worker is handed, and where its answer goes."""
 
     job: Job
-    work_steps: float
-    deadline_s: float
-    expires_s: float
-    begin_by_s: float = math.inf
-    size_factor: float = 1.0
-    start: bytes | None = None
-    keep: tuple[int, ...] = ()
-    previews: int = 0
-    on_preview: OnPreview | None = None
-    reserved_s: float = 0.0
-    deaths: int = 0
-    answer: asyncio.Future[Finished] = field(
-        default_factory=lambda: asyncio.get_running_loop().create_future()
-    )
+    start: bytes | None
+    keep: tuple[int, ...]
+    previews: int
+    on_preview: OnPreview | None
+    answer: asyncio.Future[Finished]
 
 
 class Fleet:
@@ -87,7 +73,7 @@ class Fleet:
         self._on_change = on_change
         sizes = table.best_batch.tolist()
         self.queues = [
-            WorkerQueue[Work](
+            WorkerQueue[Request](
                 number=number,
                 kind=workers[number].device_type,
                 model=0,
@@ -103,8 +89,8 @@ class Fleet:
             )
             for number in range(len(workers))
         ]
-        self._targets = [0] * len(workers)
-        self._running: dict[Work, asyncio.Task[None]] = {}
+        self._runs: dict[Request, _Run] = {}  # of queued and running requests
+        self._tasks: dict[Request, asyncio.Task[None]] = {}  # of running ones
         self._pinned: dict[int, float] = {}
         self._broken: dict[int, Exception] = {}
         self._timers: dict[int, asyncio.TimerHandle] = {}
@@ -121,7 +107,7 @@ class Fleet:
     @property
     def targets(self) -> list[int]:
         """The model that every worker holds or loads."""
-        return list(self._targets)
+        return [queue.target for queue in self.queues]
 
     @property
     def ready(self) -> bool:
@@ -159,6 +145,7 @@ class Fleet:
             [one.serving for one in self.queues],
             waits,
             [len(one.running) for one in self.queues],
+            scale,
         )
 
     def start(self) -> None:
@@ -172,7 +159,7 @@ class Fleet:
         Raises WorkerError when no worker can work, or none makes a picture.
         """
 
-        async def timed(worker: Worker, queue: WorkerQueue[Work]) -> float:
+        async def timed(worker: Worker, queue: WorkerQueue[Request]) -> float:
             seconds: list[float] = []
             while len(seconds) < MOST_TRIALS and sum(seconds) < TRIALS_S:
                 begun, restarts = time.monotonic(), worker.restarts
@@ -199,66 +186,83 @@ class Fleet:
 
     # --- work
 
-    def reserve(self, work: Work, number: int) -> None:
-        """Count on a job whose latents are still on their way."""
-        self.queues[number].reserve(work, time.monotonic())
+    def reserve(self, request: Request, number: int) -> None:
+        """Reserve a worker's time for a request while its latents are being fetched."""
+        self.queues[number].reserve(request, time.monotonic())
 
-    def release(self, work: Work, number: int) -> None:
-        """Count no longer on a job that does not come."""
-        self.queues[number].release(work)
+    def release(self, request: Request, number: int) -> None:
+        """Release what was reserved for a request that does not come."""
+        self.queues[number].release(request)
 
-    async def run(self, work: Work, number: int, model: int) -> Finished:
-        """Make a job's picture with `model` on a worker.
+    async def run(
+        self,
+        request: Request,
+        job: Job,
+        number: int,
+        model: int,
+        start: bytes | None = None,
+        keep: tuple[int, ...] = (),
+        previews: int = 0,
+        on_preview: OnPreview | None = None,
+    ) -> Finished:
+        """Run a request's job with `model` on worker `number`; the rest as for `Worker.run`.
 
-        Raises HandedBack when the worker cannot, so that the job is to be routed again; TooLate
-        when it has waited until there is no time left to make it, be the worker dead or full; and
+        Raises HandedBack when the worker cannot, so that the request is to be routed again; TooLate
+        when it was queued until there is no time left to run it, be the worker dead or full; and
         what the worker raises. Cancelling the caller frees the work.
         """
         queue = self.queues[number]
         if queue.serving != model:
-            queue.release(work)
+            queue.release(request)
             raise HandedBack
-        work.answer = asyncio.get_running_loop().create_future()
+        answer: asyncio.Future[Finished] = asyncio.get_running_loop().create_future()
+        self._runs[request] = _Run(job, start, keep, previews, on_preview, answer)
         queue.advance(time.monotonic())
-        queue.enqueue(work, time.monotonic())
+        queue.enqueue(request, time.monotonic())
         self._go_on(queue)
-        limit_s = min(work.expires_s, work.begin_by_s) - time.monotonic()
+        limit_s = min(request.expires_s, request.begin_by_s) - time.monotonic()
         timer = None
         if limit_s < math.inf:
             loop = asyncio.get_running_loop()
-            timer = loop.call_later(max(0.0, limit_s), self._expire, work, queue)
+            timer = loop.call_later(max(0.0, limit_s), self._expire, request, queue)
         try:
-            return await work.answer
+            return await answer
         except asyncio.CancelledError:
-            self._forget(work, queue)
+            self._forget(request, queue)
             raise
         finally:
+            self._runs.pop(request, None)
             if timer is not None:
                 timer.cancel()
 
-    def _expire(self, work: Work, queue: WorkerQueue[Work]) -> None:
-        """Give up a job whose time is over, unless it is being made."""
-        if work.answer.done() or (work in self._running and queue.alive):
-            return
-        self._forget(work, queue)
-        _fail(work, TooLate("The deadline left no time to make the picture."))
+    def _fail(self, request: Request, error: Exception) -> None:
+        run = self._runs.get(request)
+        if run is not None and not run.answer.done():
+            run.answer.set_exception(error)
 
-    def _forget(self, work: Work, queue: WorkerQueue[Work]) -> None:
-        task = self._running.pop(work, None)
+    def _expire(self, request: Request, queue: WorkerQueue[Request]) -> None:
+        """Give up a request whose time is over, unless it is running."""
+        if self._runs[request].answer.done() or (request in self._tasks and queue.alive):
+            return
+        self._forget(request, queue)
+        self._fail(request, TooLate("The deadline left no time to make the picture."))
+
+    def _forget(self, request: Request, queue: WorkerQueue[Request]) -> None:
+        task = self._tasks.pop(request, None)
         if task is not None:
             task.cancel()
-        queue.remove(work, time.monotonic(), done=False)
+        queue.remove(request, time.monotonic(), done=False)
         self._go_on(queue)
 
-    def _go_on(self, queue: WorkerQueue[Work]) -> None:
+    def _go_on(self, queue: WorkerQueue[Request]) -> None:
         """Hand over what may begin, drop what is too late, and look again when that changes."""
         now = time.monotonic()
         queue.advance(now)
         begun, dropped = queue.begin(now)
-        for work in dropped:
-            _fail(work, TooLate("The deadline left no time to make the picture."))
-        for work in begun:
-            self._running[work] = asyncio.create_task(self._work(work, queue))
+        for request in dropped:
+            self._fail(request, TooLate("The deadline left no time to make the picture."))
+        for request in begun:
+            self._tasks[request] = asyncio.create_task(self._work(request, queue))
         at = queue.next_s(now)
         timer = self._timers.pop(queue.number, None)
         if timer is not None:
@@ -269,29 +273,33 @@ class Fleet:
             self._timers[queue.number] = loop.call_later(delay, self._go_on, queue)
         self._settle(queue)
 
-    async def _work(self, work: Work, queue: WorkerQueue[Work]) -> None:
-        worker, done = self.workers[queue.number], False
+    async def _work(self, request: Request, queue: WorkerQueue[Request]) -> None:
+        worker, run, done = self.workers[queue.number], self._runs[request], False
         try:
-            run = await worker.run(work.job, work.start, work.keep, work.previews, work.on_preview)
+            finished = await worker.run(run.job, run.start, run.keep, run.previews, run.on_preview)
             done = True
-            if not work.answer.done():
-                work.answer.set_result(run)
+            if not run.answer.done():
+                run.answer.set_result(finished)
         except asyncio.CancelledError:
             raise
         except Exception as error:
-            _fail(work, error)
+            if not run.answer.done():
+                run.answer.set_exception(error)
         finally:
-            if self._running.pop(work, None) is not None:
-                queue.remove(work, time.monotonic(), done)
+            if self._tasks.get(request) is asyncio.current_task():
+                del self._tasks[request]
+                queue.remove(request, time.monotonic(), done)
                 self._go_on(queue)
 
     # --- models
 
     def move(self, targets: Sequence[int]) -> None:
-        """Have the workers hold these models: who is to hold another finishes what it makes, hands
-        back who waits, and loads. Models that somebody pinned of late stay with one worker."""
+        """Have the workers hold these models. One that is to hold another finishes its running
+        requests, hands back its queued ones, and loads. Models that were pinned of late stay with
+        one worker."""
         sound = [0 if model in self._broken else model for model in targets]
-        self._targets = self._with_pinned(sound)
+        for queue, target in zip(self.queues, self._with_pinned(sound), strict=True):
+            queue.target = target
         for queue in self.queues:
             self._settle(queue)
         for queue in self.queues:
@@ -306,8 +314,8 @@ class Fleet:
             raise WorkerError(f"{self._table.models[model]} cannot work: {self._broken[model]}")
         known = self._pinned.get(model, 0.0) > time.monotonic()
         self._pinned[model] = time.monotonic() + HELD_S
-        if not known or model not in self._targets:
-            self.move(self._targets)
+        if not known or model not in self.targets:
+            self.move(self.targets)
 
     async def holding(self, model: int | None, limit_s: float) -> int:
         """The worker that holds a model (None: any) and begins soonest, once there is one.
@@ -346,35 +354,31 @@ class Fleet:
                     targets[targets.index(most)] = model
         return targets
 
-    def _drain(self, queue: WorkerQueue[Work]) -> None:
-        target = self._targets[queue.number]
-        if queue.model == target or not (queue.alive and queue.ready):
-            return
-        if not self._spared(queue):
+    def _drain(self, queue: WorkerQueue[Request]) -> None:
+        if not queue.moves or not self._spared(queue):
             return  # its turn comes when another is back
         log.info(
             "Worker %d goes from %s to %s", queue.number,
-            self._table.models[queue.model], self._table.models[target],
+            self._table.models[queue.model], self._table.models[queue.target],
         )  # fmt: skip
         queue.advance(time.monotonic())
-        queue.ready = False
-        for work in queue.evict(running=False):
-            _fail(work, HandedBack())
+        for request in queue.drain():
+            self._fail(request, HandedBack())
         self._settle(queue)
 
-    def _spared(self, queue: WorkerQueue[Work]) -> bool:
+    def _spared(self, queue: WorkerQueue[Request]) -> bool:
         """Whether service goes on without a worker: someone else serves, or nobody could; and the
         first model, the exact variant's, stays with someone while the plan wants it anywhere."""
         others = [one for one in self.queues if one is not queue]
         serving = [one.serving for one in others if one.serving >= 0]
         if not serving:
             return not any(one.alive for one in others)
-        wanted = any(self._targets[one.number] == 0 for one in others if one.alive)
+        wanted = any(one.target == 0 for one in others if one.alive)
         return queue.model != 0 or 0 in serving or not wanted
 
-    def _settle(self, queue: WorkerQueue[Work]) -> None:
+    def _settle(self, queue: WorkerQueue[Request]) -> None:
         """Load what a drained worker is to hold; it works again if that is what it holds."""
-        worker, target = self.workers[queue.number], self._targets[queue.number]
+        worker, target = self.workers[queue.number], queue.target
         if queue.ready or not queue.alive or worker.state is not State.READY:
             return
         if queue.model == target:
@@ -397,7 +401,7 @@ class Fleet:
             self._pinned.pop(queue.model, None)
             self._leave(queue)
             queue.model = 0
-            self.move(self._targets)
+            self.move(self.targets)
             worker.restart(replace(self._models[0], device=worker.model.device))
             self._on_change()
         elif worker.state is State.READY:
@@ -414,31 +418,31 @@ class Fleet:
             self._on_change()
         self._tell()
 
-    def _leave(self, queue: WorkerQueue[Work]) -> None:
-        """Hand back what a dead worker had, but what it died of more than once: the worker tries
-        that alone."""
+    def _leave(self, queue: WorkerQueue[Request]) -> None:
+        """Hand back a dead worker's requests, but for one that it died of more than once: the
+        worker runs that alone when it is back."""
         queue.advance(time.monotonic())
         queue.alive = False
-        making = {work for _, _, work in queue.running}
-        for work in queue.evict(running=False):
-            _fail(work, HandedBack())
-        for work in making:
-            work.deaths += 1
-            if work.deaths < DEADLY:
-                task = self._running.pop(work, None)
+        running = [request for _, _, request in queue.running]
+        for request in queue.evict(running=False):
+            self._fail(request, HandedBack())
+        for request in running:
+            request.deaths += 1
+            if request.deaths < DEADLY:
+                task = self._tasks.pop(request, None)
                 if task is not None:
                     task.cancel()
-                queue.remove(work, time.monotonic(), done=False)
-                _fail(work, HandedBack())
-            elif min(work.expires_s, work.begin_by_s) <= time.monotonic():
-                self._expire(work, queue)
+                queue.remove(request, time.monotonic(), done=False)
+                self._fail(request, HandedBack())
+            elif min(request.expires_s, request.begin_by_s) <= time.monotonic():
+                self._expire(request, queue)
 
-    def _silence_s(self, queue: WorkerQueue[Work]) -> float:
+    def _silence_s(self, queue: WorkerQueue[Request]) -> float:
         """Seconds for which a worker at work may say nothing before it is taken for hung."""
         step_s = queue.slowness * self._table.batch_step_s(
             queue.kind, queue.model, int(self._table.batches[-1])
         )
-        size_factor = max((work.size_factor for _, _, work in queue.running), default=1.0)
+        size_factor = max((request.size_factor for _, _, request in queue.running), default=1.0)
         return max(LEAST_SILENCE_S, SILENT_STEPS * max(1.0, size_factor) * step_s)
 
     def _tell(self) -> None:
@@ -454,8 +458,3 @@ class Fleet:
         """End all processes at once. For the end of the program."""
         for worker in self.workers:
             worker.kill()
-
-
-def _fail(work: Work, error: Exception) -> None:
-    if not work.answer.done():
-        work.answer.set_exception(error)

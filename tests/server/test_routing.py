@@ -11,8 +11,10 @@ from pathlib import Path
 import pytest
 
 from argus.config import Settings
+from argus.control.policy import Decision
 from argus.control.variants import EXACT
-from argus.server.controller import Asked, Controller
+from argus.server.request import ImageRequest
+from argus.server.router import Router
 from argus.server.service import Service
 from argus.server.slo import DEFAULT, Classes
 
@@ -22,70 +24,77 @@ class Led:
     """`price` over one worker that can serve, though no process is started."""
 
     service: Service
-    controller: Controller
-    classes: Classes
+    router: Router
 
     @property
     def exact_s(self) -> float:
         """Seconds of an exact picture alone, by the profile."""
         return float(self.service.model.table.alone_s[EXACT].min())
 
-    def asked(self, slack_s: float, size_factor: float = 1.0) -> Asked:
-        return Asked(None, None, (), self.classes[DEFAULT], slack_s, size_factor)
+    def asked(self, slack_s: float, size_factor: float = 1.0) -> ImageRequest:
+        request = ImageRequest(
+            prompt="a red fish", width=32, height=32, guidance=3.0, namespace="everyone"
+        )
+        request.slo_class, request.size_factor = self.router.classes[DEFAULT], size_factor
+        request.deadline_s = request.limit_s = time.monotonic() + slack_s
+        return request
+
+    def decide(self, request: ImageRequest) -> Decision:
+        return asyncio.run(self.router.decide(request))
 
 
 @pytest.fixture
 def led(measured_family: Path, tmp_path: Path) -> Iterator[Led]:
-    service = Service(Settings(family=str(measured_family), data=tmp_path, workers=1))
-    table = service.model.table
-    classes = Classes({}, float(table.alone_s[EXACT].min()), measured=True)
-    controller = Controller(
-        "price", service.family, table, classes, service.fleet, service.metrics, window_s=0.6
+    service = Service(
+        Settings(
+            family=str(measured_family), data=tmp_path, workers=1, window_s=0.6, policy="price"
+        )
     )
+    exact_s = float(service.model.table.alone_s[EXACT].min())
     service.fleet.queues[0].ready = True
-    yield Led(service, controller, classes)
+    yield Led(service, service._new_router(Classes({}, exact_s, measured=True)))
     service.cache.close()
 
 
 def test_a_larger_picture_takes_longer_to_make_and_waits_no_longer(led: Led) -> None:
     led.service.fleet.queues[0].queued_s = 3 * led.exact_s
     doubled = led.asked(8 * led.exact_s, size_factor=4)  # of which 3 are waited and 4 worked
-    assert led.controller.choose(doubled).worker == 0
-    assert led.controller.choose(led.asked(6 * led.exact_s, size_factor=4)).variant != "exact"
+    assert led.decide(doubled).worker == 0
+    assert led.decide(led.asked(6 * led.exact_s, size_factor=4)).variant != EXACT
 
 
 def test_a_smaller_picture_waits_as_long_as_any(led: Led) -> None:
     led.service.fleet.queues[0].queued_s = 1.5 * led.exact_s
     halved = led.asked(0.75 * led.exact_s, size_factor=0.25)
-    assert led.controller.choose(halved).worker is None
+    assert led.decide(halved).worker is None
 
 
 def test_workers_that_come_and_go_leave_the_forecast_as_it_is(led: Led) -> None:
-    controller, metrics, rate = led.controller, led.service.metrics, 200.0
-    asked = led.asked(led.exact_s)
+    planning, metrics, rate = led.router.planning, led.service.metrics, 200.0
+    request = led.asked(led.exact_s)
 
     async def arrivals() -> None:
         begun, arrived = time.monotonic(), 0
         while True:
             due = int(rate * (time.monotonic() - begun))
             for _ in range(due - arrived):
-                controller.arrived(asked)
+                led.router.arrived(request)
             arrived = due
             await asyncio.sleep(0.005)
 
     async def deaths() -> None:
         while True:
             await asyncio.sleep(0.07)  # more often than anyone looks at the load
-            controller.changed.set()
+            planning.changed.set()
 
     async def a_while() -> None:
-        tasks = [asyncio.create_task(one) for one in (arrivals(), deaths(), controller.run())]
+        tasks = [asyncio.create_task(one) for one in (arrivals(), deaths(), planning.run())]
         await asyncio.sleep(2.0)
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
 
     asyncio.run(a_while())
-    controller.plan()
+    planning.plan()
     told = metrics.registry.get_sample_value("argus_forecast_rate")
     assert told == pytest.approx(rate, rel=0.3)

@@ -1,0 +1,220 @@
+"""Which variant and worker serve a request: what it pins, what a rollout leaves exact, or what the
+policy decides."""
+
+from __future__ import annotations
+
+import logging
+import math
+import time
+from collections.abc import Sequence
+from dataclasses import replace
+
+import numpy as np
+from PIL import Image
+
+from argus.control.policies import new_policy
+from argus.control.policy import Cluster, Decision, Policy, Slo, first_free
+from argus.control.variants import EXACT, VariantTable
+from argus.core.errors import BadRequest, Expired
+from argus.core.family import EXACT as EXACT_NAME
+from argus.core.family import skip_name
+from argus.server.model import ServedFamily
+from argus.server.planning import Planning
+from argus.server.predictions import Predictions
+from argus.server.request import ImageRequest
+from argus.server.retrieval import Retrieval
+from argus.server.scoring import ScoringThread
+from argus.server.slo import Classes
+from argus.workers.fleet import Fleet
+from argus.workers.worker import WorkerError
+
+log = logging.getLogger(__name__)
+
+UNGOVERNED_S = 300.0  # until what the policy does not decide must run, without `timeout_s`
+FUTURE = ("oracle",)  # they know what is to come
+
+
+class Router:
+    """Decides for requests that are prepared. There is one once workers work; `classes` are the SLO
+    classes that it promises."""
+
+    def __init__(
+        self,
+        model: ServedFamily,
+        planning: Planning,
+        classes: Classes,
+        fleet: Fleet,
+        retrieval: Retrieval,
+        predictions: Predictions,
+        scorer: ScoringThread | None = None,
+    ) -> None:
+        self._family, self._table = model.family, model.table
+        self.planning, self.classes = planning, classes
+        self._controller = planning.controller
+        self._fleet, self._retrieval = fleet, retrieval
+        self._predictions, self._scorer = predictions, scorer
+        self._numbers = {name: v for v, name in enumerate(model.table.variants)}
+        self._skips = model.table.skip.tolist()
+        self._mean = model.table.mean_quality.tolist()
+        same = model.table.model == model.table.model[EXACT]
+        self._exact_model: list[bool] = same.tolist()
+
+    def arrived(self, request: ImageRequest) -> None:
+        """Count a request into what plans are made for. One that is not governed is made exactly
+        whatever the policy says; a pinned one is no matter of plans."""
+        if request.pinned:
+            return
+        self._update(request, self._stored(request))
+        if not request.governed:
+            request.allowed = [v == EXACT for v in range(len(request.allowed))]
+        self._controller.arrived(request)
+
+    async def decide(self, request: ImageRequest) -> Decision:
+        """The variant and worker of a request; no worker if it is to be shed.
+
+        Raises Expired for one that was routed anew for lack of time and has none left for anything
+        else, and WorkerError when nobody holds the model of a variant that must be.
+        """
+        stored = self._stored(request)
+        if request.pinned:
+            self._update(request, stored)
+            variant, reason = self._pinned(request, stored)
+            return await self._held(variant, reason, request)
+        self._update(request, () if self._retrieval.shut else stored)
+        if request.replacement is not None:
+            return await self._held(request.replacement, "the first picture was doubted", request)
+        decision = self._routed(request)
+        if not request.governed:
+            made = await self._held(EXACT_NAME, self._would_be(decision, request), request)
+            return replace(made, instead_of=decision)
+        if request.latents_unusable and decision.worker is not None:
+            reason = f"{decision.reason}; the neighbour's latents are unusable"
+            return replace(decision, reason=reason)
+        return decision
+
+    def _routed(self, request: ImageRequest) -> Decision:
+        cluster = self.planning.cluster()
+        if request.hurried:
+            faster = self._controller.faster(request, cluster)
+            decision = faster or Decision(EXACT, None, "no time is left")
+        else:
+            decision = self._controller.route(request, cluster)
+        if request.governed and decision.worker is None and self._fleet.idle and self._fleet.ready:
+            decision = self._best_effort(request, f"{decision.reason}, and nobody else waits")
+        if request.hurried and (decision.worker is None or decision.variant == request.variant):
+            raise Expired("The deadline left no time to make the picture.")
+        return decision
+
+    def _best_effort(self, request: ImageRequest, reason: str) -> Decision:
+        """The best picture that a worker can make now, however late: better than none, where no
+        other request waits."""
+        cluster = self._fleet.cluster()
+        held, model = set(cluster.models), self._table.model.tolist()
+        able = [v for v, allowed in enumerate(request.allowed) if allowed and model[v] in held]
+        if not able:
+            return Decision(EXACT, None, reason)
+        best = max(able, key=lambda v: request.quality[v])
+        return Decision(best, first_free(cluster, model[best]), reason, best_effort=True)
+
+    async def _held(self, variant: str, reason: str, request: ImageRequest) -> Decision:
+        """A decision whatever the policy says, for the worker that holds the variant's model and is
+        free first; one loads it if none does."""
+        v = self._numbers[variant]
+        model = int(self._table.model[v])
+        if model not in self._fleet.targets:
+            self._fleet.require(model)
+        slack_s = request.limit_s - time.monotonic()
+        worker = await self._fleet.holding(model, max(0.0, min(slack_s, UNGOVERNED_S)))
+        return Decision(v, worker, reason)
+
+    def _pinned(self, request: ImageRequest, stored: Sequence[int]) -> tuple[str, str]:
+        if request.own_steps:
+            return EXACT_NAME, "the request pins the number of steps"
+        variant = request.pinned_variant or EXACT_NAME
+        skip = self._family.variants[variant].skip
+        usable = self._family.usable_skip(skip, tuple(stored)) if skip else skip
+        if usable != skip:
+            return skip_name(usable), f"no latents for the pinned {variant} are cached"
+        return variant, "the request pins this variant"
+
+    async def replacement(
+        self, request: ImageRequest, decision: Decision, image: Image.Image
+    ) -> str | None:
+        """The variant that is to replace a picture by the policy's judgement; None if the picture
+        will do or cannot be judged, and for policies that judge none.
+
+        Raises WorkerError where the family has no scorer or no predictor.
+        """
+        if not self._controller.policy.reviews or not request.governed or request.pinned:
+            return None
+        predictor = self._predictions.predictor
+        if self._scorer is None or predictor is None:
+            raise WorkerError("This policy judges pictures: it needs a scorer and a predictor.")
+        try:
+            (score,) = await self._scorer.scores(request.prompt, [image])
+            judged = predictor.quality_of(score)
+        except Exception as error:  # its message may quote the prompt
+            if not isinstance(error, BadRequest):
+                log.warning("Pictures cannot be judged (%s)", type(error).__name__)
+            return None
+        found = self._controller.policy.review(request, decision.variant, judged)
+        return None if found is None else self._table.variants[found]
+
+    def retry_after_s(self, request: ImageRequest) -> int:
+        """Seconds until the queues should be short enough for a request like this one."""
+        wait_s = shortest_wait_s(self._fleet.cluster()) or 0.0
+        cheapest_s = request.size_factor * float(self._table.alone_s.min())
+        slack_s = request.slack_s if math.isfinite(request.slack_s) else 0.0
+        return max(1, math.ceil((wait_s + cheapest_s - slack_s) * self._fleet.scale))
+
+    def saved_s(self, variant: int) -> float:
+        """Worker-seconds that a variant saves beside the exact one, alone."""
+        alone = self._table.alone_s
+        return float(alone[EXACT].min() - alone[variant].min()) * self._fleet.scale
+
+    def _stored(self, request: ImageRequest) -> Sequence[int]:
+        """The K of the neighbour's latents that may be fetched."""
+        if request.neighbour is None or request.latents_unusable:
+            return ()
+        return request.neighbour.skips
+
+    def _update(self, request: ImageRequest, stored: Sequence[int]) -> None:
+        """Fill in what the policy needs to know: which variants can serve the request, with the
+        latents that are `stored`, and their predicted quality."""
+        told, neighbour = request.prediction, request.neighbour
+        allowed = [not k or k in stored for k in self._skips]
+        least = max(request.least_quality, request.slo_class.floor)
+        if told is not None and least > 0:
+            low = told.low.tolist()
+            allowed = [a and bound >= least for a, bound in zip(allowed, low, strict=True)]
+        elif least > 0:
+            allowed = [v == EXACT for v in range(len(allowed))]
+        if request.own_guidance:
+            allowed = [a and own for a, own in zip(allowed, self._exact_model, strict=True)]
+        request.allowed = allowed
+        request.similarity = None if neighbour is None else neighbour.similarity
+        if told is None or not self._controller.policy.informed:
+            request.quality = self._mean
+        else:
+            request.quality = np.nan_to_num(told.mean, nan=0.0).tolist()
+
+    def _would_be(self, decision: Decision, request: ImageRequest) -> str:
+        """What the policy would have done, where it does not decide."""
+        if decision.worker is None:
+            return f"shadow: Argus would have shed this request: {decision.reason}"
+        told = request.prediction
+        quality = f", of predicted quality {told.mean[decision.variant]:.2f}" if told else ""
+        return f"shadow: Argus would have made {self._table.variants[decision.variant]}{quality}"
+
+
+def shortest_wait_s(cluster: Cluster) -> float | None:
+    """Seconds of the variant table until a worker that serves runs one more; None if none does."""
+    waits = [wait for wait, held in zip(cluster.wait_s, cluster.models, strict=True) if held >= 0]
+    return min(waits, default=None)
+
+
+def live_policy(name: str, table: VariantTable, slos: Sequence[Slo]) -> Policy:
+    """Raises BadRequest for a policy that there is not, or that knows the future."""
+    if name in FUTURE:
+        raise BadRequest(f"The policy {name!r} knows the future: simulate it (`argus simulate`).")
+    return new_policy(name, table, slos)

@@ -1,0 +1,46 @@
+"""The family's scorer, off the event loop."""
+
+from __future__ import annotations
+
+import asyncio
+from concurrent.futures import ThreadPoolExecutor
+from typing import TYPE_CHECKING
+
+from PIL import Image
+
+from argus.core.errors import ModelError
+from argus.server.model import ServedFamily
+
+if TYPE_CHECKING:
+    from argus.quality.scorer import Scorer
+
+
+class ScoringThread:
+    """Scores pictures by the family's scorer, in a thread; it is loaded when it is first needed."""
+
+    def __init__(self, model: ServedFamily) -> None:
+        self._spec = model.family.scorer
+        self._scorer: Scorer | None = None
+        self._thread = ThreadPoolExecutor(1, "scorer")
+
+    @property
+    def able(self) -> bool:
+        return self._spec is not None
+
+    async def scores(self, prompt: str, images: list[Image.Image]) -> list[float]:
+        """Raises ModelError if the scorer cannot be loaded."""
+        work = asyncio.get_running_loop().run_in_executor(self._thread, self._score, prompt, images)
+        return await work
+
+    def _score(self, prompt: str, images: list[Image.Image]) -> list[float]:
+        if self._scorer is None:
+            from argus.quality.scorers import load_scorer  # may take seconds to import
+
+            if self._spec is None:
+                raise ModelError("The family names no scorer.")
+            self._scorer = load_scorer(self._spec)
+        found: list[float] = self._scorer.score([prompt] * len(images), images).tolist()
+        return found
+
+    def close(self) -> None:
+        self._thread.shutdown(wait=False, cancel_futures=True)
