@@ -11,7 +11,7 @@ from argus.control.variants import VariantTable
 EXACT, SKIP, FAR, SMALL = range(4)
 
 
-def small_menu(types: int = 1) -> VariantTable:
+def small_table(types: int = 1) -> VariantTable:
     alone = np.array([[0.1, 0.04]]).repeat(types, axis=0) * np.arange(1, types + 1)[:, None]
     batches = np.array([1, 2, 4])
     return VariantTable(

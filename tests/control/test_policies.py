@@ -11,7 +11,7 @@ from argus.control.batching import Adaptive, AdditiveIncrease, Queue, Switch
 from argus.control.policies import POLICIES, new_policy
 from argus.control.policy import Policy, Slo, assigned
 from argus.core.errors import BadRequest
-from tests.control.tables import EXACT, FAR, SKIP, SMALL, asked, cluster, inputs, small_menu
+from tests.control.tables import EXACT, FAR, SKIP, SMALL, asked, cluster, inputs, small_table
 
 PROMISE = Slo(6.0)
 GOOD = [1.0, 0.99, 0.98, 0.95]
@@ -19,7 +19,7 @@ BAD = [1.0, 0.8, 0.5, 0.2]
 
 
 def made(name: str) -> Policy:
-    return new_policy(name, small_menu(), [PROMISE])
+    return new_policy(name, small_table(), [PROMISE])
 
 
 @pytest.mark.parametrize("name", POLICIES)
@@ -29,7 +29,7 @@ def test_every_policy_plans_and_routes(name: str) -> None:
     assert len(models) == 3 and set(models) <= {0, 1}
     decision = policy.route(asked(GOOD), cluster(models))
     assert decision.worker is not None
-    assert small_menu().model[decision.variant] == models[decision.worker]
+    assert small_table().model[decision.variant] == models[decision.worker]
     assert decision.reason
 
 
@@ -72,7 +72,7 @@ def test_price_sheds_whom_nobody_can_serve_in_time() -> None:
 
 
 def test_price_keeps_to_the_floor_of_the_class() -> None:
-    policy = new_policy("price", small_menu(), [Slo(6.0, floor=0.985)])
+    policy = new_policy("price", small_table(), [Slo(6.0, floor=0.985)])
     policy.plan(inputs(3.0, [GOOD] * 50, [0]))
     assert policy.route(asked(GOOD), cluster([0], [1.0])).variant in (EXACT, SKIP)
 

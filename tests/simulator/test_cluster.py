@@ -14,12 +14,12 @@ from argus.simulator.requests import DROPPED, FAILED, LATE, ON_TIME, SHED, Reque
 from argus.simulator.runs import Promised, Scenario, most_load, simulate
 from argus.simulator.traces import PAPER_CAPACITY
 from argus.simulator.world import Drawing, Neighbourhood, Store, World
-from tests.control.tables import inputs, small_menu
+from tests.control.tables import inputs, small_table
 
 
 def world(types: int = 1, **changes: object) -> World:
     rng = np.random.default_rng(0)
-    table = small_menu(types)
+    table = small_table(types)
     loss = rng.gamma(1.0, 1.0, (400, 1))
     truth = 1 - loss * (1 - table.mean_quality)
     made = World(
@@ -186,7 +186,7 @@ def test_when_the_last_worker_dies_requests_are_dropped_or_shed_until_one_is_bac
 
 @pytest.mark.parametrize("policy", POLICIES)
 def test_a_plan_without_workers_keeps_what_they_are_to_hold(policy: str) -> None:
-    table = small_menu()
+    table = small_table()
     asked = new_policy(policy, table, [Slo(6.0)])
     seen = inputs(1.0, [[1.0, 0.97, 0.9, 0.8]], [0, 0])
     before = asked.plan(seen).models.tolist()
