@@ -18,14 +18,14 @@ def queue(batching: StepBatching | AdditiveIncrease | None = None) -> WorkerQueu
     """A step takes a tenth of a second, and as much more as there are more than four."""
     return WorkerQueue(
         number=0, kind=0, model=0, step_s=lambda kind, model, size: 0.1 * max(1.0, size / 4),
-        batching=batching or StepBatching(), full=lambda kind, model: 4, most=4,
+        batching=batching or StepBatching(), batch_limit=lambda kind, model: 4, largest_batch=4,
     )  # fmt: skip
 
 
 def busy(deadline_s: float) -> WorkerQueue[Request]:
     """A queue that makes four and has room for four more."""
     one = queue()
-    one.full = lambda kind, model: 8
+    one.batch_limit = lambda kind, model: 8
     for _ in range(4):
         one.enqueue(asked(deadline_s), 0.0)
     assert len(one.begin(0.0)[0]) == 4
@@ -65,7 +65,7 @@ def test_who_would_be_in_time_alone_waits_for_that() -> None:
     one.enqueue(alone, 0.9)
     assert one.begin(0.9) == ([], [])
     one.advance(1.0)
-    assert len(one.due()) == 4
+    assert len(one.pop_done()) == 4
     assert one.begin(1.0) == ([alone], [])
 
 
@@ -158,7 +158,7 @@ def test_who_was_counted_slow_and_left_fast_leaves_nothing_behind() -> None:
 
 def test_where_handing_over_takes_a_moment_a_batch_is_handed_over_before_the_last_is_done() -> None:
     one = queue(AdditiveIncrease())
-    one.ahead = 1.0
+    one.handover_steps = 1.0
     for _ in range(2):
         one.enqueue(asked(10.0), 0.0)
     assert len(one.begin(0.0)[0]) == 1
@@ -181,7 +181,7 @@ def test_nothing_advances_while_a_worker_is_dead_and_it_is_not_taken_for_slow() 
     assert one.busy_s == pytest.approx(0.5)
     one.restart_at(30.0)  # from its first step, since the process that was at it is gone
     one.next_s(30.0)
-    assert one.due() == []
+    assert one.pop_done() == []
     one.remove(request, 31.0)
     assert one.slowness == pytest.approx(1.0)
 
@@ -194,7 +194,7 @@ def test_a_worker_that_only_loaded_goes_on_with_what_it_is_at() -> None:
     one.advance(0.5)
     one.restart_at(0.5)
     one.advance(1.0)
-    assert one.due() == [request]
+    assert one.pop_done() == [request]
 
 
 def test_a_batch_takes_who_may_be_late_after_those_who_are_in_time() -> None:

@@ -186,7 +186,7 @@ def test_what_a_dead_worker_had_is_handed_back_though_nobody_else_serves(
 
     async def use(fleet: Fleet, plans: list[int]) -> None:
         kill(fleet.workers[0], signal.SIGSTOP)
-        fleet.queues[0].full = lambda kind, model: 1
+        fleet.queues[0].batch_limit = lambda kind, model: 1
         runs = [asyncio.create_task(fleet.run(request(), JOB, 0, 0)) for _ in range(3)]
         await until(lambda: len(fleet.queues[0].queued) == 2)
         kill(fleet.workers[0])
@@ -259,7 +259,7 @@ def test_no_job_is_made_with_another_model_than_it_was_routed_to(
         fleet.move([1])
         await until(lambda: fleet.cluster().models == [1])
         kill(fleet.workers[0], signal.SIGSTOP)
-        fleet.queues[0].full = lambda kind, model: 1
+        fleet.queues[0].batch_limit = lambda kind, model: 1
         runs = [asyncio.create_task(fleet.run(request(), JOB, 0, 1)) for _ in range(2)]
         await until(lambda: len(fleet.queues[0].queued) == 1)
         kill(fleet.workers[0])  # and the model cannot be loaded again
@@ -281,9 +281,9 @@ def test_calibration_waits_for_a_worker_that_died(measured_family: Path) -> None
 
 def test_workers_that_never_worked_say_nothing_about_the_machine(measured_family: Path) -> None:
     async def use(fleet: Fleet, plans: list[int]) -> None:
-        fleet.queues[0].timed(9.0)
+        fleet.queues[0].set_slowness(9.0)
         assert fleet.scale == pytest.approx(9.0)
-        fleet.queues[1].timed(4.0)
+        fleet.queues[1].set_slowness(4.0)
         assert fleet.scale == pytest.approx(6.0)
         fleet.queues[1].alive = False
         assert fleet.scale == pytest.approx(9.0)
@@ -297,7 +297,7 @@ def test_what_waits_too_long_to_begin_is_given_up_and_what_has_begun_is_not(
 ) -> None:
     async def use(fleet: Fleet, plans: list[int]) -> None:
         kill(fleet.workers[0], signal.SIGSTOP)
-        fleet.queues[0].full = lambda kind, model: 1
+        fleet.queues[0].batch_limit = lambda kind, model: 1
         at = time.monotonic() + 0.5
         patient = [Request(deadline_s=at, begin_by_s=at, work_steps=1e6) for _ in range(2)]
         begun, waits = (asyncio.create_task(fleet.run(one, JOB, 0, 0)) for one in patient)

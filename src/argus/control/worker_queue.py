@@ -1,7 +1,7 @@
-"""A worker as control sees it: who waits, who is made, how long that takes.
+"""One worker as control sees it: its queued and running requests, and how long they take.
 
-The simulator's virtual workers and the server's real ones keep their books in the same way. Times
-are seconds of whoever's clock it is.
+The simulator's virtual workers and the server's real ones keep the same account. Times are seconds
+of the driver's clock.
 """
 
 from __future__ import annotations
@@ -26,8 +26,8 @@ R = TypeVar("R", bound=Request)
 
 
 def mean_slowness(queues: Sequence[WorkerQueue[R]]) -> float:
-    """The geometric mean of the slowness of those that live and were measured; of all that were, if
-    none of them lives, and 1 if none was."""
+    """The geometric mean of the slowness of workers that are alive and were measured; of all that
+    were measured if none of those is alive, and 1 if none was."""
     known = [one for one in queues if one.known]
     living = [one for one in known if one.alive] or known
     return math.exp(sum(math.log(one.slowness) for one in living) / max(1, len(living)))
@@ -35,16 +35,18 @@ def mean_slowness(queues: Sequence[WorkerQueue[R]]) -> float:
 
 @dataclass
 class WorkerQueue(Generic[R]):
-    """The books of one worker of a type of device, which makes pictures of the model it holds.
+    """The account of one worker of a type of device, which runs requests of the model it holds.
 
     Running requests advance together, a step in the time that a batch of their number takes:
     `progress` counts steps, and a request is done after its `work_steps`. With stepwise batching
     others join at any step; with request batching none does until all are done.
 
-    `step_s` gives the seconds of a step by type, model and batch, `full` the best batch by type and
-    model, `slowness` how many times as long a step really takes, as far as that is `known`. While
-    the worker is dead nothing advances. Those with no more than `ahead`
-    steps to go leave room for the next, where handing over takes a moment.
+    `kind` is the type of device, `model` what it holds, `target` what it is to hold. `step_s` gives
+    the seconds of a step by type, model and batch, `batch_limit` the most that it runs at once by
+    type and model, `largest_batch` the most that a batching rule may ask for. `slowness` is the
+    time that a step takes as a multiple of `step_s`, once that is `known`. A worker that is not
+    `alive` does not advance; one that is not `ready` begins nothing. A request with no more than
+    `handover_steps` to go leaves room for the next, where handing over takes a moment.
     """
 
     number: int
@@ -52,10 +54,10 @@ class WorkerQueue(Generic[R]):
     model: int
     step_s: Callable[[int, int, int], float]
     batching: Batching
-    full: Callable[[int, int], int]
-    most: int
+    batch_limit: Callable[[int, int], int]
+    largest_batch: int
     target: int = 0
-    ahead: float = 0.0
+    handover_steps: float = 0.0
     alive: bool = True
     ready: bool = True
     slowness: float = 1.0
@@ -79,7 +81,7 @@ class WorkerQueue(Generic[R]):
 
     @property
     def serving(self) -> int:
-        """The model it can serve now."""
+        """The model that it serves now, `NOTHING` if none."""
         return self.model if self.alive and self.ready else NOTHING
 
     @property
@@ -93,12 +95,12 @@ class WorkerQueue(Generic[R]):
         return request.work_steps * self._step(size) / size
 
     def reserve(self, request: R, now: float) -> None:
-        """Count on a request whose latents are still on their way."""
+        """Reserve time for a request while its latents are being fetched."""
         self._count(request)
         self.free_at_s = max(self.free_at_s, now) + request.reserved_s
 
     def release(self, request: R) -> None:
-        """Count no longer on a request that goes elsewhere."""
+        """Release what was reserved for a request that goes elsewhere."""
         self._count_off(request)
 
     def enqueue(self, request: R, now: float) -> None:
@@ -114,12 +116,12 @@ class WorkerQueue(Generic[R]):
             self.progress += (now - self.at_s) / self._step(len(self.running))
         self.at_s = now
 
-    def timed(self, slowness: float) -> None:
-        """Its slowness was measured."""
+    def set_slowness(self, slowness: float) -> None:
+        """Set its measured slowness."""
         self.slowness, self.known = slowness, True
 
     def restart_at(self, now: float) -> None:
-        """The worker holds its model from now on. What it was at before it died begins again."""
+        """It holds its model from now on. Requests that ran when it died begin again."""
         died = not self.alive
         self.alive, self.ready, self.at_s = True, True, now
         if died:
@@ -129,8 +131,8 @@ class WorkerQueue(Generic[R]):
             for request in requests:
                 self._start(request)
 
-    def due(self) -> list[R]:
-        """Remove and give those who are done by now, as far as one can predict."""
+    def pop_done(self) -> list[R]:
+        """Remove and return the requests that are predicted to be done by now."""
         done: list[R] = []
         while self.running and self.running[0][0] <= self.progress + 1e-9:
             done.append(heapq.heappop(self.running)[2])
@@ -138,7 +140,7 @@ class WorkerQueue(Generic[R]):
         return done
 
     def remove(self, request: R, now: float, done: bool = True) -> None:
-        """A request that was made here is `done`, or is no longer wanted."""
+        """Remove a request that is `done`, or no longer wanted."""
         self.advance(now)
         for entry in self.running:
             if entry[2] is request:
@@ -156,7 +158,8 @@ class WorkerQueue(Generic[R]):
                 return
 
     def begin(self, now: float) -> tuple[list[R], list[R]]:
-        """Begin what can be begun: who is begun, and who was dropped, having no time left."""
+        """Start what can run now. Returns the requests that were started, and those dropped since
+        they cannot be done, or run, in time."""
         begun: list[R] = []
         dropped: list[R] = []
         if not (self.alive and self.ready):
@@ -183,7 +186,7 @@ class WorkerQueue(Generic[R]):
         return begun, dropped
 
     def next_s(self, now: float) -> float:
-        """When something happens here next: someone is done, or a batch may begin."""
+        """When a request is done or a batch may begin next. Updates `free_at_s`."""
         self.version += 1
         if self.running:
             left = self.running[0][0] - self.progress
@@ -224,7 +227,7 @@ class WorkerQueue(Generic[R]):
         """Learn from the batch that is over, once."""
         if not self._judged:
             learn, in_time = self.batching.learn, self._all_in_time
-            self.limit = learn(self.limit, self._begun, self.most, in_time)
+            self.limit = learn(self.limit, self._begun, self.largest_batch, in_time)
             self._judged = self._all_in_time = True
 
     def _measure(self, took: float, predicted: float) -> None:
@@ -232,20 +235,21 @@ class WorkerQueue(Generic[R]):
         if took > 0 and predicted > 0:
             trust = ALARM if took > predicted else TRUST
             corrected = self.slowness * (took / predicted) ** trust
-            self.timed(min(SLOWEST, max(1 / SLOWEST, corrected)))
+            self.set_slowness(min(SLOWEST, max(1 / SLOWEST, corrected)))
 
     def _occupied(self) -> int:
-        """How many take room in the batch."""
-        if not self.ahead:
+        """Running requests that take room in the batch."""
+        if not self.handover_steps:
             return len(self.running)
-        gone = self.progress + self.ahead
+        gone = self.progress + self.handover_steps
         return sum(end > gone for end, _, _ in self.running)
 
     def _joins(self, request: R, now: float) -> bool | None:
-        """Whether a request joins who is made; None if it can be in time neither so nor later.
+        """Whether a request joins the running ones now; None if it can be done in time neither so
+        nor later.
 
-        It waits for those only where that makes it in time and joining them does not: who is late
-        anyway must not have a worker to itself while others wait.
+        It waits for them only where that makes it meet its deadline and joining does not: a request
+        that is late anyway must not have a worker to itself while others wait.
         """
         joined = now + request.work_steps * self._step(len(self.running) + 1)
         if joined <= request.deadline_s:
@@ -257,7 +261,7 @@ class WorkerQueue(Generic[R]):
         return joined <= request.expires_s and alone > request.deadline_s and self._is_bearable(now)
 
     def _is_bearable(self, now: float) -> bool:
-        """Whether one more makes nobody late who would be in time."""
+        """Whether one more makes no running request miss its deadline."""
         size = len(self.running)
         before, after = self._step(size), self._step(size + 1)
         for end, _, other in self.running:
@@ -267,7 +271,7 @@ class WorkerQueue(Generic[R]):
         return True
 
     def _has_room(self, now: float) -> bool:
-        """Whether one more like the last to begin could begin at once."""
+        """Whether one more like the last one started could start at once."""
         return bool(self._joins(max(self.running)[2], now))
 
     def _batch(self, now: float) -> tuple[list[R], list[R]]:
@@ -301,7 +305,7 @@ class WorkerQueue(Generic[R]):
         return [], dropped
 
     def _take_out(self, requests: Sequence[R]) -> None:
-        """Remove requests from those that wait."""
+        """Remove queued requests."""
         gone = {id(request) for request in requests}
         self.queued = [entry for entry in self.queued if id(entry[2]) not in gone]
         heapq.heapify(self.queued)
@@ -334,7 +338,7 @@ class WorkerQueue(Generic[R]):
         return self.slowness * self.step_s(self.kind, self.model, size)
 
     def _size_limit(self) -> int:
-        return self.full(self.kind, self.model)
+        return self.batch_limit(self.kind, self.model)
 
     def _together_s(self, work_steps: list[float]) -> float:
         """Seconds until all of a batch are done that nobody joins, with so many steps to go."""
@@ -349,12 +353,12 @@ class WorkerQueue(Generic[R]):
     def _queue(self, in_time: Sequence[R], late: Sequence[R], now: float) -> Queue:
         limits = [(request, request.deadline_s) for request in in_time]
         limits += [(request, request.expires_s) for request in late]
-        first = limits[: 4 * self.most]
+        first = limits[: 4 * self.largest_batch]
         work_steps = sum(request.work_steps for request, _ in first) / len(first)
         memory = math.exp((self.arrivals_at_s - now) / RATE_MEMORY_S)
         return Queue(
             slack_s=[limit - now for _, limit in first],
-            most=self.most,
+            most=self.largest_batch,
             batch_s=lambda size: work_steps * self._step(size),
             rate=self.arrivals * memory,
             limit=self.limit,

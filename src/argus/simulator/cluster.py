@@ -109,8 +109,8 @@ class Simulation:
                 target=first,
                 step_s=table.batch_step_s,
                 batching=policy.batching,
-                full=lambda kind, model: int(sizes[kind][model]),
-                most=int(table.batches[-1]),
+                batch_limit=lambda kind, model: int(sizes[kind][model]),
+                largest_batch=int(table.batches[-1]),
             )
             for number, kind in enumerate(setup.kinds)
         ]

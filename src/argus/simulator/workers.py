@@ -12,4 +12,4 @@ class Worker(WorkerQueue[SimulatedRequest]):
     def finished_by(self, now: float) -> list[SimulatedRequest]:
         """Let time pass until `now`; who is done by then."""
         self.advance(now)
-        return self.due()
+        return self.pop_done()

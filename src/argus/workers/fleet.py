@@ -23,8 +23,10 @@ from argus.workers.worker import Finished, Model, OnPreview, State, Worker, Work
 
 log = logging.getLogger(__name__)
 
-AHEAD = 2.0  # steps: decoding, and what a message takes
-AHEAD_OF_BATCH = 1.0  # the same where batches do not mix: of their last step, the next one's first
+HANDOVER_STEPS = 2.0  # steps: decoding, and what a message takes
+BATCH_HANDOVER_STEPS = (
+    1.0  # the same where batches do not mix: of their last step, the next one's first
+)
 MOST_TRIALS, TRIALS_S = 7, 3.0
 CALIBRATIONS = 3  # tries, where workers die in them
 HELD_S = 60.0  # for which a model that somebody pinned stays
@@ -79,11 +81,11 @@ class Fleet:
                 model=0,
                 step_s=table.batch_step_s,
                 batching=batching,
-                full=lambda kind, model: min(
+                batch_limit=lambda kind, model: min(
                     int(sizes[kind][model]), self._models[model].max_batch
                 ),
-                most=int(table.batches[-1]),
-                ahead=AHEAD if batching.stepwise else AHEAD_OF_BATCH,
+                largest_batch=int(table.batches[-1]),
+                handover_steps=HANDOVER_STEPS if batching.stepwise else BATCH_HANDOVER_STEPS,
                 ready=False,
                 known=False,
             )
@@ -168,7 +170,7 @@ class Fleet:
                     seconds.append(time.monotonic() - begun)
             took = statistics.median(seconds)
             step_s = self._table.batch_step_s(queue.kind, 0, 1)
-            queue.timed(took / (work_steps * step_s))
+            queue.set_slowness(took / (work_steps * step_s))
             return took
 
         for _ in range(CALIBRATIONS):
