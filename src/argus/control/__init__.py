@@ -1,1 +1,1 @@
-"""The brain: numbers in, decisions out. No clock, no torch, no network."""
+"""Plans and decisions: numbers in, decisions out. No clock, no torch, no network."""

@@ -1,4 +1,4 @@
-"""`argus` as published (arXiv 2511.06724), and `pac`, the same without knowing prompts."""
+"""`argus` as published (arXiv 2511.06724), and `pac`, its prompt-agnostic baseline."""
 
 from __future__ import annotations
 
@@ -27,25 +27,25 @@ from argus.control.variants import EXACT, Numbers, VariantTable
 
 @dataclass(frozen=True)
 class ArgusTuning:
-    """A level is good enough for a prompt from a predicted quality of `good_enough` on, and skips
-    are served while a share `slow_store` of the cached latents comes in time. Both are assumed: the
-    paper gives neither."""
+    """`good_enough` is the least predicted quality at which a level suits a prompt. Levels skip
+    steps while at least a share `slow_store` of the cached latents comes in time. Both are assumed:
+    the paper gives neither."""
 
     good_enough: float = 0.95
     slow_store: float = 0.5
 
 
 class Argus(Base):
-    """A classifier's best level per prompt, levels given to workers by a MILP, ODA between them.
+    """A best level per prompt, levels assigned to workers by a MILP, ODA to match the two.
 
     Every worker serves one approximation level: skips of the exact model (approximate caching), or,
-    when the latent store fails more than half of the time, smaller models. The allocator maximises
-    the mean quality of what it can serve of the forecast load; ODA (`oda.align`) spreads prompts of
-    a best level over the levels that are served.
+    when fewer than a share `slow_store` of latents come in time, smaller models. The allocator
+    maximises the mean quality of what it can serve of the forecast load; ODA (`oda.align`) spreads
+    prompts of a best level over the levels that are served.
 
     Deviations: the best level is the fastest whose predicted quality is at least `good_enough`,
-    where the paper trains a classifier on labels made so; a prompt without a neighbour that comes
-    to a level that skips is made exactly there.
+    where the paper trains a classifier on such labels; a prompt without a neighbour that is routed
+    to a level with skips runs the exact variant there.
     """
 
     informed = True
@@ -107,7 +107,7 @@ class Argus(Base):
         return Plan(models, {"level": float(shares @ np.arange(len(levels)))})
 
     def _counted(self, inputs: PlanningInput) -> planner.Whole:
-        """How many workers serve each level now (d, level)."""
+        """Number of workers (d, level) that serve each level now."""
         held = np.zeros((len(self.table.types), len(self._levels)), dtype=np.int64)
         for worker, v in enumerate(self._of_worker):
             if inputs.alive[worker] and v in self._levels:
@@ -115,7 +115,7 @@ class Argus(Base):
         return held
 
     def _dealt(self, counts: planner.Whole, inputs: PlanningInput) -> list[int]:
-        """The level of every worker, changing as few as can be."""
+        """The variant of every worker, for `counts` (d, level), with as few changes as possible."""
         left, result = counts.tolist(), [EXACT] * len(inputs.kinds)
         waiting = []
         for worker, kind in enumerate(inputs.kinds.tolist()):
@@ -135,7 +135,7 @@ class Argus(Base):
         return result
 
     def level_quality(self, inputs: PlanningInput) -> Numbers:
-        """Mean quality (v,) of those prompts that a variant can serve."""
+        """Mean quality (v,) over the recent prompts that each variant can serve."""
         if not len(inputs.quality):
             return self.table.mean_quality
         seen = inputs.allowed.sum(axis=0)
@@ -156,7 +156,7 @@ class Argus(Base):
         return shares
 
     def best_level(self, request: Request) -> int:
-        """The fastest level that is good enough for a prompt."""
+        """Index of the fastest level that is good enough for a request's prompt."""
         quality, allowed = request.quality, request.allowed
         for at in range(len(self._levels) - 1, 0, -1):
             v = self._levels[at]
@@ -180,13 +180,13 @@ class Argus(Base):
         v = self._of_worker[worker] if self.table.model[v] != cluster.models[worker] else v
         if not request.allowed[v]:
             v = EXACT
-        if self.table.model[v] != cluster.models[worker]:  # it loads another level's model
+        if self.table.model[v] != cluster.models[worker]:  # the worker holds another model
             v = int(np.flatnonzero(self.table.model == cluster.models[worker])[0])
         return Decision(v, worker, f"best level {best}, served at {at}")
 
 
 class Pac(Argus):
-    """Prompt-agnostic: every prompt's level is drawn from the planned shares."""
+    """Prompt-agnostic: the level of every request is drawn from the planned shares."""
 
     informed = False
 

@@ -9,11 +9,11 @@ from typing import Protocol
 
 @dataclass(frozen=True)
 class Queue:
-    """What an idle worker knows when it could begin a batch.
+    """The queue of an idle worker that can begin a batch, as `WorkerQueue` gives it to `choose`.
 
-    `slack_s` is the time to the deadline of each queued request, the first deadline first, `most`
-    the largest batch, `batch_s` the seconds of a batch of a size, `rate` the requests a second that
-    came of late, `limit` its own limit (see `learn`).
+    `slack_s` are the seconds to the deadline of each queued request, earliest deadline first,
+    `most` is the largest batch, `batch_s` gives the seconds of a batch of a size, `rate` is the
+    recent rate of arrivals a second, `limit` the worker's own limit (see `learn`).
     """
 
     slack_s: Sequence[float]
@@ -24,19 +24,22 @@ class Queue:
 
 
 class Batching(Protocol):
-    """`stepwise` workers let requests join and leave at every step, up to the best batch."""
+    """A policy's rule for batches. If `stepwise`, requests join and leave at every step, up to the
+    best batch; else `choose` and `learn` form batches that begin together."""
 
     stepwise: bool
 
     def choose(self, queue: Queue) -> tuple[int, int]:
-        """How many of the first to drop, and how many of the next to begin; 0 is to wait."""
+        """Number of first requests to drop, and of next ones to begin; to begin 0 is to wait."""
 
     def learn(self, limit: float, size: int, most: int, in_time: bool) -> float:
-        """A worker's limit after a batch of `size` requests that was in time or not; `most` is the
-        largest batch it may form."""
+        """A worker's limit after a batch of `size` requests; `in_time` says whether all met their
+        deadlines, `most` is the largest batch it may form."""
 
 
 class StepBatching:
+    """Requests join and leave at every step, as in the engine."""
+
     stepwise = True
 
     def choose(self, queue: Queue) -> tuple[int, int]:
@@ -47,10 +50,10 @@ class StepBatching:
 
 
 class AdditiveIncrease:
-    """Clipper's (Crankshaw et al., NSDI 2017, section 4.3): one more after a batch in time that was
-    as large as the limit, a tenth less after one that was late. The limit is never more than the
-    largest batch. Those who would be late in it are dropped; where that is everyone, the batch is
-    smaller."""
+    """Clipper's (Crankshaw et al., NSDI 2017, section 4.3): the limit grows by one after a batch in
+    time that was as large as the limit, and shrinks by a tenth after a late one. It never exceeds
+    the largest batch. Requests that would be late in the batch are dropped; if all would be, the
+    batch is smaller."""
 
     stepwise = False
 
@@ -65,11 +68,12 @@ class AdditiveIncrease:
 
 class Adaptive:
     """Proteus' (Ahmad et al., ASPLOS 2024, section 5): wait for the next request as long as a batch
-    with it would still make the first deadline.
+    with it would still meet the first deadline.
 
-    Deviations: nobody waits for longer than the batch then takes, as on an idle server; where more
-    wait than fill a batch, those who would be late in a full one are dropped, as Nexus does (Shen
-    et al., SOSP 2019, section 6.3); else their deadlines would keep all batches small.
+    Deviations: the wait is never longer than the batch itself, as it would be on an idle server;
+    when more requests are queued than fill a batch, those that would be late in a full one are
+    dropped, as Nexus does (Shen et al., SOSP 2019, section 6.3), since their deadlines would keep
+    all batches small.
     """
 
     stepwise = False
@@ -97,12 +101,12 @@ class Adaptive:
 
 
 class Switch:
-    """Argus': no batches while one at a time keeps up, the largest otherwise.
+    """Argus': batches of one while they keep up with the load, the largest batches otherwise.
 
     The published figures give its throughput and latency at low and high load
-    (`argus_reference.json`), not its rule; assumed: it switches when one at a time could not keep
-    up with what comes. Those who would be late in their batch are dropped; where that is everyone,
-    the batch is smaller.
+    (`argus_reference.json`), not its rule. Assumed: it switches when batches of one cannot keep up
+    with the arrivals. Requests that would be late in their batch are dropped; if all would be, the
+    batch is smaller.
     """
 
     stepwise = False
@@ -117,8 +121,8 @@ class Switch:
 
 
 def _in_time(queue: Queue, most: int) -> tuple[int, int]:
-    """How many to drop and how many to begin, in a batch of at most so many that is not late for
-    everyone."""
+    """Number of requests to drop and to begin, for the largest batch of at most `most` in which not
+    all requests are late."""
     waiting = len(queue.slack_s)
     size = min(waiting, most)
     late = _late(queue, size)
@@ -129,6 +133,6 @@ def _in_time(queue: Queue, most: int) -> tuple[int, int]:
 
 
 def _late(queue: Queue, size: int) -> int:
-    """How many of the first would be late in a batch of `size`."""
+    """Number of first requests that would be late in a batch of `size`."""
     needed = queue.batch_s(size)
     return next((n for n, left in enumerate(queue.slack_s) if left >= needed), len(queue.slack_s))

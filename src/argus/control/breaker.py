@@ -1,4 +1,4 @@
-"""What is known of the latent store: whether it answers, and whether asking makes sense now."""
+"""The latent store's circuit breaker: whether it answers, and whether to ask it now."""
 
 from __future__ import annotations
 
@@ -7,23 +7,23 @@ from collections.abc import Callable
 
 log = logging.getLogger(__name__)
 
-MEMORY = 0.05  # of the share of usable latents, a fetch
-TRUSTED = 0.99  # a share below which the store is asked for its own sake
-PROBE_S = 1.0  # between such questions
-FETCH_SHARE = 0.5  # of what is left of a deadline, for latents to come
+MEMORY = 0.05  # weight of one fetch in the share of usable latents
+TRUSTED = 0.99  # share of usable latents below which the store is probed
+PROBE_S = 1.0  # between probes
+FETCH_SHARE = 0.5  # of the time to a deadline, for a fetch
 LEAST_S = 0.01  # a fetch with less time is not begun: its failure would say nothing
-SHUT_AT = 5  # failures in a row
+SHUT_AT = 5  # failures in a row that open the breaker
 FIRST_PAUSE_S, LONGEST_PAUSE_S = 1.0, 30.0
 
 
 class Breaker:
-    """A circuit breaker (Nygard, Release It!): after some failures in a row nobody asks any more,
-    but for one try after a pause, which grows with every try that fails.
+    """A circuit breaker (Nygard, Release It!): after `SHUT_AT` failures in a row no fetch begins,
+    except for one trial after a pause, which doubles with every trial that fails.
 
-    `usable` is the share of fetches that brought latents in time, lately. Those who plan by it keep
-    requests away from a store that fails, and then nobody would learn that it has mended: it is
-    `doubted` until it was found good for a while, and asked now and then though nobody needs it.
-    `clock` gives seconds.
+    `usable` is the recent share of fetches that brought latents in time. Policies that plan by it
+    keep requests away from a failing store, so that no request would show its recovery. The store
+    is therefore `doubted` until fetches succeed for a while, and probed meanwhile. `clock` gives
+    seconds.
     """
 
     def __init__(self, clock: Callable[[], float]) -> None:
@@ -35,7 +35,7 @@ class Breaker:
 
     @property
     def open(self) -> bool:
-        """Whether nobody is to ask."""
+        """Whether no fetch may begin now."""
         if self._next_try is None:
             return False
         return self._trying or self._clock() < self._next_try
@@ -45,14 +45,14 @@ class Breaker:
         return self.usable < TRUSTED
 
     def begin(self) -> bool:
-        """A fetch begins. Returns whether it is the trial of an open breaker; `abandon` and
-        `failure` take that answer, since fetches begun before it opened may still end."""
+        """Begin a fetch. Returns whether it is the trial of an open breaker; `abandon` and
+        `failure` take that flag, since fetches begun before the breaker opened may still end."""
         trial = self._next_try is not None
         self._trying = trial
         return trial
 
     def abandon(self, trial: bool) -> None:
-        """A fetch was cancelled; if it was the trial, the next fetch is."""
+        """A fetch was cancelled. If it was the trial, the next fetch is the trial."""
         if trial:
             self._trying = False
 

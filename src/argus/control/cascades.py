@@ -1,4 +1,4 @@
-"""A light model first, the heavy one where that did not do: `cascade` and `hadis`."""
+"""A light model first, the heavy one for pictures that fail review: `cascade` and `hadis`."""
 
 from __future__ import annotations
 
@@ -25,9 +25,9 @@ from argus.control.variants import EXACT, VariantTable
 
 @dataclass(frozen=True)
 class CascadeTuning:
-    """The threshold is found among the last `recent` judged pictures; workers are busy to a share
-    `utilisation`; `hadis` sends a share `direct` of what the heavy workers can carry there at once.
-    All are assumed: the papers give none."""
+    """The threshold is a quantile of the last `recent` judged pictures; `utilisation` is the
+    planned share of time in which workers are busy; `hadis` sends requests for a share `direct` of
+    the heavy workers' capacity directly to them. All are assumed: the papers give none."""
 
     recent: int = 500
     utilisation: float = 0.9
@@ -35,11 +35,11 @@ class CascadeTuning:
 
 
 class Cascade(Base):
-    """DiffServe (Ahmad et al., MLSys 2025): the light model's picture goes to a discriminator, and
-    is made again by the heavy one if that doubts it.
+    """DiffServe (Ahmad et al., MLSys 2025): a discriminator judges the light model's picture, and
+    the heavy model makes it again if its score is below a threshold.
 
-    Its programme (section 4) splits the workers and sets the threshold so that as large a share as
-    the heavy workers can carry is made again. The discriminator is what the world says of it.
+    Its programme (section 4) splits the workers and sets the threshold so that pictures are made
+    again up to the heavy workers' capacity. `review` is given the discriminator's score.
     """
 
     reviews = True
@@ -107,8 +107,8 @@ class Cascade(Base):
 class Hadis(Cascade):
     """HADIS: the cascade with a direct route to the heavy model for prompts predicted hard.
 
-    A share of what the heavy workers can carry, whose predicted light quality is least, goes there
-    at once; a picture that was made twice costs both.
+    The prompts with the least predicted quality at the light model are routed directly, up to a
+    share of the heavy workers' capacity; a picture that is made twice costs both runs.
     """
 
     informed = True

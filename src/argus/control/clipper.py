@@ -1,4 +1,4 @@
-"""Clipper (Crankshaw et al., NSDI 2017) as the Argus paper uses it: one variant for everyone."""
+"""Clipper (Crankshaw et al., NSDI 2017) as the Argus paper uses it: one variant for all."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from argus.control.variants import EXACT, VariantTable
 
 
 class ClipperHA(Base):
-    """Highest accuracy: every prompt gets the exact variant; batches grow additively."""
+    """Highest accuracy: the exact variant serves every prompt; batches grow additively."""
 
     batching = AdditiveIncrease()
     variant = EXACT
@@ -37,8 +37,8 @@ class ClipperHA(Base):
 
 
 class ClipperHT(ClipperHA):
-    """Highest throughput: every prompt gets the cheapest variant of the smaller models; of all
-    variants that need no neighbour where there are none."""
+    """Highest throughput: the cheapest variant of the smaller models serves every prompt; without
+    smaller models, the cheapest variant that needs no neighbour."""
 
     reason = "this policy serves every prompt by the fastest model"
 

@@ -12,17 +12,17 @@ from argus.control.policy import Cluster, Decision, Plan, PlanningInput, Policy,
 from argus.control.request import Request
 from argus.control.slowness import LOOKS, SlownessTracker
 
-RECENT = 1000  # requests that a plan is made for
+RECENT = 1000  # latest requests that a plan is made for
 
 
 class Controller:
     """Counts requests, watches the load, asks the policy for plans and decisions.
 
-    A driver calls `look` every `look_s` seconds and before every `LOOKS`th of them `end_window`;
-    it plans after each `end_window`, whenever `look` says so, and when a worker comes or goes.
-    `slos` gives the SLO classes in seconds of the variant table, for workers that take so many
-    times as long as it says. `known_rate` gives the requests a second to come, for policies
-    that know the future.
+    Its driver, the server or the simulator, calls `look` every `look_s` seconds and `end_window`
+    before every `LOOKS`th look; it plans after each `end_window`, whenever `look` returns True, and
+    when a worker comes or goes. `slos` gives the SLO classes in seconds of the variant table for a
+    slowness of the workers. `known_rate` gives the future requests a second, for policies that are
+    told them.
     """
 
     def __init__(
@@ -40,20 +40,20 @@ class Controller:
         self._forecast = Forecast(window_s)
         self._slowness = SlownessTracker(slowness)
         self._recent: deque[tuple[Sequence[float], Sequence[bool], int]] = deque(maxlen=RECENT)
-        self._count = self._counted = self._seen = 0  # in all, till the last window, the last look
-        self._looked_s = self._added_s = now  # of the last look, of the end of the last window
+        self._count = self._counted = self._seen = 0  # in total, by last window, by last look
+        self._looked_s = self._added_s = now  # last look, end of the last window
 
     def rate(self, now: float) -> float:
-        """Requests a second to come."""
+        """Forecast requests a second, or the known ones."""
         return self._forecast.next() if self._known_rate is None else self._known_rate(now)
 
     def arrived(self, request: Request) -> None:
-        """Count a request into what plans are made for."""
+        """Count a request, and make the next plans for it too."""
         self._count += 1
         self._recent.append((request.quality, request.allowed, request.slo))
 
     def refused(self, count: int) -> None:
-        """Count requests into the rate that were refused before anything was known of them."""
+        """Count requests in the rate that were refused before they were prepared."""
         self._count += count
 
     def end_window(self, now: float) -> None:
@@ -62,8 +62,8 @@ class Controller:
         self._counted, self._added_s = self._count, now
 
     def look(self, now: float, slowness: float) -> bool:
-        """Whether the last plan is outdated: far more or fewer requests came since the last look
-        than were expected, or workers are slower or faster than it took them for."""
+        """Whether the last plan is outdated: far more or fewer requests arrived since the last look
+        than forecast, or the workers' slowness has changed since that plan."""
         count, elapsed_s = self._count - self._seen, now - self._looked_s
         self._seen, self._looked_s = self._count, now
         self._slowness.saw(slowness)
@@ -77,10 +77,10 @@ class Controller:
     def plan(
         self, cluster: Cluster, models: Sequence[int], alive: Sequence[bool], usable: float
     ) -> Plan:
-        """Ask the policy what the workers are to hold.
+        """The policy's plan.
 
-        `models` (w,) is what they hold or load now, `alive` (w,) whether they live, `usable` the
-        share of cached latents that come in time.
+        `models` (w,) are what the workers hold or load now, `alive` (w,) which of them are alive,
+        `usable` is the share of cached latents that come in time.
         """
         if self._slowness.outdated:
             self._slowness.planned()
@@ -103,13 +103,13 @@ class Controller:
         )
 
     def route(self, request: Request, cluster: Cluster) -> Decision:
-        """The policy's decision for a request."""
+        """The policy's decision for a request, whose `slack_s` it sets."""
         request.slack_s = (request.deadline_s - cluster.now_s) / cluster.slowness
         return self.policy.route(request, cluster)
 
     def faster(self, request: Request, cluster: Cluster) -> Decision | None:
-        """The decision for a request that waited until there is no time left for its variant. None
-        if it is dropped: there is no other, or it was routed anew for this reason before."""
+        """The decision for a request that was queued until no time was left for its variant. None
+        if it is to be dropped: there is no other variant, or this happened to it before."""
         decision = self.route(request, cluster)
         if request.too_late or decision.worker is None or decision.variant == request.variant:
             return None

@@ -1,4 +1,4 @@
-"""How many requests a second are to come, from how many came."""
+"""Forecasts the rate of requests from counts by window."""
 
 from __future__ import annotations
 
@@ -10,8 +10,9 @@ from dataclasses import dataclass
 class Forecast:
     """Holt's linear method over windows of about equal length, with a test for bursts.
 
-    A window whose count is more than `burst` standard deviations (of a Poisson count) above the
-    forecast is a burst: the level jumps there at once, and there is no trend from before it.
+    A window whose count is more than `burst` standard deviations (of a Poisson count) from the
+    forecast is a burst: the level jumps to its rate at once, and the trend is reset. `level` is in
+    requests a second, None before the first window.
     """
 
     window_s: float
@@ -23,8 +24,8 @@ class Forecast:
     trend: float = 0.0
 
     def add(self, count: int, elapsed_s: float | None = None) -> None:
-        """A window is over in which `count` requests came. It took `elapsed_s` seconds, `window_s`
-        if that is not given."""
+        """Add a window of `elapsed_s` seconds (default: `window_s`) in which `count` requests
+        arrived."""
         elapsed_s = self.window_s if elapsed_s is None else elapsed_s
         rate = count / elapsed_s
         if self.level is None:
@@ -40,18 +41,18 @@ class Forecast:
             )
 
     def is_burst(self, count: int, elapsed_s: float) -> bool:
-        """Whether `count` requests in `elapsed_s` are far more or fewer than were expected."""
+        """Whether `count` requests in `elapsed_s` seconds are far more or fewer than forecast."""
         if self.level is None:
             return False
         expected = max(1.0, self.next() * elapsed_s)
         return abs(count - expected) > self.burst * math.sqrt(expected)
 
     def jump(self, rate: float) -> None:
-        """The rate is now this, whatever was before."""
+        """Set the level to `rate`, in requests a second, and the trend to 0."""
         self.level, self.trend = rate, 0.0
 
     def next(self) -> float:
-        """Requests a second in the window to come."""
+        """Forecast requests a second in the next window."""
         if self.level is None:
             return 0.0
         return max(0.0, self.level + self.damping * self.trend)

@@ -24,17 +24,17 @@ from argus.control.variants import EXACT, VariantTable
 
 @dataclass(frozen=True)
 class MoDMTuning:
-    """`memory` is the weight of one request in the running share of hits. Assumed."""
+    """`memory` is the weight of one request in the moving hit rate. Assumed."""
 
     memory: float = 0.02
 
 
 class MoDM(Base):
-    """A mixture of diffusion models (Xia et al., 2025): a hit is refined by the smaller model, a
-    miss is made by the large one; workers are split between both by the share of hits.
+    """A mixture of diffusion models (Xia et al., 2025): the smaller model refines hits, the large
+    one serves misses; workers are split between both by the hit rate.
 
     A hit is a neighbour more similar than the `refine` variant's threshold. A family without such
-    a variant refines with its exact model, by the largest skip.
+    a variant uses its exact model with the largest skip.
     """
 
     batching = Adaptive()

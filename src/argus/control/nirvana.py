@@ -1,4 +1,4 @@
-"""Nirvana: how much of the denoising a neighbour's latents replace, by similarity alone."""
+"""Nirvana: how many steps a neighbour's latents replace, by similarity alone."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ from argus.control.variants import EXACT, VariantTable
 
 
 class Nirvana(Base):
-    """K from similarity thresholds, blind to load (Agarwal et al., NSDI 2024, section 5.2).
+    """K from similarity thresholds, whatever the load (Agarwal et al., NSDI 2024, section 5.2).
 
-    The family carries the thresholds, because a cosine means something else in every embedding.
-    Deviations: when the latents of the K that the similarity allows were evicted, the next smaller
-    K that is stored is used; batches are Clipper's, since the paper has none of its own.
+    The family defines the thresholds, because cosines differ between embeddings. Deviations: when
+    the latents at the K that the similarity allows were evicted, the next smaller stored K is used;
+    batches are Clipper's, since the paper defines none.
     """
 
     batching = AdditiveIncrease()

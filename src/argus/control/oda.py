@@ -1,8 +1,8 @@
 """ODA, Argus' optimised distribution aligner: which level serves a prompt whose best is another.
 
-Levels are ordered from the slowest (exact) to the fastest. The comonotone coupling of two
-distributions over them: both are laid out along [0, 1] in level order, and what overlaps is served
-so. It loses least quality among all couplings when losses are Monge in the level order.
+Levels are ordered from the slowest (exact) to the fastest. ODA is the comonotone coupling of two
+distributions over them: both are laid out along [0, 1] in level order, and their overlaps are the
+joint shares. It loses least quality among all couplings when losses are Monge in the level order.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from argus.control.variants import Numbers
 def align(best: Numbers, served: Numbers) -> Numbers:
     """P(served level j | best level k), (k, j), for shares `best` and `served` that each sum to 1.
 
-    Rows of levels that are nobody's best are those of the served level at the same place of [0, 1].
+    A level that is best for no prompt gets the served level at the same place of [0, 1].
     """
     ends_best, ends_served = np.cumsum(best), np.cumsum(served)
     ends_best[-1] = ends_served[-1] = 1.0

@@ -1,8 +1,8 @@
-"""The plan: which models the workers hold, which variant serves whom, what a worker's second costs.
+"""The plan: models of the workers, variants of the prompts, and prices of worker-seconds.
 
 The programme of DESIGN.md section 4, solved by HiGHS. Axes of arrays are named by letters:
 
-    p prototypes of prompts, k classes of promises, v variants, d types of device,
+    p prototypes of prompts, k SLO classes, v variants, d types of device,
     r resident sets: models that a worker holds together, one in most clusters
 """
 
@@ -24,11 +24,11 @@ Flags = NDArray[np.bool_]
 
 @dataclass(frozen=True)
 class Demand:
-    """What is expected until the next plan.
+    """The load expected until the next plan.
 
-    `rates` (p,) are requests a second, `quality` (p, v) what a variant's picture is worth to them,
-    `allowed` (p, v) where a variant may serve them at all (a neighbour for its skip, a lower bound
-    above their floor), `slo` (p,) their class.
+    `rates` (p,) are requests a second, `quality` (p, v) the predicted quality of a variant,
+    `allowed` (p, v) whether a variant may serve them (a neighbour for its skip, a lower bound above
+    their floor), `slo` (p,) their SLO class.
     """
 
     rates: Numbers
@@ -38,7 +38,7 @@ class Demand:
 
     @classmethod
     def alike(cls, rate: float, quality: Numbers) -> Demand:
-        """Everyone alike, for policies that are blind to prompts; `quality` is (v,)."""
+        """All prompts as one prototype, for policies that ignore prompts; `quality` is (v,)."""
         allowed = np.ones((1, len(quality)), dtype=bool)
         rates = np.array([max(rate, 1e-6)])
         return cls(rates, quality[None], allowed, np.zeros(1, dtype=np.int64))
@@ -46,11 +46,12 @@ class Demand:
 
 @dataclass(frozen=True)
 class Cluster:
-    """What there is to serve it with.
+    """The workers that serve it.
 
-    `workers` (d,) are there; `holds` (r, v) says which variants a resident set can make; `cost_s`
-    (v, d) are worker-seconds a picture; `meets` (k, v, d) is where a variant can keep a promise;
-    `load_s` (d, r) are seconds to load a set, `placed` (d, r) the workers that hold it now.
+    `workers` (d,) is their number; `holds` (r, v) says which variants a resident set can run;
+    `cost_s` (v, d) are worker-seconds per picture; `meets` (k, v, d) says whether a variant meets
+    the SLO; `load_s` (d, r) are seconds to load a set, `placed` (d, r) is the number of workers
+    that hold it now.
     """
 
     workers: Whole
@@ -63,9 +64,10 @@ class Cluster:
 
 @dataclass(frozen=True)
 class Tuning:
-    """`shed_loss` is κ: what a request that is shed loses, above any quality. `load_loss` is ε:
-    what a load costs besides its time. `utilisation` is ρ, how busy workers may be, and `horizon_s`
-    is H, over which the time of a load is spread. The solver has `limit_s` seconds."""
+    """`shed_loss` is κ: the loss of a shed request, above any quality. `load_loss` is ε: the cost
+    of a load besides its time. `utilisation` is ρ, the share of time in which workers may be busy,
+    and `horizon_s` is H, over which the time of a load is spread. The solver has `limit_s`
+    seconds."""
 
     shed_loss: float = 2.0
     load_loss: float = 1e-4
@@ -76,10 +78,11 @@ class Tuning:
 
 @dataclass(frozen=True)
 class Plan:
-    """`placement` (d, r) workers to hold each set, `shares` (p, v) of each prototype's requests by
-    variant, `shed` (p,) the share turned away, `flow` (k, v, d, r) requests a second.
+    """`placement` (d, r) is the number of workers to hold each set, `shares` (p, v) are those of
+    each prototype's requests by variant, `shed` (p,) is the share that is shed, `flow` (k, v, d, r)
+    are requests a second.
 
-    `prices` (d, r) are quality per worker-second; NaN where nobody holds the set. `source` is
+    `prices` (d, r) are quality per worker-second; NaN for a set that no worker holds. `source` is
     `solver`, `last` or `greedy`.
     """
 
@@ -91,7 +94,7 @@ class Plan:
     source: str
 
     def value(self, demand: Demand, tuning: Tuning) -> float:
-        """Quality a second, less what shedding loses."""
+        """Quality a second, less the loss of shed requests."""
         served = (demand.quality * self.shares).sum(axis=1)
         return float(demand.rates @ (served - tuning.shed_loss * self.shed))
 
@@ -101,8 +104,8 @@ def plan(
 ) -> Plan:
     """The best plan; demand beyond all capacity is shed where that loses least.
 
-    When the solver fails or runs out of time, `last`'s placement and prices are kept and its shares
-    found anew; without it the placement stays as it is, and requests are placed greedily.
+    When the solver fails or runs out of time, requests are placed greedily: on `last`'s placement,
+    with its prices, or without `last` on the present placement.
     """
     tuning = tuning or Tuning()
     model = _Programme(demand, cluster, tuning)
@@ -118,7 +121,7 @@ def plan(
 
 
 class _Programme:
-    """The programme's columns and rows. Columns are kept only where they may be positive."""
+    """The programme's columns and rows, without columns that can only be 0."""
 
     def __init__(self, demand: Demand, cluster: Cluster, tuning: Tuning) -> None:
         self._demand, self._cluster, self._tuning = demand, cluster, tuning
@@ -150,19 +153,19 @@ class _Programme:
         # every request is served or shed
         everyone = np.arange(p_count)
         self._add([(p, ys, 1.0), (everyone, self._z + everyone, 1.0)], np.ones(p_count), 1.0)
-        # its variant runs somewhere
+        # served requests of a class and variant are its flow
         used = demand.slo[p] * v_count + v
         balance = [(used, ys, demand.rates[p]), (k * v_count + fv, xs, -1.0)]
         self._add(balance, np.zeros(k_count * v_count), 0.0)
-        # within what the workers can do
+        # the flow is within the workers' capacity
         self._capacity = len(self._rows)
         work = (at, xs, cluster.cost_s[fv, fd])
         able = [(places, self._n + places, -rho), (places, self._a + places, rho * late)]
         self._add([work, *able], free, 0.0)
-        # who is to hold a set that he does not hold now, loads it
+        # workers beyond those that hold a set now load it
         loads = [(places, self._n + places, 1.0), (places, self._a + places, -1.0)]
         self._add(loads, free, cluster.placed.ravel().astype(float))
-        # nobody is there twice
+        # every worker holds at most one set
         there = np.full(d_count, -math.inf)
         held = [(places // r_count, self._n + places, 1.0)]
         self._add(held, there, cluster.workers.astype(float))
@@ -181,7 +184,8 @@ class _Programme:
             self._triplets.append((row + begin, column, values))
 
     def solve(self, placement: Whole | None) -> highspy.HighsSolution | None:
-        """A solution; of the linear programme that is left when the placement is given."""
+        """A solution of the programme or, given a placement, of the linear programme that is left;
+        None if there is none in time."""
         lp, count = highspy.HighsLp(), self._cluster.placed.size
         lp.num_col_, lp.num_row_ = self._columns, len(self._rows)
         lp.sense_ = highspy.ObjSense.kMaximize
@@ -248,14 +252,14 @@ class _Programme:
 
 
 def _clamped(duals: Numbers, placement: Whole, cluster: Cluster, tuning: Tuning) -> Numbers:
-    """Prices in [0, (1 + κ) / min c], none where nobody holds the set."""
+    """Prices in [0, (1 + κ) / min c], NaN for a set that no worker holds."""
     most = (1 + tuning.shed_loss) / cluster.cost_s.min()
     return np.where(placement > 0, np.clip(duals, 0.0, most), np.nan)
 
 
 def _greedy(demand: Demand, cluster: Cluster, tuning: Tuning, placement: Whole) -> Plan:
-    """Everyone by what is worth most a worker-second, as long as there is room; then what is left
-    goes to those whom a dearer variant helps most a worker-second."""
+    """Requests go to the options of most value per worker-second while capacity lasts; the rest of
+    it goes to the upgrades to dearer variants that gain most quality per worker-second."""
     placement = _fitting(placement, cluster)
     room = tuning.utilisation * placement.astype(float)
     shares, shed = np.zeros(demand.quality.shape), np.ones(len(demand.rates))
@@ -303,7 +307,7 @@ def _greedy(demand: Demand, cluster: Cluster, tuning: Tuning, placement: Whole) 
 
 
 def _fitting(placement: Whole, cluster: Cluster) -> Whole:
-    """The placement with no more workers of a type than there are."""
+    """The placement cut to the number of workers of each type."""
     placement = placement.copy()
     for d, count in enumerate(cluster.workers):
         while placement[d].sum() > count:

@@ -33,7 +33,7 @@ POLICIES: dict[str, Callable[[VariantTable, Sequence[Slo]], Policy]] = {
 
 
 def new_policy(name: str, table: VariantTable, slos: Sequence[Slo]) -> Policy:
-    """Raises BadRequest for a name that is not in `POLICIES`."""
+    """A new policy. Raises BadRequest for a name that is not in `POLICIES`."""
     if name not in POLICIES:
         raise BadRequest(f"There is no policy {name!r}: use {', '.join(POLICIES)}.")
     return POLICIES[name](table, slos)

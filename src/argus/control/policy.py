@@ -1,4 +1,4 @@
-"""What a policy is: it plans what the workers hold, and routes each request.
+"""The interface of policies, which plan the workers' models and route each request.
 
 Axes of arrays: p prompts, v variants, w workers.
 """
@@ -20,7 +20,7 @@ NOTHING = -1  # the model of a worker that is dead or loading
 
 @dataclass(frozen=True)
 class Slo:
-    """What a class of requests is promised: seconds from arrival, and the least quality."""
+    """An SLO class: the deadline in seconds from arrival, and the least quality."""
 
     deadline_s: float
     floor: float = 0.0
@@ -28,12 +28,12 @@ class Slo:
 
 @dataclass(frozen=True)
 class PlanningInput:
-    """What is known when a plan is made.
+    """What a plan is made from.
 
-    `rate` is the forecast of requests a second. Of recent prompts, `quality` (p, v) is predicted,
-    `allowed` (p, v) says which variants could serve them and `slo` (p,) is their class; there
-    may be none. `kinds` (w,) are the workers' types of device, `models` (w,) what they hold or
-    load, `alive` (w,) who is there, `wait_s` (w,) how long a request that is sent there now waits.
+    `rate` is the forecast of requests a second. For recent prompts, `quality` (p, v) is predicted,
+    `allowed` (p, v) says which variants can serve them and `slo` (p,) is their SLO class; p may be
+    0. `kinds` (w,) are the workers' types of device, `models` (w,) what they hold or load, `alive`
+    (w,) which of them are alive, `wait_s` (w,) the predicted wait of a request sent there now.
     `usable` is the share of cached latents that come in time.
     """
 
@@ -53,10 +53,10 @@ class PlanningInput:
 class Cluster:
     """The workers now, as lists by worker.
 
-    `models` are what they can serve at once (`NOTHING` for one that loads or is dead), `wait_s` the
-    estimated time until a request that is sent there runs, in seconds of the variant table,
-    `running` the requests that are being denoised. `slowness` is the time that the workers take as
-    a multiple of the table's.
+    `models` are what they can serve now (`NOTHING` for one that loads or is dead), `wait_s` the
+    predicted wait of a request sent there now, in seconds of the variant table, `running` the
+    numbers of running requests. `slowness` is the time that the workers take as a multiple of the
+    table's.
     """
 
     now_s: float
@@ -69,11 +69,11 @@ class Cluster:
 
 @dataclass(frozen=True, slots=True)
 class Decision:
-    """Variant and worker for a request; without a worker it is shed. `reason` is for people, as is
-    the `price` of a second of the worker, for policies that have one.
+    """Variant and worker for a request; without a worker it is shed. `reason` and, for policies
+    that have one, the `price` of a worker-second are for reports.
 
-    A `best_effort` picture is made however late it gets. `instead_of` is what the policy decided,
-    where its decision is not carried out.
+    A `best_effort` request is never dropped for lateness. `instead_of` is the policy's decision
+    where another one is carried out.
     """
 
     variant: int
@@ -86,16 +86,16 @@ class Decision:
 
 @dataclass(frozen=True)
 class Plan:
-    """The model every worker is to hold (w,), and what a plot of the policy would show."""
+    """The model every worker is to hold (w,), and figures for plots."""
 
     models: Whole
     figures: dict[str, float] = field(default_factory=dict)
 
 
 class Policy(Protocol):
-    """`informed` says whether it is told the prompts' predicted quality; `batching` is how its
-    workers form batches; `reviews` says whether it judges pictures that were made. A policy may
-    keep state, but no clock: times are given to it."""
+    """Called by the controller, and for reviews by its driver. `informed` says whether the policy
+    gets the prompts' predicted quality, `reviews` whether it reviews pictures; `batching` is how
+    its workers form batches. A policy may keep state, but has no clock: times are arguments."""
 
     @property
     def informed(self) -> bool: ...
@@ -107,26 +107,26 @@ class Policy(Protocol):
     def batching(self) -> Batching: ...
 
     def set_slos(self, slos: Sequence[Slo]) -> None:
-        """What is promised from now on, by class, in seconds of the table: less of them when the
-        workers turn out to be slower."""
+        """Set the SLO classes, with deadlines in seconds of the variant table: the slower the
+        workers, the shorter."""
 
     def plan(self, inputs: PlanningInput) -> Plan:
-        """What the workers are to hold. Called every window, and when something happens."""
+        """The models to hold. Called every window, and when the load or the workers change."""
 
     def route(self, request: Request, cluster: Cluster) -> Decision:
-        """Who serves a request, and how."""
+        """The variant and the worker of a request."""
 
     def review(self, request: Request, variant: int, judged: float) -> int | None:
-        """The variant that is to replace a picture that was made, None if it will do.
+        """The variant by which a picture is to be made again, None to keep it.
 
-        `judged` is what a discriminator thinks the picture is worth.
+        `judged` is the picture's quality by a discriminator.
         """
 
 
 class Base:
-    """What most policies share: all workers hold the exact model, pictures are final.
+    """What most policies share: all workers hold the exact model, pictures are not reviewed.
 
-    `costs_s` (v, d) are worker-seconds of a picture, in batches that the first deadline allows.
+    `costs_s` (v, d) are worker-seconds per picture, in batches that the shortest deadline allows.
     """
 
     informed = False
@@ -151,18 +151,19 @@ class Base:
 
 
 def first_free(cluster: Cluster, model: int) -> int | None:
-    """The worker that holds a model and begins soonest; None if nobody holds it."""
+    """The worker that holds a model and begins soonest; None if no worker holds it."""
     able = [worker for worker, held in enumerate(cluster.models) if held == model]
     return soonest(able, cluster)
 
 
 def soonest(workers: Iterable[int], cluster: Cluster) -> int | None:
-    """Who of the workers begins soonest; of those, who makes fewest."""
+    """The worker that begins soonest, among equals the one with fewest running requests."""
     return min(workers, key=lambda w: (cluster.wait_s[w], cluster.running[w]), default=None)
 
 
 def assigned(counts: Sequence[int], held: Sequence[int], usable: Sequence[bool]) -> list[int]:
-    """Models by worker, `counts[m]` of each, with as few loads as can be; the rest keep theirs."""
+    """Models by worker (w,), `counts[m]` of each, with as few loads as possible; the other workers
+    keep theirs."""
     left = list(counts)
     result = list(held)
     moving = []
@@ -180,14 +181,14 @@ def assigned(counts: Sequence[int], held: Sequence[int], usable: Sequence[bool])
 
 
 def placed(inputs: PlanningInput, table: VariantTable) -> Whole:
-    """How many workers of each type hold or load each model (d, m)."""
+    """Number of workers (d, m) of each type that hold or load each model."""
     counts = np.zeros((len(table.types), len(table.models)), dtype=np.int64)
     np.add.at(counts, (inputs.kinds[inputs.alive], inputs.models[inputs.alive]), 1)
     return counts
 
 
 def dealt(placement: Whole, inputs: PlanningInput) -> Whole:
-    """A placement (d, m) as models by worker (w,), type by type, with as few loads as can be."""
+    """A placement (d, m) as models by worker (w,), with as few loads as possible."""
     models = inputs.models
     for kind, counts in enumerate(placement.tolist()):
         usable = (inputs.alive & (inputs.kinds == kind)).tolist()

@@ -1,4 +1,4 @@
-"""`price`: every prompt gets what it is worth most, at what a worker's second costs now."""
+"""`price`: every prompt gets the variant of most value at the price of a worker-second now."""
 
 from __future__ import annotations
 
@@ -22,25 +22,25 @@ from argus.control.prototypes import demand_of
 from argus.control.request import Request
 from argus.control.variants import EXACT, RESERVE, VariantTable
 
-STRATEGIES = ("exact", "cache", "model", "steps")  # refining is MoDM's
+STRATEGIES = ("exact", "cache", "model", "steps")  # `refine` is for `modm` alone
 
 
 @dataclass(frozen=True)
 class PriceTuning:
-    """The constants of `price`. Chosen by simulation (`benchmarks/feedback.py`, `benchmarks/
-    evaluation.py`), unless it says otherwise.
+    """The constants of `price`, chosen by simulation (`benchmarks/feedback.py`,
+    `benchmarks/evaluation.py`) unless stated otherwise.
 
     Prices: they rise from the plan's to the highest between a wait of `calm` and one of `pressed`
     shares of the deadline. Options whose values differ by less than `tie`, in quality, count as
     equal: the plan's shares decide between them.
 
-    Time: a wait of all that is left to the deadline costs `wait_loss` of quality, so that of two
-    models the one with the shorter queue is taken. A picture whose wait and work take a share x of
-    what is left is late with a probability of `late`·x^`late_power`.
+    Time: a wait of the whole slack costs `wait_loss` of quality, so that of two models the one with
+    the shorter queue is chosen. A picture whose wait and work take a share x of the slack is late
+    with a probability of `late`·x^`late_power`.
 
     Plans: a plan is kept for up to `stale_s` seconds while the rate and the share of usable latents
     stay within `moved` of what it was made for. At most a share `moves` of the workers load at
-    once, one at least. A load must gain `load_loss` of quality for the requests that its worker
+    once, but at least one. A load must gain `load_loss` of quality for the requests that its worker
     serves. Of n workers under a deadline of x exact pictures, a share of 1 - `spare`/√(nx) is to be
     busy, between `least_busy` and `most_busy` (square-root staffing, Halfin and Whitt 1981).
     """
@@ -63,10 +63,10 @@ class PriceTuning:
 
 
 class Price(Base):
-    """DESIGN.md section 4: a plan's prices, the backlog's pressure on them, the best difference.
+    """DESIGN.md section 4: the plan's prices rise with the queue; the best value less cost wins.
 
-    A picture is worth its quality if it is in time, which is the less certain the less time it
-    leaves: what is begun while a burst builds up is made in fewer steps.
+    The value of a picture is its quality times the probability that it is in time. That falls with
+    the slack it leaves, so that requests take fewer steps while a burst builds up.
     """
 
     informed = True
@@ -129,9 +129,9 @@ class Price(Base):
         return Plan(models, {"price": float(np.nanmax(plan.prices, initial=0.0))})
 
     def _tuned(self, rate: float, workers: int) -> planner.Tuning:
-        """Fewer workers average out less of a burst of chance, and a shorter deadline leaves less
-        time to wait: more must be spare. A load costs more than its time: queued requests go
-        elsewhere."""
+        """The planner's constants. Fewer workers average out less of a random burst, and a shorter
+        deadline leaves less time to wait: more capacity must be spare. A load costs more than its
+        time: queued requests are routed again."""
         tuning = self.tuning
         if tuning.planner is not None:
             return tuning.planner
@@ -143,7 +143,7 @@ class Price(Base):
         )
 
     def _outdated(self, inputs: PlanningInput) -> bool:
-        """Whether a new plan would differ from the last by more than chance."""
+        """Whether a new plan would differ from the last by more than noise."""
         now = (inputs.now_s, inputs.rate, inputs.usable, inputs.alive.tolist())
         if self._planned is not None and inputs.models.tolist() == self._wanted:
             at, rate, usable, alive = self._planned
@@ -155,22 +155,22 @@ class Price(Base):
         return True
 
     def _expected_costs(self, usable: float) -> planner.Numbers:
-        """Costs (v, d) when latents come in time in a share `usable` of the cases, and everything
-        else that skips is made in full."""
+        """Costs (v, d) when a share `usable` of latents comes in time, and all other requests that
+        were to skip steps run in full."""
         table, costs = self.table, self.costs_s.copy()
         skips = table.skip > 0
         costs[skips] = usable * costs[skips] + (1 - usable) * costs[EXACT]
         return costs
 
     def _staged(self, models: planner.Whole, inputs: PlanningInput) -> planner.Whole:
-        """A few moves at a time, so that service goes on."""
+        """Models (w,) after the next few loads towards a plan, so that service goes on."""
         moving = np.flatnonzero((models != inputs.models) & inputs.alive)
         most = max(1, int(self.tuning.moves * inputs.alive.sum()))
         models[moving[most:]] = inputs.models[moving[most:]]
         return models
 
     def _dearest(self, quality: planner.Numbers, allowed: planner.Flags) -> list[list[float]]:
-        """The price (d, m) at which nearly everyone prefers the cheapest variant of the model."""
+        """The price (d, m) at which nearly all prompts prefer the cheapest variant of the model."""
         table, result = self.table, np.zeros((len(self.table.types), len(self.table.models)))
         for d in range(len(table.types)):
             for m in set(table.model.tolist()):
@@ -188,11 +188,11 @@ class Price(Base):
         return rows
 
     def valued(self, quality: planner.Numbers) -> planner.Numbers:
-        """What the policy takes the quality (p, v) of prompts for."""
+        """The quality (p, v) of prompts that the policy plans with."""
         return quality
 
     def quality_of(self, request: Request) -> Sequence[float]:
-        """The same of one request (v,)."""
+        """The quality (v,) of one request that the policy routes by."""
         return request.quality
 
     def route(self, request: Request, cluster: Cluster) -> Decision:
@@ -212,7 +212,7 @@ class Price(Base):
         best = -float("inf")
         for (kind, model), (wait, running, worker) in best_wait.items():
             price = self._price(kind, model, wait, running)
-            joined = running if wait > 0 else running + 1  # who waits, takes another's place
+            joined = running if wait > 0 else running + 1  # one is done before it runs
             size = max(1, min(joined, self._best_batch[kind][model]))
             waiting = tuning.wait_loss * wait / slack_s
             step_s = size_factor * self.table.batch_step_s(kind, model, size)
@@ -241,10 +241,10 @@ class Price(Base):
         return Decision(v, worker, "worth most at today's prices", price)
 
     def _price(self, kind: int, model: int, wait: float, running: int) -> float:
-        """The plan's price; nothing on an idle worker, towards the dearest as the queue grows.
+        """The plan's price; 0 on an idle worker, up to the highest as the queue grows.
 
-        Never above it: the plan's prices of an overload would shed as many as the plan does, which
-        keeps some of the capacity back. Who can be in time is served.
+        It is never above that: in an overload the plan's prices would shed as many requests as the
+        plan, which keeps spare capacity. A request that can be in time is served.
         """
         price, highest = self._prices[kind][model], self._highest[kind][model]
         if highest > 0:
@@ -260,7 +260,7 @@ class Price(Base):
 
 
 class PriceBlind(Price):
-    """The same, with every prompt given the mean quality: what prompt-awareness alone is worth."""
+    """`price` with the mean quality for every prompt: the baseline for prompt-awareness."""
 
     informed = False
 
@@ -281,4 +281,4 @@ class PriceBlind(Price):
 
 
 class Oracle(Price):
-    """`price`, told the true quality of every prompt and the rates to come: the upper bound."""
+    """`price` with the true quality of every prompt and the true future rates: the upper bound."""

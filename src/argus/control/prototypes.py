@@ -1,4 +1,4 @@
-"""Recent prompts as a few prototypes, which is what a plan is made for."""
+"""Recent prompts as a few prototypes, for which a plan is made."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ def demand_of(
 ) -> Demand:
     """Prompts with `quality` and `allowed` (p, v) as prototypes whose rates sum to `rate`.
 
-    Prompts of one prototype are of one class and allowed the same variants; where that leaves many
-    together, k-means of their quality parts them.
+    Prompts of one prototype share the SLO class and the allowed variants; large groups are split by
+    k-means on quality.
     """
     keys = np.concatenate([slo[:, None], allowed.astype(np.int64)], axis=1)
     _, kinds = np.unique(keys, axis=0, return_inverse=True)
@@ -39,7 +39,7 @@ def demand_of(
 
 
 def _parted(rows: Numbers, count: int) -> Whole:
-    """The cluster (n,) of each of `rows`, at most `count`; k-means from evenly spread rows."""
+    """The cluster (n,) of each row, of at most `count`; k-means from evenly spread rows."""
     if count <= 1 or len(rows) <= count:
         return np.arange(len(rows)) % max(1, count)
     order = rows.sum(axis=1).argsort(kind="stable")

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 @dataclass(eq=False)
 class Request:
-    """One picture that is asked for, filled in on its way. Servers and simulators add to it.
+    """A request for one picture, filled in on its way. The server and the simulator extend it.
 
     `quality` (v,) is predicted and `allowed` (v,) says which variants can serve it: without a
     neighbour none that skips. `similarity` is that of the neighbour, None without one. `slo` is the
@@ -22,7 +22,8 @@ class Request:
 
     `variant` is the one decided on, `work_steps` the steps that it takes, and `reserved_s` the
     seconds by which the request lengthens its worker's queue. `too_late` says that it was routed
-    anew already since there was no time left for a variant, `deaths` how many workers died of it.
+    again once because no time was left for its variant; `deaths` counts the workers that died while
+    running it.
     """
 
     quality: Sequence[float] = ()

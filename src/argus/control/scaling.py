@@ -1,4 +1,4 @@
-"""Accuracy scaling by smaller models, blind to prompts: `proteus` and `sommelier`."""
+"""Accuracy scaling by smaller models, whatever the prompts: `proteus` and `sommelier`."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from argus.control.variants import EXACT, VariantTable
 
 
 class _Scaling(Base):
-    """Both serve with the exact variant and its family's smaller models, and pay for loads."""
+    """What both share: every worker serves by the exact variant or by one smaller model."""
 
     batching = Adaptive()
 
@@ -43,11 +43,11 @@ class _Scaling(Base):
 
 
 class Proteus(_Scaling):
-    """Proteus (Ahmad et al., ASPLOS 2024): a MILP places model variants for the most mean accuracy
-    that carries the forecast load (section 4), requests are spread by its shares, and batches are
-    as large as the deadline allows (section 5).
+    """Proteus (Ahmad et al., ASPLOS 2024): a MILP places model variants for the highest mean
+    accuracy at the forecast load (section 4), requests are spread by its shares, and batches are as
+    large as the deadline allows (section 5).
 
-    Deviation: batch sizes are those of the table's cost, not variables of the programme.
+    Deviation: batch sizes are those of the variant table's costs, not variables of the programme.
     """
 
     def __init__(self, table: VariantTable, slos: Sequence[Slo]) -> None:
@@ -92,16 +92,16 @@ class Proteus(_Scaling):
 
 @dataclass(frozen=True)
 class SommelierTuning:
-    """A worker takes a smaller model when its queue is longer than `long` shares of the deadline,
-    and a larger one when it is shorter than `short`. Assumed: the papers give neither."""
+    """A worker changes to a smaller model when its wait is above `long` shares of the deadline, and
+    to a larger one when it is below `short`. Assumed: the papers give neither."""
 
     long: float = 0.5
     short: float = 0.05
 
 
 class Sommelier(_Scaling):
-    """Sommelier (Guo et al., SIGMOD 2022) as the Argus paper uses it: each worker alone takes a
-    smaller model while its queue would miss deadlines, and a larger one when it is short."""
+    """Sommelier (Guo et al., SIGMOD 2022) as the Argus paper uses it: each worker by itself
+    changes to a smaller model when its queue is long, and to a larger one when it is short."""
 
     def __init__(
         self, table: VariantTable, slos: Sequence[Slo], tuning: SommelierTuning = SommelierTuning()

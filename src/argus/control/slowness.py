@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import math
 
-LOOKS = 6  # at the load and at the workers' slowness, a window
-SLOWER = 0.1  # logarithm of the change that makes a plan outdated
+LOOKS = 6  # a window, at the load and at the workers' slowness
+SLOWER = 0.1  # change of the logarithm that makes a plan outdated
 
 
 class SlownessTracker:
-    """The workers' slowness, on a logarithmic mean over about the last `LOOKS` looks."""
+    """The workers' slowness as a moving logarithmic mean over about the last `LOOKS` looks."""
 
     def __init__(self, slowness: float = 1.0) -> None:
         self._mean = self._planned = math.log(slowness)
@@ -20,13 +20,13 @@ class SlownessTracker:
 
     @property
     def outdated(self) -> bool:
-        """Whether workers are no more as fast as the last plan took them for."""
+        """Whether the slowness has changed since the last plan."""
         return abs(self._mean - self._planned) > SLOWER
 
     def saw(self, slowness: float) -> None:
-        """How slow workers are at this look."""
+        """Add the slowness at this look."""
         self._mean += (math.log(slowness) - self._mean) / LOOKS
 
     def planned(self) -> None:
-        """A plan takes them for as slow as they are now."""
+        """A plan is made with the present slowness."""
         self._planned = self._mean

@@ -1,4 +1,4 @@
-"""What a cluster can serve, and what each way of making a picture costs on each type of device.
+"""The variant table: what each variant costs on each type of device, and its mean quality.
 
 Axes of arrays: v variants, m models, d types of device, b batch sizes.
 """
@@ -19,19 +19,19 @@ Whole = NDArray[np.int64]
 Flags = NDArray[np.bool_]
 
 EXACT = 0  # the exact variant is the first
-RESERVE = 0.7  # of a deadline; the rest is for waiting
+RESERVE = 0.7  # of a deadline, for running; the rest is for waiting
 
 
 @dataclass(frozen=True)
 class VariantTable:
-    """The variants, the exact one first, and the devices.
+    """The variants, the exact one first, and the types of device.
 
-    `strategies` are `exact`, `cache`, `model`, `steps` or `refine`; `model` (v,) is the model a
-    variant needs, `steps` (v,) the denoising steps it runs, with encoding and decoding counted as
-    steps of the same cost, `skip` (v,) the K it skips and `least_similarity` (v,) the published
-    threshold for that. `mean_quality` (v,) is what a policy that is blind to prompts knows.
-    `step_s` (d, m, b) are seconds of a step of a batch of `batches` (b,), ascending from 1, and
-    `load_s` (d, m) seconds to load a model.
+    `strategies` are `exact`, `cache`, `model`, `steps` or `refine`; `model` (v,) is the model of a
+    variant, `steps` (v,) its work steps: those it denoises, with encoding and decoding counted as
+    steps; `skip` (v,) is the K it skips and `least_similarity` (v,) the published threshold for
+    that. `mean_quality` (v,) is for policies without predictions. `step_s` (d, m, b) are seconds of
+    a step of a batch of `batches` (b,), ascending from 1, and `load_s` (d, m) seconds to load a
+    model.
     """
 
     variants: tuple[str, ...]
@@ -52,7 +52,7 @@ class VariantTable:
 
     @cached_property
     def alone_s(self) -> Numbers:
-        """Seconds of a variant's picture on an idle worker (v, d)."""
+        """Seconds (v, d) of one picture on an idle worker."""
         return self.picture_s[:, :, 0]
 
     @cached_property
@@ -62,8 +62,7 @@ class VariantTable:
 
     @cached_property
     def picture_s(self) -> Numbers:
-        """Seconds of a batch of a variant's pictures (v, d, s); between measured sizes on a
-        straight line."""
+        """Seconds (v, d, s) of a batch of pictures; linear between measured sizes."""
         step_s = np.apply_along_axis(
             lambda known: np.interp(self.sizes, self.batches, known), 2, self.step_s
         )
@@ -72,27 +71,27 @@ class VariantTable:
 
     @cached_property
     def slo_s(self) -> float:
-        """What `1x` is: the exact variant's latency, alone on the fastest type."""
+        """Seconds of `1x`: the exact variant's latency, alone on the fastest type of device."""
         return float(self.alone_s[EXACT].min())
 
     @cached_property
     def best_batch(self) -> Whole:
-        """The batch (d, m) that makes most pictures a second."""
+        """The batch size (d, m) with most pictures a second."""
         best: Whole = self.batches[(self.batches / self.step_s).argmax(axis=2)]
         return best
 
     def cost_s(self, deadline_s: float) -> Numbers:
-        """Worker-seconds a picture (v, d): its share of the best batch that takes no more than
-        `RESERVE` of a deadline; alone where all take longer."""
+        """Worker-seconds per picture (v, d), in the best batch that takes no more than `RESERVE` of
+        a deadline; alone where all batches take longer."""
         cost: Numbers = self._chosen_s(deadline_s) / self.sizes[self._batch(deadline_s)]
         return cost
 
     def full_s(self, deadline_s: float) -> Numbers:
-        """Seconds of a variant's picture (v, d) in that batch."""
+        """Seconds (v, d) of the batch of `cost_s`."""
         return self._chosen_s(deadline_s)
 
     def _batch(self, deadline_s: float) -> Whole:
-        """Indices (v, d) of that batch."""
+        """Index (v, d) in `sizes` of the batch of `cost_s`."""
         in_time = self.picture_s <= RESERVE * deadline_s
         best: Whole = np.where(in_time, self.sizes / self.picture_s, 0.0).argmax(axis=2)
         return best
@@ -103,7 +102,8 @@ class VariantTable:
         return chosen
 
     def batch_step_s(self, kind: int, model: int, size: int) -> float:
-        """Seconds of a step of `size` pictures; between measured sizes on a straight line."""
+        """Seconds of a step of `size` pictures; linear between measured sizes, and beyond them in
+        proportion to the size."""
         curve = self._curves.get((kind, model))
         if curve is None:
             curve = [0.0, *np.interp(self.sizes, self.batches, self.step_s[kind, model]).tolist()]
@@ -114,10 +114,10 @@ class VariantTable:
 
 
 def variant_table(family: Family, profile: Profile | None = None) -> VariantTable:
-    """A family's variants on one type of device.
+    """The variant table of a family on one type of device.
 
     Encoding and decoding count as steps, at the model's best batch. Without a profile every step of
-    every model counts as a second: good for policies that do not weigh costs.
+    every model takes a second: enough for policies that ignore costs.
     """
     variants = family.variants
     names, models = tuple(variants), list(dict.fromkeys(one.model for one in variants.values()))

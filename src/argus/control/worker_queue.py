@@ -1,7 +1,7 @@
 """One worker as control sees it: its queued and running requests, and how long they take.
 
-The simulator's virtual workers and the server's real ones keep the same account. Times are seconds
-of the driver's clock.
+The server's workers and the simulator's use the same queue. Times are seconds of the driver's
+clock.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from argus.control.policy import NOTHING
 from argus.control.request import Request
 
 RATE_MEMORY_S = 30.0
-TRUST, ALARM = 0.05, 0.1  # in one measured picture beside all before; in one that took longer
+TRUST, ALARM = 0.05, 0.1  # weight of one measured picture; of one that took longer
 SLOWEST = 50.0
 
 
@@ -26,8 +26,8 @@ R = TypeVar("R", bound=Request)
 
 
 def mean_slowness(queues: Sequence[WorkerQueue[R]]) -> float:
-    """The geometric mean of the slowness of workers that are alive and were measured; of all that
-    were measured if none of those is alive, and 1 if none was."""
+    """The geometric mean of the slowness of measured workers that are alive; of all measured ones
+    if none of those is alive; 1 if none was measured."""
     known = [one for one in queues if one.known]
     living = [one for one in known if one.alive] or known
     return math.exp(sum(math.log(one.slowness) for one in living) / max(1, len(living)))
@@ -35,18 +35,18 @@ def mean_slowness(queues: Sequence[WorkerQueue[R]]) -> float:
 
 @dataclass
 class WorkerQueue(Generic[R]):
-    """The account of one worker of a type of device, which runs requests of the model it holds.
+    """The queued and running requests of one worker, driven by the fleet or the simulator.
 
     Running requests advance together, a step in the time that a batch of their number takes:
     `progress` counts steps, and a request is done after its `work_steps`. With stepwise batching
-    others join at any step; with request batching none does until all are done.
+    queued requests join at any step; with request batching none joins until all are done.
 
     `kind` is the type of device, `model` what it holds, `target` what it is to hold. `step_s` gives
     the seconds of a step by type, model and batch, `batch_limit` the most that it runs at once by
     type and model, `largest_batch` the most that a batching rule may ask for. `slowness` is the
     time that a step takes as a multiple of `step_s`, once that is `known`. A worker that is not
     `alive` does not advance; one that is not `ready` begins nothing. A request with no more than
-    `handover_steps` to go leaves room for the next, where handing over takes a moment.
+    `handover_steps` to go makes room for the next, to hide the time of the handover.
     """
 
     number: int
@@ -146,7 +146,7 @@ class WorkerQueue(Generic[R]):
             if entry[2] is request:
                 self.running.remove(entry)
                 heapq.heapify(self.running)
-                if done:  # steps that should have been done in its time, and that were
+                if done:  # steps predicted for its time, and steps done
                     self._measure(self.progress - entry[0] + request.work_steps, request.work_steps)
                     self._all_in_time &= now <= request.deadline_s
                 return
@@ -220,7 +220,7 @@ class WorkerQueue(Generic[R]):
         if running:
             requests += [request for _, _, request in self.running]
             self.running = []
-            self._judged = self._all_in_time = True  # a batch that was lost teaches nothing
+            self._judged = self._all_in_time = True  # the limit is not learnt from a lost batch
         return requests
 
     def _judge(self) -> None:
@@ -231,7 +231,7 @@ class WorkerQueue(Generic[R]):
             self._judged = self._all_in_time = True
 
     def _measure(self, took: float, predicted: float) -> None:
-        """Correct the slowness by how long something took beside what was predicted."""
+        """Correct the slowness by a measured time and the predicted one."""
         if took > 0 and predicted > 0:
             trust = ALARM if took > predicted else TRUST
             corrected = self.slowness * (took / predicted) ** trust
@@ -245,11 +245,11 @@ class WorkerQueue(Generic[R]):
         return sum(end > gone for end, _, _ in self.running)
 
     def _joins(self, request: R, now: float) -> bool | None:
-        """Whether a request joins the running ones now; None if it can be done in time neither so
+        """Whether a request joins the running ones now; None if it can be done in time neither now
         nor later.
 
         It waits for them only where that makes it meet its deadline and joining does not: a request
-        that is late anyway must not have a worker to itself while others wait.
+        that is late anyway must not have a worker to itself while others are queued.
         """
         joined = now + request.work_steps * self._step(len(self.running) + 1)
         if joined <= request.deadline_s:
@@ -277,9 +277,8 @@ class WorkerQueue(Generic[R]):
     def _batch(self, now: float) -> tuple[list[R], list[R]]:
         """The batch that begins now, and the requests that are dropped.
 
-        The batching's rule drops requests by their deadlines. Those that it would drop but that may
-        end after their deadline, before they expire, come last in the batch instead, with their
-        expiry for a deadline.
+        The batching rule drops requests by their deadlines. Those that it would drop, but that can
+        be done before they expire, come last in the batch instead, with their expiry as deadline.
         """
         alone_s = self._step(1)
         in_time: list[R] = []
@@ -341,7 +340,7 @@ class WorkerQueue(Generic[R]):
         return self.batch_limit(self.kind, self.model)
 
     def _together_s(self, work_steps: list[float]) -> float:
-        """Seconds until all of a batch are done that nobody joins, with so many steps to go."""
+        """Seconds until a batch with these steps to go is done, if no request joins it."""
         left = sorted(max(0.0, one) for one in work_steps)
         steps = [self._step(size) for size in range(len(left), 0, -1)]
         before, total = 0.0, 0.0
