@@ -16,6 +16,7 @@ from argus.cache.catalogue import Catalogue, Entry, Removed, Stats, Uses
 from argus.cache.index import SimilarityIndex, Vector
 from argus.cache.latents import BrokenLatents, LatentStore, StoredLatents
 from argus.cache.scope import Scope
+from argus.core.errors import named
 
 log = logging.getLogger(__name__)
 
@@ -92,7 +93,7 @@ class ApproximateCache:
         try:
             self.count_uses()
         except SQLAlchemyError as error:
-            log.warning("Uses of latents were not counted: %s", error)
+            log.warning("Uses of latents were not counted: %s", named(error))
         self._catalogue.close()
 
     def find(self, scope: Scope, vector: Vector, count: int = 1) -> list[Neighbour]:
@@ -170,6 +171,14 @@ class ApproximateCache:
                     with suppress(BrokenLatents):  # the store answers
                         self._store.get(stored)
 
+    def probe_store(self) -> None:
+        """Raises OSError, or what its kind of store does, unless latents can be written."""
+        self._store.probe()
+
+    def probe_catalogue(self) -> None:
+        """Raises SQLAlchemyError unless the catalogue can be written."""
+        self._catalogue.probe()
+
     def keep(
         self, scope: Scope, prompt: str, vector: Vector, latents: Mapping[int, Tensor]
     ) -> int | None:
@@ -245,8 +254,8 @@ class ApproximateCache:
         self._store.delete(
             [
                 name
-                for name, written_at in self._store.written()
-                if name not in known and now - written_at > ORPHAN_AGE_S
+                for name, written_at in self._store.written(known)
+                if now - written_at > ORPHAN_AGE_S
             ]
         )
 

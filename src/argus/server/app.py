@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-import itertools
 import logging
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from http import HTTPStatus
 from typing import Annotated, Any
@@ -15,10 +14,11 @@ from fastapi.responses import RedirectResponse, StreamingResponse
 from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 
 from argus import __version__
+from argus.core.errors import named
 from argus.server.errors import ApiError, answer_errors
 from argus.server.generate import generate, unless_left
 from argus.server.keys import EVERYONE, KeyRing
-from argus.server.middleware import BodyLimit, Counting
+from argus.server.middleware import BodyLimit, Counting, Leaving
 from argus.server.pictures import MEDIA_TYPES
 from argus.server.schema import (
     ErrorBody,
@@ -26,15 +26,17 @@ from argus.server.schema import (
     GenerationResponse,
     ModelData,
     ModelList,
+    Readiness,
 )
 from argus.server.service import Service
 from argus.server.stream import stream
+from argus.server.threads import Threads, TooManyHang
 
 log = logging.getLogger(__name__)
 
 GENERATIONS = "/v1/images/generations"
 SWEEP_EVERY_S = 60.0
-ORPHANS_EVERY = 60  # of the above
+ORPHANS_EVERY_S = 3600.0
 ERRORS: dict[int | str, dict[str, Any]] = {
     status: {"model": ErrorBody} for status in (400, 401, 404, 413, 429, 500, 503)
 }
@@ -66,9 +68,10 @@ def new_app(service: Service) -> FastAPI:
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
         service.start()
-        sweeping = asyncio.create_task(_sweep(service))
+        sweeping = _sweep(service)
         yield
-        sweeping.cancel()
+        for task in sweeping:
+            task.cancel()
         await service.close()
 
     app = FastAPI(
@@ -81,6 +84,7 @@ def new_app(service: Service) -> FastAPI:
     app.state.keys = service.keys
     app.add_middleware(BodyLimit, limit=service.settings.body_limit)
     app.add_middleware(Counting, path=GENERATIONS, metrics=service.metrics)
+    app.add_middleware(Leaving, path=GENERATIONS, service=service)
     answer_errors(app)
     _operator_routes(app, service)
     _api_routes(app, service)
@@ -97,11 +101,16 @@ def _operator_routes(app: FastAPI, service: Service) -> None:
     async def health() -> dict[str, str]:
         return {"status": "ok", "version": __version__}
 
-    @app.get("/ready", summary="Whether pictures can be made", responses={503: ERRORS[503]})
-    async def ready() -> dict[str, str]:
+    @app.get(
+        "/ready",
+        summary="Whether pictures can be made, and what is done without",
+        response_model_exclude_none=True,
+        responses={503: ERRORS[503]},
+    )
+    async def ready() -> Readiness:
         if not service.ready:
             raise service.unavailable()
-        return {"status": "ready"}
+        return Readiness(status="ready", degraded=service.degraded or None)
 
     @app.get("/metrics", summary="Prometheus metrics", response_class=Response)
     async def metrics() -> Response:
@@ -129,7 +138,7 @@ def _api_routes(app: FastAPI, service: Service) -> None:
         body: GenerationRequest, request: Request, tenant: Tenant
     ) -> GenerationResponse | StreamingResponse:
         if body.stream:
-            return await unless_left(request, stream(service, body, tenant))
+            return await unless_left(request, stream(service, body, tenant, request))
         work = generate(service, body, tenant, str(request.base_url))
         return await unless_left(request, work)
 
@@ -141,10 +150,22 @@ def _api_routes(app: FastAPI, service: Service) -> None:
         "/v1/images/{name}",
         summary="A picture of a url answer",
         response_class=Response,
-        responses={200: {"content": {m: {} for m in MEDIA_TYPES.values()}}, 404: ERRORS[404]},
+        responses={
+            200: {"content": {m: {} for m in MEDIA_TYPES.values()}},
+            404: ERRORS[404],
+            503: ERRORS[503],
+        },
     )
     async def picture(name: str) -> Response:
-        data = await asyncio.to_thread(service.pictures.get, name)
+        try:
+            data = await service.pictures.get(name)
+        except (OSError, TooManyHang) as error:
+            raise ApiError(
+                HTTPStatus.SERVICE_UNAVAILABLE,
+                "The picture cannot be read now: ask again.",
+                "storage_unavailable",
+                headers={"Retry-After": "5"},
+            ) from error
         if data is None:
             raise ApiError(HTTPStatus.NOT_FOUND, "No such picture, or it expired.", "not_found")
         return Response(data, media_type=MEDIA_TYPES[name.rpartition(".")[2]])
@@ -154,16 +175,27 @@ def _model(service: Service, name: str) -> ModelData:
     return ModelData(id=name, created=service.created)
 
 
-async def _sweep(service: Service) -> None:
-    """Delete what has expired and, rarely, what crashes left behind."""
-    for minute in itertools.count():
+def _sweep(service: Service) -> list[asyncio.Task[None]]:
+    """Delete pictures that have expired and, rarely, latents that crashes left behind: apart, so
+    that a latent store that hangs keeps no picture on the disk."""
+    orphans = Threads("cache-sweep", 1)
+
+    async def forget_orphans() -> None:
+        await orphans.run(service.cache.sweep)
+
+    return [
+        asyncio.create_task(_repeat(service.pictures.sweep, SWEEP_EVERY_S)),
+        asyncio.create_task(_repeat(forget_orphans, ORPHANS_EVERY_S)),
+    ]
+
+
+async def _repeat(sweep: Callable[[], Awaitable[None]], every_s: float) -> None:
+    while True:
         try:
-            await asyncio.to_thread(service.pictures.sweep)
-            if minute % ORPHANS_EVERY == 0:
-                await asyncio.to_thread(service.cache.sweep)
+            await sweep()
         except Exception as error:
-            log.warning("Sweeping failed: %r", error)
-        await asyncio.sleep(SWEEP_EVERY_S)
+            log.warning("Sweeping failed: %s", named(error))
+        await asyncio.sleep(every_s)
 
 
 def _without_422(app: FastAPI) -> None:

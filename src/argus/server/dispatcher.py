@@ -6,9 +6,9 @@ import asyncio
 import logging
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Coroutine
 from concurrent.futures import Future
-from typing import NoReturn
+from typing import Any, NoReturn
 
 from argus.control.breaker import FETCH_SHARE
 from argus.control.policy import Decision
@@ -18,6 +18,7 @@ from argus.core.job import Job
 from argus.server.metrics import Metrics
 from argus.server.preparation import Preparation, timed
 from argus.server.request import (
+    Closed,
     Doubted,
     Full,
     ImageRequest,
@@ -59,6 +60,8 @@ class Dispatcher:
         self._limit, self._on_picture = queue_limit, on_picture
         self._variants = [model.variants[name] for name in model.table.variants]
         self._in_flight = 0
+        self._closed = False
+        self._ends: set[asyncio.Future[None]] = set()  # one a request, done when the server ends
 
     @property
     def in_flight(self) -> int:
@@ -69,9 +72,9 @@ class Dispatcher:
         """Make a request's pictures, all or none.
 
         Raises Full at once when there is no room, Shed when no worker can meet the deadline,
-        Expired when the request was given up before it ran, and what the worker raises. Each of its
-        pictures is counted as one outcome: that of the request if it fails, since then none of them
-        is answered.
+        Expired when the request was given up before it ran, Closed when the server ends first, and
+        what the worker raises. Each of its pictures is counted as one outcome: that of the request
+        if it fails, since then none of them is answered.
         """
         try:
             pictures = await self._admitted(request)
@@ -90,16 +93,46 @@ class Dispatcher:
         self._in_flight += request.count
         self._metrics.in_flight.set(self._in_flight)
         try:
-            pictures = await self._preparation.prepare(request)
-            tasks = [asyncio.create_task(self._make(picture)) for picture in pictures]
-            try:
-                return list(await asyncio.gather(*tasks))
-            finally:
-                for task in tasks:
-                    task.cancel()
+            return await self._until_closed(self._pictures(request))
         finally:
             self._in_flight -= request.count
             self._metrics.in_flight.set(self._in_flight)
+
+    async def _until_closed(self, serving: Coroutine[Any, Any, list[Picture]]) -> list[Picture]:
+        """What a request's work gives. Raises Closed at `close`, whatever the work waits for."""
+        work = asyncio.create_task(serving)
+        end = asyncio.get_running_loop().create_future()
+        self._ends.add(end)
+        try:
+            if not self._closed:
+                await asyncio.wait((work, end), return_when=asyncio.FIRST_COMPLETED)
+            if not work.done():
+                raise Closed
+            return work.result()
+        except asyncio.CancelledError:
+            work.cancel()
+            await asyncio.wait((work,))
+            raise
+        finally:
+            self._ends.discard(end)
+            work.cancel()
+            work.add_done_callback(_look_at)
+
+    def close(self) -> None:
+        """End every request that is not answered yet. May be called twice."""
+        self._closed = True
+        for end in self._ends:
+            if not end.done():
+                end.set_result(None)
+
+    async def _pictures(self, request: ImageRequest) -> list[Picture]:
+        pictures = await self._preparation.prepare(request)
+        tasks = [asyncio.create_task(self._make(picture)) for picture in pictures]
+        try:
+            return list(await asyncio.gather(*tasks))
+        finally:
+            for task in tasks:
+                task.cancel()
 
     def _refuse(self, request: ImageRequest) -> NoReturn:
         """There is no room for a request, which counts as demand all the same. Raises Full."""
@@ -295,6 +328,12 @@ class Dispatcher:
     @property
     def _router(self) -> Router:
         return self._routing.result()
+
+
+def _look_at(work: asyncio.Task[list[Picture]]) -> None:
+    """Asyncio logs errors that nobody looked at."""
+    if not work.cancelled():
+        work.exception()
 
 
 def _outcome_of(error: BaseException) -> str:

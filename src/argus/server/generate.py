@@ -15,12 +15,13 @@ from typing import Any, TypeVar
 from fastapi import Request
 from starlette.types import Message
 
-from argus.core.errors import BadRequest, Expired, NotEnoughMemory
+from argus.core.errors import BadRequest, Expired, ModelError, NotEnoughMemory
 from argus.core.job import MAX_SEED
 from argus.server.errors import ApiError, invalid
 from argus.server.keys import SHARED
+from argus.server.middleware import CLIENT_LEFT
 from argus.server.pictures import encode_picture
-from argus.server.request import Full, ImageRequest, Picture, Shed
+from argus.server.request import Closed, Full, ImageRequest, Picture, Shed
 from argus.server.schema import (
     ArgusOptions,
     GenerationRequest,
@@ -35,8 +36,6 @@ from argus.workers.worker import OnPreview, WorkerError
 
 T = TypeVar("T")
 
-CLIENT_LEFT = 499  # nobody reads it; nginx's number for the metrics
-
 
 async def generate(
     service: Service, body: GenerationRequest, tenant: str, base_url: str
@@ -46,23 +45,22 @@ async def generate(
     pictures = await serve(service, asked)
     output_format = body.output_format or "png"
     files = [await asyncio.to_thread(encode_picture, one.image, output_format) for one in pictures]
+    data = [PictureData(b64_json=base64.b64encode(file).decode()) for file in files]
+    reports = [report(service, picture) for picture in pictures]
     if body.response_format == "url":
-        base = service.settings.public_url or base_url
-        data = [
-            PictureData(
-                url=f"{base.rstrip('/')}/v1/images/"
-                + await asyncio.to_thread(service.pictures.put, file, output_format)
-            )
-            for file in files
-        ]
-    else:
-        data = [PictureData(b64_json=base64.b64encode(file).decode()) for file in files]
+        base = (service.settings.public_url or base_url).rstrip("/")
+        for i, file in enumerate(files):
+            name = await service.pictures.put(file, output_format)
+            if name is None:
+                reports[i].inline = True
+            else:
+                data[i] = PictureData(url=f"{base}/v1/images/{name}")
     return GenerationResponse(
         created=int(time.time()),
         data=data,
         output_format=output_format,
         size=f"{asked.width}x{asked.height}",
-        argus=[report(service, picture) for picture in pictures],
+        argus=reports,
     )
 
 
@@ -72,6 +70,8 @@ async def serve(service: Service, request: ImageRequest) -> list[Picture]:
         raise service.unavailable()
     try:
         return await service.dispatcher.serve(request)
+    except Closed as error:
+        raise service.unavailable() from error
     except Full as error:
         raise ApiError(
             HTTPStatus.TOO_MANY_REQUESTS,
@@ -90,6 +90,8 @@ async def serve(service: Service, request: ImageRequest) -> list[Picture]:
         raise invalid(str(error), None) from error
     except Expired as error:
         raise ApiError(HTTPStatus.GATEWAY_TIMEOUT, str(error), "expired") from error
+    except ModelError as error:  # the model can never be loaded
+        raise service.unavailable() from error
     except (NotEnoughMemory, WorkerError) as error:
         raise ApiError(HTTPStatus.SERVICE_UNAVAILABLE, str(error), "worker_failed") from error
 

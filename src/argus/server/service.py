@@ -9,6 +9,7 @@ import re
 import statistics
 import time
 from concurrent.futures import Future
+from contextlib import suppress
 from functools import partial
 from http import HTTPStatus
 from threading import Thread
@@ -26,19 +27,20 @@ from argus.core.errors import ModelError
 from argus.core.family import Variant
 from argus.server.dispatcher import Dispatcher
 from argus.server.errors import ApiError, invalid
+from argus.server.health import StorageHealth
 from argus.server.keys import KeyRing
-from argus.server.learning import Learning
+from argus.server.learning import SAMPLES, Learning
 from argus.server.metrics import Metrics
 from argus.server.model import ServedFamily
-from argus.server.pictures import PictureStore, encode_picture
+from argus.server.pictures import Pictures, encode_picture
 from argus.server.planning import Planning
 from argus.server.predictions import Predictions
 from argus.server.preparation import Preparation
-from argus.server.retrieval import Retrieval
+from argus.server.retrieval import LATENTS, Retrieval
 from argus.server.router import Router, live_policy
 from argus.server.scoring import ScoringThread
 from argus.server.slo import DEFAULT, MARGIN, Classes
-from argus.server.storage import open_cache
+from argus.server.storage import open_cache, open_pictures
 from argus.workers.fleet import Fleet
 from argus.workers.local import LocalWorker
 from argus.workers.worker import State
@@ -52,7 +54,9 @@ DEFAULT_POLICY, UNMEASURED_POLICY = "price", "nirvana"
 MEASURELESS = ("nirvana", "clipper-ha")  # policies that weigh no costs
 TRIALS = 7
 SIDE_STEP = 8  # what the sides of a picture must be multiples of in every Stable Diffusion model
+STOP_S = 10.0  # for the workers' processes to end
 SETTLE_S = 5.0  # for latents behind the last answers; without them the cache is only emptier
+RETRY_S = "5"
 _SIZE = re.compile(r"(\d{1,5})x(\d{1,5})")
 
 
@@ -78,13 +82,16 @@ class Service:
         self.fleet = Fleet(model.table, model.models, self.workers, batching, self._replan)
         self.metrics = Metrics()
         self.cache = open_cache(settings)
-        self.retrieval = Retrieval(self.cache)
+        self.health = StorageHealth()
+        self.retrieval = Retrieval(self.cache, self.health)
         self.predictions = Predictions(model.predictor, model.table)
-        self.pictures = PictureStore(settings.data / "pictures", settings.url_ttl_s)
+        folder = settings.data / "pictures"
+        self.pictures = Pictures(open_pictures(folder, settings.url_ttl_s), self.health)
         self.scorer = ScoringThread(model)
         self.learning = Learning(
-            settings, model, self.fleet, self.predictions, self.scorer, self.metrics
+            settings, model, self.fleet, self.predictions, self.scorer, self.metrics, self.health
         )
+        self.health.add(SAMPLES, self.cache.probe_catalogue)  # they are in one database
         share = 1.0 if settings.rollout is None else settings.rollout
         self.rollout = 0.0 if settings.shadow and settings.rollout is None else share
         preparation = Preparation(
@@ -96,7 +103,8 @@ class Service:
             settings.queue_limit, self.learning.saw,
         )  # fmt: skip
         self._tasks: list[asyncio.Task[None]] = []
-        self.draining = False
+        self.leaving = self.draining = False
+        self.accepted = 0  # requests whose answers are not out yet; `Leaving` counts them
 
     @property
     def model_names(self) -> list[str]:
@@ -141,12 +149,15 @@ class Service:
 
     def unavailable(self) -> ApiError:
         """Why no picture can be made now."""
-        if self.draining:
-            return ApiError(503, "The server is shutting down.", "shutting_down")
+        if self.leaving:
+            return ApiError(
+                503, "The server is shutting down: ask again.", "shutting_down",
+                headers={"Retry-After": RETRY_S},
+            )  # fmt: skip
         problem = self.problem
         if problem is not None:
             return ApiError(503, f"This server cannot work: {problem}", "worker_unusable")
-        return ApiError(503, "The model is loading.", "loading", headers={"Retry-After": "5"})
+        return ApiError(503, "The model is loading.", "loading", headers={"Retry-After": RETRY_S})
 
     @property
     def problem(self) -> Exception | None:
@@ -160,7 +171,13 @@ class Service:
     @property
     def ready(self) -> bool:
         loaded = self._encoder.done() and self._router.done() and self.fleet.ready
-        return loaded and not self.draining and self.problem is None
+        return loaded and not self.leaving and self.problem is None
+
+    @property
+    def degraded(self) -> list[str]:
+        """What cannot be stored now, or not be read (latents). Requests are served without."""
+        unread = {LATENTS} if self.retrieval.failing else set()
+        return sorted(unread.union(self.health.degraded))
 
     @property
     def router(self) -> Router | None:
@@ -192,7 +209,7 @@ class Service:
             problems = await asyncio.gather(*ready, return_exceptions=True)
             if all(isinstance(problem, Exception) for problem in problems):
                 return
-            encoder = await asyncio.wrap_future(self._encoder)
+            encoder = await asyncio.shield(asyncio.wrap_future(self._encoder))
             await loading
             exact, table = self.family.exact, self.model.table
             job = exact.job("a picture to see how long one takes", 0)
@@ -243,25 +260,35 @@ class Service:
         metrics.slowness.set(self.fleet.scale)
         metrics.model_loads.set(self.fleet.loads)
         metrics.store_usable.set(self.retrieval.usable)
+        for kind in self.health.kinds:
+            metrics.storage_ok.labels(kind).set(kind not in self.degraded)
         metrics.cache_entries.set(len(self.cache))
         metrics.cache_bytes.set(self.cache.size_bytes)
 
-    async def drain(self) -> None:
-        """Take no more requests; let those in flight finish within the grace, then end them."""
-        self.draining = True
-        deadline = time.monotonic() + self.settings.grace_s
-        while self.dispatcher.in_flight and time.monotonic() < deadline:
-            await asyncio.sleep(0.02)
-        await self.close()
+    def leave(self) -> None:
+        """Say in `/ready` that no more requests are to come; those that do are served."""
+        self.leaving = True
+
+    def drain(self) -> None:
+        """Refuse new requests; those that were accepted are served."""
+        self.leaving = self.draining = True
 
     async def close(self) -> None:
-        """End the workers and whatever they still do. May be called twice."""
-        self.draining = True
+        """Fail what is not answered, end the workers. May be called twice.
+
+        Takes no longer than `STOP_S`, whatever hangs.
+        """
+        self.drain()
+        self.dispatcher.close()
         for task in self._tasks:
             task.cancel()
         self.learning.close()
-        await self.fleet.stop(grace_s=0.0)
-        await self.retrieval.close(SETTLE_S)
+        self.health.close()
+        settled = asyncio.create_task(self.retrieval.close(SETTLE_S))
+        with suppress(TimeoutError):
+            async with asyncio.timeout(STOP_S):
+                await self.fleet.stop(grace_s=0.0)
+        await settled
 
 
 def _way_s(encoder: PromptEncoder, exact: Variant, prompt: str) -> float:
