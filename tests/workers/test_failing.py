@@ -46,7 +46,7 @@ def with_worker(source: str, use: Callable[[LocalWorker], Awaitable[None]]) -> N
         finally:
             await worker.stop(grace_s=0.0)
 
-    asyncio.run(asyncio.wait_for(run(), 120))
+    asyncio.run(asyncio.wait_for(run(), 300))
 
 
 def with_fleet(
@@ -74,7 +74,7 @@ def with_fleet(
         finally:
             await fleet.stop(grace_s=0.0)
 
-    asyncio.run(asyncio.wait_for(run(), 120))
+    asyncio.run(asyncio.wait_for(run(), 300))
 
 
 def work(patience_s: float = 60.0, deaths: int = 0) -> Work:

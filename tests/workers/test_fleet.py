@@ -45,7 +45,7 @@ def with_fleet(family_file: Path, use: Callable[[Fleet], Awaitable[None]]) -> No
         finally:
             await fleet.stop(grace_s=0.0)
 
-    asyncio.run(asyncio.wait_for(run(), 120))
+    asyncio.run(asyncio.wait_for(run(), 300))
 
 
 def work(job: Job = JOB, patience_s: float = 60.0) -> Work:
