@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import errno
 import logging
 import signal
 import sqlite3
@@ -15,6 +16,7 @@ import numpy as np
 import pytest
 import sqlalchemy as sa
 import torch
+from fsspec.implementations.local import LocalFileSystem
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from sqlalchemy.dialects import postgresql
@@ -286,6 +288,47 @@ def test_a_sweep_removes_what_a_crash_left_and_nothing_else(tmp_path: Path) -> N
     assert {path.name for path in folder.iterdir()} == before  # all too young
     ApproximateCache(catalogue, store, 10**9, clock=lambda: 4e9).sweep()
     assert {path.name for path in folder.iterdir()} == before - {orphan.name, unfinished}
+
+
+def test_a_sweep_asks_only_of_unknown_objects_how_old_they_are(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cache = open_cache(tmp_path)
+    cache.keep(SCOPE, "a red fish", vector(1), latents(5))
+    catalogue = Catalogue(f"sqlite:///{tmp_path}/catalogue.db")
+    orphan = LatentStore(str(tmp_path / "latents"), catalogue.id).put(5, latents(5)[5])
+    asked: list[str] = []
+    modified = LocalFileSystem.modified
+
+    def noted(files: LocalFileSystem, path: str) -> object:
+        asked.append(Path(path).name)
+        return modified(files, path)
+
+    monkeypatch.setattr(LocalFileSystem, "modified", noted)
+    cache.sweep()
+    assert asked == [orphan.name]
+
+
+def test_latents_that_cannot_be_written_leave_nothing_behind(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As on a full disk, which takes the first K and half of the second."""
+    pipe = LocalFileSystem.pipe_file
+    written: list[str] = []
+
+    def full(files: LocalFileSystem, path: str, data: bytes) -> None:
+        pipe(files, path, data[: len(data) // (1 + len(written))])
+        if written:
+            raise OSError(errno.ENOSPC, "no space left")
+        written.append(path)
+
+    cache = open_cache(tmp_path)
+    monkeypatch.setattr(LocalFileSystem, "pipe_file", full)
+    with pytest.raises(OSError, match="no space left"):
+        cache.keep(SCOPE, "a red fish", vector(1), latents(5, 10))
+    assert written
+    assert not list((tmp_path / "latents").iterdir())
+    assert cache.entries() == []
 
 
 def test_a_prompt_gets_the_latents_it_lacks(tmp_path: Path) -> None:

@@ -28,13 +28,15 @@ OUTCOMES = {
 
 class Load:
     """Sends `count` requests, `per_second` of them a second whatever becomes of them, from a thread
-    of its own; `answers` has the statuses once it is over."""
+    of its own; once it is over, `answers` has the statuses and `pictures` the bodies of those that
+    were served."""
 
     def __init__(self, server: Running, count: int, per_second: float, **fields: Any) -> None:
         self._server, self._count, self._pause_s = server, count, 1 / per_second
         self._fields = fields
         self._before = outcomes(server)
         self.answers: Counter[int] = Counter()
+        self.pictures: list[dict[str, Any]] = []
         self._thread = threading.Thread(target=lambda: asyncio.run(self._send()))
 
     def __enter__(self) -> Load:
@@ -47,15 +49,17 @@ class Load:
     async def _send(self) -> None:
         async with httpx.AsyncClient(base_url=self._server.url, timeout=120) as http:
 
-            async def one(number: int) -> int:
+            async def one(number: int) -> httpx.Response:
                 body = {"prompt": f"{number} red fish", "seed": number, **self._fields}
-                return (await http.post("/v1/images/generations", json=body)).status_code
+                return await http.post("/v1/images/generations", json=body)
 
             tasks = []
             for number in range(self._count):
                 tasks.append(asyncio.create_task(one(number)))
                 await asyncio.sleep(self._pause_s)
-            self.answers = Counter(await asyncio.gather(*tasks))
+            answers = await asyncio.gather(*tasks)
+            self.answers = Counter(answer.status_code for answer in answers)
+            self.pictures = [answer.json() for answer in answers if answer.is_success]
 
     def account(self) -> Counter[str]:
         """The outcomes of the load. Fails unless every request had one answer and one outcome, and

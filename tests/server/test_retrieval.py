@@ -21,7 +21,8 @@ from argus.cache.scope import Scope
 from argus.config import Settings, SloClass
 from argus.control import breaker
 from argus.control.breaker import SHUT_AT
-from argus.server import retrieval
+from argus.server import health, retrieval
+from argus.server.health import StorageHealth
 from argus.server.retrieval import Retrieval
 from argus.workers.packing import pack, unpack
 from tests.server.running import running
@@ -320,23 +321,30 @@ def test_uses_are_counted_behind_the_answer_and_at_the_end(
     asyncio.run(asyncio.wait_for(use(), 30))
 
 
-def test_after_a_write_that_hangs_the_next_are_stored(
+def test_after_a_write_that_hangs_none_is_tried_until_the_store_is_found_to_work(
     tmp_path: Path,
     hanging: type[LatentStore],
     released: threading.Event,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(retrieval, "STORE_LIMIT_S", 0.05)
+    monkeypatch.setattr(health, "PROBE_EVERY_S", 0.01)
 
     async def use() -> None:
         cache = open_cache(tmp_path, hanging)
-        edge = Retrieval(cache)
+        works = StorageHealth()
+        edge = Retrieval(cache, works)
         monkeypatch.setattr(Hanging, "writes", False)
         edge.keep(SCOPE, "a red fish", VECTOR, {5: pack(torch.zeros(1))})
         while edge.storing:
             await asyncio.sleep(0.01)
         assert len(cache) == 0
+        assert works.degraded == ["latents"]
+        edge.keep(SCOPE, "a green hat", VECTOR, {5: pack(torch.zeros(1))})
+        assert edge.storing == 0
         monkeypatch.setattr(Hanging, "writes", True)
+        while works.degraded:
+            await asyncio.sleep(0.01)
         monkeypatch.setattr(retrieval, "STORE_LIMIT_S", 20.0)
         edge.keep(SCOPE, "a blue boat", VECTOR, {5: pack(torch.zeros(1))})
         while edge.storing:

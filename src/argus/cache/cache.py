@@ -170,6 +170,14 @@ class ApproximateCache:
                     with suppress(BrokenLatents):  # the store answers
                         self._store.get(stored)
 
+    def probe_store(self) -> None:
+        """Raises OSError, or what its kind of store does, unless latents can be written."""
+        self._store.probe()
+
+    def probe_catalogue(self) -> None:
+        """Raises SQLAlchemyError unless the catalogue can be written."""
+        self._catalogue.probe()
+
     def keep(
         self, scope: Scope, prompt: str, vector: Vector, latents: Mapping[int, Tensor]
     ) -> int | None:
@@ -245,8 +253,8 @@ class ApproximateCache:
         self._store.delete(
             [
                 name
-                for name, written_at in self._store.written()
-                if name not in known and now - written_at > ORPHAN_AGE_S
+                for name, written_at in self._store.written(known)
+                if now - written_at > ORPHAN_AGE_S
             ]
         )
 

@@ -279,6 +279,11 @@ class Catalogue:
             skips = connection.execute(query).scalars().all()
         return self.remove_latents((entry, k) for k in skips)
 
+    def probe(self) -> None:
+        """Write something that changes nothing. Raises SQLAlchemyError if that cannot be."""
+        with self._engine.begin() as connection:
+            connection.execute(_identity.update().values(id=_identity.c.id))
+
     def _own_id(self) -> str:
         with self._engine.begin() as connection:
             known = connection.execute(sa.select(_identity.c.id)).scalar()

@@ -5,7 +5,8 @@ from __future__ import annotations
 import hashlib
 import re
 import uuid
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 
 import fsspec
@@ -14,6 +15,8 @@ from safetensors.torch import load, save
 from torch import Tensor
 
 SUFFIX = ".safetensors"
+ROOM = 8  # objects of the largest size so far; with room for less, each probe would be in vain
+LEAST_ROOM_BYTES = 65536
 
 
 @dataclass(frozen=True)
@@ -40,15 +43,23 @@ class LatentStore:
         self._files, self._root = fsspec.core.url_to_fs(url)
         self._own = re.compile(rf"{re.escape(owner)}-[0-9a-f]{{32}}-\d+{re.escape(SUFFIX)}(\.new)?")
         self._owner = owner
+        self._largest = 0
         self._files.makedirs(self._root, exist_ok=True)
 
     def put(self, k: int, latents: Tensor) -> StoredLatents:
-        """Write latents (1, c, h, w); they can be read once this returns."""
+        """Write latents (1, c, h, w); they can be read once this returns, and nothing of them is
+        left if it raises."""
         data = save({"latents": latents.detach().cpu().contiguous()})
-        name = f"{self._owner}-{uuid.uuid4().hex}-{k}{SUFFIX}"
-        aside = f"{self._root}/{name}.new"
-        self._files.pipe_file(aside, data)
-        self._files.mv(aside, f"{self._root}/{name}")
+        self._largest = max(self._largest, len(data))
+        name = self._new_name(k)
+        aside = f"{name}.new"
+        try:
+            self._files.pipe_file(f"{self._root}/{aside}", data)
+            self._files.mv(f"{self._root}/{aside}", f"{self._root}/{name}")
+        except BaseException:
+            with suppress(Exception):  # what made writing fail may make this fail
+                self.delete([aside, name])
+            raise
         return StoredLatents(k, name, hashlib.sha256(data).hexdigest(), len(data))
 
     def get(self, stored: StoredLatents) -> Tensor:
@@ -70,6 +81,19 @@ class LatentStore:
         except (SafetensorError, KeyError) as error:
             raise BrokenLatents(f"{stored.name} holds no latents: {error}") from error
 
+    def probe(self) -> None:
+        """Write and delete as much as a few latents. Raises OSError, or what the file system does,
+        if that cannot be."""
+        name = f"{self._new_name(0)}.new"
+        try:
+            size = max(ROOM * self._largest, LEAST_ROOM_BYTES)
+            self._files.pipe_file(f"{self._root}/{name}", bytes(size))
+        finally:
+            self.delete([name])
+
+    def _new_name(self, k: int) -> str:
+        return f"{self._owner}-{uuid.uuid4().hex}-{k}{SUFFIX}"
+
     def delete(self, names: list[str]) -> None:
         """Delete objects; those that are already gone are no error."""
         for name in names:
@@ -78,11 +102,12 @@ class LatentStore:
             except FileNotFoundError:
                 continue
 
-    def written(self) -> Iterator[tuple[str, float]]:
-        """Name and time (seconds since 1970) of every own object, unfinished ones included."""
+    def written(self, known: Collection[str] = ()) -> Iterator[tuple[str, float]]:
+        """Name and time (seconds since 1970) of every own object that is not among the known ones,
+        unfinished ones included."""
         for path in self._files.ls(self._root, detail=False):
             name = str(path).rsplit("/", 1)[-1]
-            if self._own.fullmatch(name) is None:
+            if name in known or self._own.fullmatch(name) is None:
                 continue
             try:
                 yield name, self._files.modified(path).timestamp()

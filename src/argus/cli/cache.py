@@ -22,7 +22,10 @@ from argus.core.errors import BadRequest
 if TYPE_CHECKING:
     from argus.cache.cache import ApproximateCache
 
-app = typer.Typer(help="The approximate cache of a server's data folder.", no_args_is_help=True)
+app = typer.Typer(
+    help="The approximate cache of a data folder, also while a server runs on it.",
+    no_args_is_help=True,
+)
 Namespace = Annotated[
     str | None, typer.Option(help="Only of this namespace: a key's name, everyone, or shared.")
 ]
@@ -78,7 +81,10 @@ def rm(
     config: ConfigFile = None,
     data: Data = None,
 ) -> None:
-    """Remove an entry, a prompt, or all of a namespace. What is given narrows."""
+    """Remove an entry, a prompt, or all of a namespace. What is given narrows.
+
+    A server that is running notices, and makes such pictures whole again.
+    """
     if entry is None and prompt is None and namespace is None:
         raise BadRequest("Say what to remove: an entry, --prompt or --namespace; or use `clear`.")
     with _opened(config, data) as (_, cache):
@@ -90,7 +96,10 @@ def rm(
 
 @app.command()
 def clear(yes: Yes = False, config: ConfigFile = None, data: Data = None) -> None:
-    """Remove everything."""
+    """Remove everything.
+
+    A server that is running notices, makes its next pictures whole, and keeps their latents.
+    """
     with _opened(config, data) as (_, cache):
         if not yes and not typer.confirm(f"Remove all {len(cache)} entries?"):
             raise BadRequest("Nothing was removed.")

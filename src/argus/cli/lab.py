@@ -22,6 +22,7 @@ from argus.cli.consoles import err, out
 from argus.core.errors import BadRequest
 from argus.core.family import EXACT, Family
 from argus.families.catalog import find_family
+from argus.files import written_aside
 
 NO_BETTER = 3  # the exit status of a training that was for nothing
 FamilyName = Annotated[str, typer.Argument(help="A family's name, or the path of its YAML file.")]
@@ -58,7 +59,8 @@ def profile(
             chosen, device, dtype, sizes, repeats, workers,
             lambda name: status.update(f"Measuring {name} on {device} …"), rounds,
         )  # fmt: skip
-    output.write_text(json.dumps(measured.to_json(), indent=1) + "\n")
+    with written_aside(output) as aside:
+        aside.write_text(json.dumps(measured.to_json(), indent=1) + "\n")
     table = Table("model", *(f"ms/step at {b}" for b in sizes), "encode", "decode", "load", "peak")
     for name, model in measured.models.items():
         table.add_row(

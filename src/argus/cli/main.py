@@ -12,14 +12,15 @@ from rich.markup import escape
 from argus import __version__
 from argus.cli import cache, config, generate, lab, serve, simulate
 from argus.cli.consoles import err, out
-from argus.core.errors import ArgusError, BadRequest, ModelError, NotEnoughMemory
+from argus.core.errors import ArgusError, BadRequest, InUse, ModelError, NotEnoughMemory
 
-EXIT_CODES = {BadRequest: 2, ModelError: 3, NotEnoughMemory: 4}
+EXIT_CODES = {BadRequest: 2, ModelError: 3, NotEnoughMemory: 4, InUse: 5}
 
 app = typer.Typer(
     name="argus",
     help="Text-to-image serving that gives every prompt the cheapest variant it can bear.",
-    epilog="Exit codes: 0 done, 1 failed, 2 bad request, 3 model cannot be used, 4 out of memory.",
+    epilog="Exit codes: 0 done, 1 failed, 2 bad request, 3 model cannot be used, 4 out of memory, "
+    "5 data folder in use.",
     no_args_is_help=True,
     invoke_without_command=True,
     rich_markup_mode="rich",

@@ -41,6 +41,11 @@ class Breaker:
         return self._trying or self._clock() < self._next_try
 
     @property
+    def failing(self) -> bool:
+        """Whether the store was given up and has not been found to answer since."""
+        return self._next_try is not None
+
+    @property
     def doubted(self) -> bool:
         return self.usable < TRUSTED
 

@@ -17,5 +17,9 @@ class NotEnoughMemory(ArgusError):
     """The device cannot hold the model or the job."""
 
 
+class InUse(ArgusError):
+    """Another process has what this one needs for itself."""
+
+
 class Expired(ArgusError):
     """A job whose deadline passed before it began."""

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,6 +14,7 @@ from safetensors import SafetensorError
 from safetensors.numpy import load_file, save_file
 
 from argus.core.errors import ModelError
+from argus.files import written_aside
 
 Numbers = NDArray[np.float32]
 WEIGHTS, FACTS = "predictor.safetensors", "predictor.json"
@@ -91,16 +91,13 @@ class Predictor:
     def save(self, folder: Path, facts: Mapping[str, Any] | None = None) -> None:
         """Write both files, each whole or not at all. `facts` are kept for people to read."""
         folder.mkdir(parents=True, exist_ok=True)
-        aside = folder / f"{WEIGHTS}.new"
-        save_file(self.weights, aside)
         content = {
             "made_for": self.made_for, "variants": self.variants, "skips": self.skips,
             **(facts or {}),
         }  # fmt: skip
-        described = folder / f"{FACTS}.new"
-        described.write_text(json.dumps(content, indent=1) + "\n")
-        os.replace(aside, folder / WEIGHTS)
-        os.replace(described, folder / FACTS)
+        with written_aside(folder / WEIGHTS) as aside, written_aside(folder / FACTS) as described:
+            save_file(self.weights, aside)
+            described.write_text(json.dumps(content, indent=1) + "\n")
 
     @classmethod
     def load(cls, folder: Path, made_for: str) -> Predictor:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -12,6 +11,7 @@ from numpy.typing import NDArray
 
 from argus.core.errors import BadRequest
 from argus.core.family import EXACT
+from argus.files import written_aside
 from argus.quality.scorer import quality, raw_ratio
 
 MEASURED = (
@@ -72,9 +72,8 @@ def steady(table: pd.DataFrame) -> pd.Series[float]:
 
 def write(table: pd.DataFrame, path: Path) -> None:
     """Write a table whole or not at all."""
-    aside = path.with_name(f"{path.name}.new")
-    table.to_parquet(aside, index=False, compression="zstd")
-    os.replace(aside, path)
+    with written_aside(path) as aside:
+        table.to_parquet(aside, index=False, compression="zstd")
 
 
 def read(path: Path) -> pd.DataFrame:

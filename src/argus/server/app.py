@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-import itertools
 import logging
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from http import HTTPStatus
 from typing import Annotated, Any
@@ -26,15 +25,17 @@ from argus.server.schema import (
     GenerationResponse,
     ModelData,
     ModelList,
+    Readiness,
 )
 from argus.server.service import Service
 from argus.server.stream import stream
+from argus.server.threads import Threads, TooManyHang
 
 log = logging.getLogger(__name__)
 
 GENERATIONS = "/v1/images/generations"
 SWEEP_EVERY_S = 60.0
-ORPHANS_EVERY = 60  # of the above
+ORPHANS_EVERY_S = 3600.0
 ERRORS: dict[int | str, dict[str, Any]] = {
     status: {"model": ErrorBody} for status in (400, 401, 404, 413, 429, 500, 503)
 }
@@ -66,9 +67,10 @@ def new_app(service: Service) -> FastAPI:
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
         service.start()
-        sweeping = asyncio.create_task(_sweep(service))
+        sweeping = _sweep(service)
         yield
-        sweeping.cancel()
+        for task in sweeping:
+            task.cancel()
         await service.close()
 
     app = FastAPI(
@@ -97,11 +99,16 @@ def _operator_routes(app: FastAPI, service: Service) -> None:
     async def health() -> dict[str, str]:
         return {"status": "ok", "version": __version__}
 
-    @app.get("/ready", summary="Whether pictures can be made", responses={503: ERRORS[503]})
-    async def ready() -> dict[str, str]:
+    @app.get(
+        "/ready",
+        summary="Whether pictures can be made, and what is done without",
+        response_model_exclude_none=True,
+        responses={503: ERRORS[503]},
+    )
+    async def ready() -> Readiness:
         if not service.ready:
             raise service.unavailable()
-        return {"status": "ready"}
+        return Readiness(status="ready", degraded=service.degraded or None)
 
     @app.get("/metrics", summary="Prometheus metrics", response_class=Response)
     async def metrics() -> Response:
@@ -141,10 +148,22 @@ def _api_routes(app: FastAPI, service: Service) -> None:
         "/v1/images/{name}",
         summary="A picture of a url answer",
         response_class=Response,
-        responses={200: {"content": {m: {} for m in MEDIA_TYPES.values()}}, 404: ERRORS[404]},
+        responses={
+            200: {"content": {m: {} for m in MEDIA_TYPES.values()}},
+            404: ERRORS[404],
+            503: ERRORS[503],
+        },
     )
     async def picture(name: str) -> Response:
-        data = await asyncio.to_thread(service.pictures.get, name)
+        try:
+            data = await service.pictures.get(name)
+        except (OSError, TooManyHang) as error:
+            raise ApiError(
+                HTTPStatus.SERVICE_UNAVAILABLE,
+                "The picture cannot be read now: ask again.",
+                "storage_unavailable",
+                headers={"Retry-After": "5"},
+            ) from error
         if data is None:
             raise ApiError(HTTPStatus.NOT_FOUND, "No such picture, or it expired.", "not_found")
         return Response(data, media_type=MEDIA_TYPES[name.rpartition(".")[2]])
@@ -154,16 +173,27 @@ def _model(service: Service, name: str) -> ModelData:
     return ModelData(id=name, created=service.created)
 
 
-async def _sweep(service: Service) -> None:
-    """Delete what has expired and, rarely, what crashes left behind."""
-    for minute in itertools.count():
+def _sweep(service: Service) -> list[asyncio.Task[None]]:
+    """Delete pictures that have expired and, rarely, latents that crashes left behind: apart, so
+    that a latent store that hangs keeps no picture on the disk."""
+    orphans = Threads("cache-sweep", 1)
+
+    async def forget_orphans() -> None:
+        await orphans.run(service.cache.sweep)
+
+    return [
+        asyncio.create_task(_repeat(service.pictures.sweep, SWEEP_EVERY_S)),
+        asyncio.create_task(_repeat(forget_orphans, ORPHANS_EVERY_S)),
+    ]
+
+
+async def _repeat(sweep: Callable[[], Awaitable[None]], every_s: float) -> None:
+    while True:
         try:
-            await asyncio.to_thread(service.pictures.sweep)
-            if minute % ORPHANS_EVERY == 0:
-                await asyncio.to_thread(service.cache.sweep)
+            await sweep()
         except Exception as error:
             log.warning("Sweeping failed: %r", error)
-        await asyncio.sleep(SWEEP_EVERY_S)
+        await asyncio.sleep(every_s)
 
 
 def _without_422(app: FastAPI) -> None:

@@ -47,23 +47,22 @@ async def generate(
     served = await serve(service, order)
     output_format = body.output_format or "png"
     files = [await asyncio.to_thread(encode_picture, one.image, output_format) for one in served]
+    data = [PictureData(b64_json=base64.b64encode(file).decode()) for file in files]
+    reports = [report(service, one) for one in served]
     if body.response_format == "url":
-        base = service.settings.public_url or base_url
-        data = [
-            PictureData(
-                url=f"{base.rstrip('/')}/v1/images/"
-                + await asyncio.to_thread(service.pictures.put, file, output_format)
-            )
-            for file in files
-        ]
-    else:
-        data = [PictureData(b64_json=base64.b64encode(file).decode()) for file in files]
+        base = (service.settings.public_url or base_url).rstrip("/")
+        for i, file in enumerate(files):
+            name = await service.pictures.put(file, output_format)
+            if name is None:
+                reports[i].inline = True
+            else:
+                data[i] = PictureData(url=f"{base}/v1/images/{name}")
     return GenerationResponse(
         created=int(time.time()),
         data=data,
         output_format=output_format,
         size=f"{order.width}x{order.height}",
-        argus=[report(service, one) for one in served],
+        argus=reports,
     )
 
 

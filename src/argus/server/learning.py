@@ -11,6 +11,7 @@ import sys
 import time
 from collections import deque
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -21,15 +22,18 @@ from argus.config import Settings
 from argus.control.menu import EXACT
 from argus.core.errors import ModelError
 from argus.core.family import EXACT as EXACT_NAME
+from argus.files import replace_folder, try_writing
 from argus.lab.retraining import FEWEST_SAMPLES
 from argus.quality.drift import Drift
 from argus.quality.predictor import Predictor
 from argus.server.foresight import Foresight
+from argus.server.health import StorageHealth
 from argus.server.metrics import Metrics
 from argus.server.model import PREDICTOR, ServedFamily
 from argus.server.order import Order, Served
 from argus.server.samples import Sample, Samples
 from argus.server.storage import catalogue_url
+from argus.server.threads import Threads
 from argus.workers.fleet import Fleet, Work
 
 if TYPE_CHECKING:
@@ -43,7 +47,11 @@ LOOK_S = 0.25
 PATIENCE_S = 60.0
 TEST_EVERY = 20  # prompts
 NEW_SAMPLES = FEWEST_SAMPLES  # since the last training, before there is another
+SAMPLE_LIMIT_S = 30.0
+REPLACE_LIMIT_S = 60.0
+LEAST_ROOM_BYTES = 1_000_000
 REFUSED = 3  # what `argus train` exits with when the new predictor is no better
+SAMPLES, NEW_PREDICTOR = "samples", "predictor"  # kinds of what is stored
 COMMAND = (sys.executable, "-c", "from argus.cli.main import main; main()")
 
 
@@ -96,9 +104,13 @@ class Learning:
         foresight: Foresight,
         judge: Judge,
         metrics: Metrics,
+        health: StorageHealth,
     ) -> None:
         self._settings, self._model, self._fleet = settings, model, fleet
         self._foresight, self._judge, self._metrics = foresight, judge, metrics
+        self._health, self._writing = health, Threads("learning-write", 1)
+        self._folder = settings.data.absolute() / PREDICTOR
+        health.add(NEW_PREDICTOR, self._try_room)
         self._waiting: deque[_Waiting] = deque(maxlen=MOST_WAITING)
         self._since_training = self._served = 0
         self._alarmed: set[str] = set()
@@ -172,9 +184,18 @@ class Learning:
             predictor.made_for,
             time.time(),
         )
-        await asyncio.to_thread(self._keep, sample)
+        await self._store(sample)
         self._saw(sample, one.served.foretold_by == self._foresight.number)
         return sample
+
+    async def _store(self, sample: Sample) -> None:
+        """Keep a sample for the next training, if it can be stored."""
+        if not self._health.works(SAMPLES):
+            return
+        try:
+            await self._writing.run(lambda: self._keep(sample), SAMPLE_LIMIT_S)
+        except Exception as error:
+            self._health.failed(SAMPLES, error)
 
     def _keep(self, sample: Sample) -> None:
         if self._samples is None:
@@ -191,7 +212,8 @@ class Learning:
                 self.drift.saw_error(sample.quality - sample.predicted)
         drifted = self.drift.errors
         self._alarm("errors", drifted)
-        if drifted and self._settings.retrain and self._since_training >= NEW_SAMPLES:
+        enough = self._since_training >= NEW_SAMPLES and self._health.works(NEW_PREDICTOR)
+        if drifted and self._settings.retrain and enough:
             self.retrain("what it foretells is off")
 
     def _alarm(self, test: str, drifted: bool) -> None:
@@ -209,8 +231,7 @@ class Learning:
         return self._training
 
     async def _retrain(self) -> None:
-        folder = self._settings.data.absolute() / PREDICTOR
-        aside = folder.with_name(f"{PREDICTOR}.new")
+        aside = self._folder.with_name(f"{PREDICTOR}.new")
         process = await asyncio.create_subprocess_exec(
             *COMMAND, "train", self._settings.family or self._model.family.name,
             "--from-catalogue", self._url, "--predictor", str(self._in_force),
@@ -222,23 +243,48 @@ class Learning:
         except asyncio.CancelledError:
             process.kill()
             raise
-        if process.returncode == REFUSED:
+        if process.returncode == 0:
+            await self._adopt(aside)
+        elif process.returncode == REFUSED:
             self._metrics.retrained.labels("refused").inc()
             log.warning("The new predictor is no better; the old one stays")
-        elif process.returncode != 0:
+        else:
             self._metrics.retrained.labels("failed").inc()
             log.warning("Training failed: %s", said.decode(errors="replace")[-500:])
-        else:
-            await asyncio.to_thread(_replace, aside, folder)
-            made_for = self._model.made_for
-            self._foresight.predictor = Predictor.load(folder, made_for)
-            self.drift = _drift_of(self._foresight.predictor)
-            self._alarm("errors", False)
-            self._in_force = folder
-            self._metrics.retrained.labels("accepted").inc()
-            log.warning("The new predictor is in force")
-            if self._settings.predictor is not None:
-                log.warning("The setting `predictor` names another; the next start takes that")
+            await self._health.check(NEW_PREDICTOR)
+        with suppress(Exception):  # what a failure has left
+            await self._writing.run(lambda: shutil.rmtree(aside), REPLACE_LIMIT_S)
+
+    async def _adopt(self, aside: Path) -> None:
+        """Put a trained predictor in force, and where the next start finds it."""
+
+        def replaced() -> Predictor:
+            found = Predictor.load(aside, self._model.made_for)
+            replace_folder(self._folder, by=aside)
+            return found
+
+        try:
+            new = await self._writing.run(replaced, REPLACE_LIMIT_S)
+        except Exception as error:
+            self._metrics.retrained.labels("failed").inc()
+            log.warning("The new predictor cannot be used, the old one stays: %r", error)
+            await self._health.check(NEW_PREDICTOR)
+            return
+        self._foresight.predictor = new
+        self.drift = _drift_of(new)
+        self._alarm("errors", False)
+        self._in_force = self._folder
+        self._metrics.retrained.labels("accepted").inc()
+        log.warning("The new predictor is in force")
+        if self._settings.predictor is not None:
+            log.warning("The setting `predictor` names another; the next start takes that")
+
+    def _try_room(self) -> None:
+        """Raises OSError unless a predictor can be written."""
+        files = self._in_force.iterdir() if self._in_force is not None else ()
+        size = sum(file.stat().st_size for file in files)
+        probe = self._folder.with_name(f"{PREDICTOR}.probe")
+        try_writing(probe, max(size, LEAST_ROOM_BYTES))
 
     def close(self) -> None:
         self._judge.close()
@@ -252,12 +298,6 @@ def _drift_of(predictor: Predictor | None) -> Drift:
     if predictor is None or "centre" not in predictor.weights:
         return Drift()
     return Drift(predictor.weights["centre"], float(predictor.weights["scatter"][0]))
-
-
-def _replace(aside: Path, folder: Path) -> None:
-    """Put a trained predictor where the next start finds it."""
-    shutil.rmtree(folder, ignore_errors=True)
-    os.replace(aside, folder)
 
 
 def _politely() -> None:

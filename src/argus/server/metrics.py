@@ -95,6 +95,12 @@ class Metrics:
         self.store_usable = Gauge(
             "argus_store_usable", "Share of latents that came in time.", registry=registry
         )
+        self.storage_ok = Gauge(
+            "argus_storage_ok",
+            "0 while nothing of a kind can be stored, or latents cannot be read.",
+            ["what"],
+            registry=registry,
+        )
         self.saved_seconds = Counter(
             "argus_saved_seconds",
             "Worker-seconds saved beside exact pictures: really, or only by Argus's word (shadow).",

@@ -18,6 +18,7 @@ from argus.core.family import Family, Variant
 from argus.core.profile import MAX_BATCH, Profile
 from argus.engine.sources import family_fingerprint, fingerprint, model_folder, settled
 from argus.families.catalog import default_family, find_family
+from argus.files import restore_folder
 from argus.quality.predictor import Predictor
 from argus.workers.messages import Model
 
@@ -160,6 +161,7 @@ def _predictor(
     """
     if settings.predictor is not None:
         return Predictor.load(settings.predictor, made_for), settings.predictor
+    restore_folder(settings.data / PREDICTOR)
     for folder in (settings.data / PREDICTOR, Path(family.folder) / PREDICTOR):
         if not folder.is_dir():
             continue

@@ -11,7 +11,17 @@ from pathlib import Path
 
 from PIL import Image
 
+from argus.files import try_writing, written_aside
+from argus.server.health import StorageHealth
+from argus.server.threads import Threads
+
 MEDIA_TYPES = {"png": "image/png", "jpeg": "image/jpeg", "webp": "image/webp"}
+PICTURES = "pictures"
+THREADS = 8
+WRITE_LIMIT_S = 2.0  # then the picture goes out in the answer
+READ_LIMIT_S = 10.0
+ROOM = 4  # pictures of the largest size so far; with room for less, each probe would be in vain
+LEAST_ROOM_BYTES = 65536
 _NAME = re.compile(r"[\w-]{32}\.(png|jpeg|webp)")
 
 
@@ -27,15 +37,20 @@ class PictureStore:
 
     def __init__(self, folder: Path, ttl_s: float, clock: Callable[[], float] = time.time) -> None:
         self._folder, self._ttl_s, self._clock = folder, ttl_s, clock
+        self._largest = 0
         folder.mkdir(parents=True, exist_ok=True)
 
     def put(self, data: bytes, output_format: str) -> str:
-        """Save a picture's file and give its name."""
+        """Save a picture's file and give its name. Raises OSError."""
         name = f"{secrets.token_urlsafe(24)}.{output_format}"
-        aside = self._folder / f"{name}.new"
-        aside.write_bytes(data)
-        aside.rename(self._folder / name)
+        self._largest = max(self._largest, len(data))
+        with written_aside(self._folder / name) as aside:
+            aside.write_bytes(data)
         return name
+
+    def probe(self) -> None:
+        """Raises OSError unless a few pictures can be saved."""
+        try_writing(self._folder / "probe", max(ROOM * self._largest, LEAST_ROOM_BYTES))
 
     def get(self, name: str) -> bytes | None:
         """A picture's file, or None if there is none or its time is over."""
@@ -58,3 +73,37 @@ class PictureStore:
 
     def _expired(self, path: Path) -> bool:
         return self._clock() - path.stat().st_mtime > self._ttl_s
+
+
+class Pictures:
+    """A picture store as requests see it: a disk that is full or hangs keeps none waiting."""
+
+    def __init__(self, store: PictureStore, health: StorageHealth) -> None:
+        self._store, self._health = store, health
+        self._writing = Threads("pictures-write", THREADS)
+        self._reading = Threads("pictures-read", THREADS)
+        self._sweeping = Threads("pictures-sweep", 1)
+        health.add(PICTURES, store.probe)
+
+    async def put(self, data: bytes, output_format: str) -> str | None:
+        """Save a picture's file and give its name, or None if it cannot be saved now."""
+        if not self._health.works(PICTURES):
+            return None
+        try:
+            return await self._writing.run(
+                lambda: self._store.put(data, output_format), WRITE_LIMIT_S
+            )
+        except Exception as error:
+            self._health.failed(PICTURES, error)
+            return None
+
+    async def get(self, name: str) -> bytes | None:
+        """A picture's file, or None if there is none or its time is over.
+
+        Raises OSError or TooManyHang if it cannot be read.
+        """
+        return await self._reading.run(lambda: self._store.get(name), READ_LIMIT_S)
+
+    async def sweep(self) -> None:
+        """Delete what has expired. Raises OSError; ends when the store does, if it hangs."""
+        await self._sweeping.run(self._store.sweep)

@@ -9,12 +9,14 @@ import time
 from collections.abc import Callable, Mapping
 from typing import TypeVar
 
+from sqlalchemy.exc import IntegrityError, SQLAlchemyError
 from torch import Tensor
 
 from argus.cache.cache import ApproximateCache, Neighbour
 from argus.cache.index import Vector
 from argus.cache.scope import Scope
 from argus.control.breaker import LEAST_S, PROBE_S, Breaker
+from argus.server.health import StorageHealth
 from argus.server.threads import Threads, TooManyHang
 from argus.workers.packing import pack, unpack
 
@@ -28,18 +30,23 @@ LOAD_LIMIT_S = 600.0  # for the index to be built, before requests are served wi
 COUNT_AFTER_S = 1.0  # the uses of latents are written together
 READERS = 4
 MOST_STORING = 256
+LATENTS, CATALOGUE = "latents", "catalogue"
 
 
 class Retrieval:
     """Asks the cache from an asyncio loop. What it cannot find, read or store in time is done
-    without, and logged; nothing is raised.
+    without, and logged; nothing is raised. What could not be stored is not tried again until
+    `health` says that it can be.
 
     Searches, fetches and storing have threads of their own: none waits for another, and calls that
     hang hold up neither later ones nor the end of the process.
     """
 
-    def __init__(self, cache: ApproximateCache) -> None:
+    def __init__(self, cache: ApproximateCache, health: StorageHealth | None = None) -> None:
         self._cache = cache
+        self._health = health or StorageHealth()
+        self._health.add(LATENTS, cache.probe_store)
+        self._health.add(CATALOGUE, cache.probe_catalogue)
         self._storing: set[asyncio.Task[None]] = set()
         self._searching = Threads("cache-search", READERS)
         self._fetching = Threads("cache-fetch", READERS)
@@ -58,6 +65,11 @@ class Retrieval:
     def shut(self) -> bool:
         """Whether the latent store is given up for now: nothing that needs latents makes sense."""
         return self._breaker.open
+
+    @property
+    def failing(self) -> bool:
+        """Whether the latent store was given up and has not been found to answer since."""
+        return self._breaker.failing
 
     @property
     def storing(self) -> int:
@@ -106,10 +118,12 @@ class Retrieval:
     async def _count(self, after_s: float = 0.0) -> None:
         """Write down which latents were fetched."""
         await asyncio.sleep(after_s)
+        if not self._health.works(CATALOGUE):
+            return  # they are remembered
         try:
             await self._counting.run(self._cache.count_uses, STORE_LIMIT_S)
         except Exception as error:
-            log.warning("Uses of latents are not counted yet: %r", error)
+            self._health.failed(CATALOGUE, error)
 
     async def watch(self, limit_s: float) -> None:
         """See now and then whether a store that failed answers again, within `limit_s` seconds;
@@ -136,7 +150,10 @@ class Retrieval:
         return result
 
     def keep(self, scope: Scope, prompt: str, vector: Vector, packed: Mapping[int, bytes]) -> None:
-        """Store a full run's latents behind its answer, unless too many wait for that already."""
+        """Store a full run's latents behind its answer, unless that is known to fail or too many
+        wait for it already."""
+        if not self._health.works(LATENTS, CATALOGUE):
+            return
         if self.storing >= MOST_STORING:
             log.warning("Storing latents falls behind; those of a picture are not kept")
             return
@@ -148,11 +165,13 @@ class Retrieval:
         async def stored() -> None:
             try:
                 async with self._turn:
-                    await self._writing.run(store, STORE_LIMIT_S)
-            except TooManyHang:
-                return
+                    if self._health.works(LATENTS, CATALOGUE):
+                        await self._writing.run(store, STORE_LIMIT_S)
+            except IntegrityError as error:  # another process has just stored the same
+                log.warning("Latents were not stored: %r", error)
             except Exception as error:
-                log.warning("Latents cannot be stored: %r", error)
+                of = CATALOGUE if isinstance(error, SQLAlchemyError) else LATENTS
+                self._health.failed(of, error)
 
         task = asyncio.create_task(stored())
         self._storing.add(task)

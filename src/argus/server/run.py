@@ -15,6 +15,7 @@ from transformers.utils import logging as transformers_logging
 
 from argus.config import Settings
 from argus.server.app import new_app
+from argus.server.lock import DataLock
 from argus.server.service import Service
 
 log = logging.getLogger(__name__)
@@ -66,7 +67,7 @@ def serve(settings: Settings) -> None:
     """Serve until SIGTERM or SIGINT; what is in flight then gets `grace_s` seconds.
 
     Raises BadRequest and ModelError for what cannot be served, NotEnoughMemory when the model
-    does not fit.
+    does not fit, InUse when another server has the data folder.
     """
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))  # uvicorn raises it again at its end
     logging.basicConfig(
@@ -76,6 +77,7 @@ def serve(settings: Settings) -> None:
         logging.getLogger(chatty).setLevel(logging.WARNING)
     torch.set_num_threads(1)  # the prompt encoder is small, and the cores are the worker's
     transformers_logging.disable_progress_bar()
+    lock = DataLock(settings.data)
     service = Service(settings)
     config = uvicorn.Config(
         new_app(service),
@@ -90,6 +92,7 @@ def serve(settings: Settings) -> None:
         _Server(config, service).run()
     finally:
         service.fleet.kill()
+        lock.release()
     log.info("Stopped")
     if service.problem is not None:
         raise service.problem

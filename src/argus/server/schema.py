@@ -61,7 +61,11 @@ class GenerationRequest(BaseModel):
 
 
 class PictureData(BaseModel):
-    """A picture, inline or by URL."""
+    """A picture, inline or by URL.
+
+    While the server cannot store pictures, one that was asked for as `url` is in `b64_json`, and
+    `inline` in its report is true: a picture that was made is never lost to a full disk.
+    """
 
     b64_json: str | None = None
     url: str | None = None
@@ -103,6 +107,11 @@ class PictureReport(BaseModel):
     slo: str
     deadline_ms: float | None = None
     on_time: bool
+    inline: bool | None = Field(
+        None,
+        description="True if a url was asked for and the picture is in b64_json, because it cannot "
+        "be stored now.",
+    )
 
 
 class GenerationResponse(BaseModel):
@@ -127,6 +136,13 @@ class ModelData(BaseModel):
 class ModelList(BaseModel):
     object: Literal["list"] = "list"
     data: list[ModelData]
+
+
+class Readiness(BaseModel):
+    """`degraded` lists what cannot be stored now: pictures are made without."""
+
+    status: str
+    degraded: list[str] | None = None
 
 
 class ErrorBody(BaseModel):

@@ -26,16 +26,17 @@ from argus.core.family import Variant
 from argus.server.dispatcher import Dispatcher
 from argus.server.errors import ApiError, invalid
 from argus.server.foresight import Foresight
+from argus.server.health import StorageHealth
 from argus.server.intake import Intake, Started
 from argus.server.keys import KeyRing
-from argus.server.learning import Judge, Learning
+from argus.server.learning import SAMPLES, Judge, Learning
 from argus.server.metrics import Metrics
 from argus.server.model import ServedFamily
-from argus.server.pictures import PictureStore, encode_picture
-from argus.server.retrieval import Retrieval
+from argus.server.pictures import Pictures, encode_picture
+from argus.server.retrieval import LATENTS, Retrieval
 from argus.server.slo import DEFAULT, MARGIN, Classes
 from argus.server.steering import Steering, policy_of
-from argus.server.storage import open_cache
+from argus.server.storage import open_cache, open_pictures
 from argus.workers.fleet import Fleet
 from argus.workers.local import LocalWorker, State
 
@@ -74,13 +75,16 @@ class Service:
         self.fleet = Fleet(model.menu, model.models, self.workers, batching, self._replan)
         self.metrics = Metrics()
         self.cache = open_cache(settings)
-        self.retrieval = Retrieval(self.cache)
+        self.health = StorageHealth()
+        self.retrieval = Retrieval(self.cache, self.health)
         self.foresight = Foresight(model.predictor, model.menu)
-        self.pictures = PictureStore(settings.data / "pictures", settings.url_ttl_s)
+        folder = settings.data / "pictures"
+        self.pictures = Pictures(open_pictures(folder, settings.url_ttl_s), self.health)
         self.judge = Judge(model)
         self.learning = Learning(
-            settings, model, self.fleet, self.foresight, self.judge, self.metrics
+            settings, model, self.fleet, self.foresight, self.judge, self.metrics, self.health
         )
+        self.health.add(SAMPLES, self.cache.probe_catalogue)  # they are in one database
         share = 1.0 if settings.rollout is None else settings.rollout
         self.rollout = 0.0 if settings.shadow and settings.rollout is None else share
         intake = Intake(
@@ -158,6 +162,12 @@ class Service:
         return loaded and not self.draining and self.problem is None
 
     @property
+    def degraded(self) -> list[str]:
+        """What cannot be stored now, or not be read (latents). Requests are served without."""
+        unread = {LATENTS} if self.retrieval.failing else set()
+        return sorted(unread.union(self.health.degraded))
+
+    @property
     def started(self) -> Started | None:
         """The policy in charge and its promises, once workers work."""
         done = self._started.done() and self._started.exception() is None
@@ -226,6 +236,8 @@ class Service:
         metrics.slowness.set(self.fleet.scale)
         metrics.model_loads.set(self.fleet.loads)
         metrics.store_usable.set(self.retrieval.usable)
+        for kind in self.health.kinds:
+            metrics.storage_ok.labels(kind).set(kind not in self.degraded)
         metrics.cache_entries.set(len(self.cache))
         metrics.cache_bytes.set(self.cache.size_bytes)
 
@@ -243,6 +255,7 @@ class Service:
         for task in self._tasks:
             task.cancel()
         self.learning.close()
+        self.health.close()
         await self.fleet.stop(grace_s=0.0)
         await self.retrieval.close(SETTLE_S)
 

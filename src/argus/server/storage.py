@@ -1,6 +1,8 @@
-"""Opens the cache that the settings name."""
+"""Opens what the settings name: the cache, and the folder of pictures."""
 
 from __future__ import annotations
+
+from pathlib import Path
 
 from sqlalchemy.exc import SQLAlchemyError
 
@@ -9,6 +11,7 @@ from argus.cache.catalogue import Catalogue
 from argus.cache.latents import LatentStore
 from argus.config import Settings
 from argus.core.errors import BadRequest
+from argus.server.pictures import PictureStore
 
 
 def catalogue_url(settings: Settings) -> str:
@@ -36,3 +39,11 @@ def open_cache(settings: Settings) -> ApproximateCache:
             f"The cache's latents at {latents_url} cannot be opened: {error}"
         ) from error
     return ApproximateCache(catalogue, store, settings.cache_limit)
+
+
+def open_pictures(folder: Path, ttl_s: float) -> PictureStore:
+    """The store of pictures in a folder. Raises BadRequest when there can be none."""
+    try:
+        return PictureStore(folder, ttl_s)
+    except OSError as error:
+        raise BadRequest(f"The pictures' folder {folder} cannot be opened: {error}") from error

@@ -1,0 +1,86 @@
+"""Whether what a server keeps can be stored."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Callable
+
+from argus.server.threads import Threads
+
+log = logging.getLogger(__name__)
+
+PROBE_EVERY_S = 5.0
+PROBE_LIMIT_S = 5.0
+MOST_HUNG = 8  # probes of one kind; the pause doubles after each
+
+
+class StorageHealth:
+    """Knows which kinds of what is kept (pictures, latents, …) cannot be stored now.
+
+    Whoever fails to store something says so; that kind is then left alone until a probe of it
+    works, which a thread of its own tries every few seconds. Only changes are logged. For use from
+    one asyncio loop.
+    """
+
+    def __init__(self) -> None:
+        self._probes: dict[str, Callable[[], None]] = {}
+        self._threads: dict[str, Threads] = {}
+        self._recovering: dict[str, asyncio.Task[None]] = {}
+
+    def add(self, kind: str, probe: Callable[[], None]) -> None:
+        """A kind, and what raises as long as nothing of that kind can be stored. The probe may
+        block or hang."""
+        self._probes[kind] = probe
+        self._threads[kind] = Threads(f"{kind}-probe", 1, MOST_HUNG)
+
+    @property
+    def kinds(self) -> list[str]:
+        return list(self._probes)
+
+    @property
+    def degraded(self) -> list[str]:
+        """The kinds that cannot be stored."""
+        return list(self._recovering)
+
+    def works(self, *kinds: str) -> bool:
+        """Whether all of these kinds can be stored, as far as is known."""
+        return self._recovering.keys().isdisjoint(kinds)
+
+    def failed(self, kind: str, error: Exception) -> None:
+        """Something of a kind could not be stored."""
+        if kind in self._recovering:
+            return
+        # Not str(error): a database's quotes the values of its statement, prompts among them.
+        log.warning("Degraded: %s cannot be stored (%r), and are done without", kind, error)
+        self._recovering[kind] = asyncio.create_task(self._recover(kind))
+
+    async def check(self, kind: str) -> None:
+        """Find out whether a kind can be stored."""
+        try:
+            await self._probe(kind)
+        except Exception as error:
+            self.failed(kind, error)
+
+    async def _recover(self, kind: str) -> None:
+        pause_s = PROBE_EVERY_S
+        while True:
+            await asyncio.sleep(pause_s)
+            try:
+                await self._probe(kind)
+            except TimeoutError:
+                pause_s *= 2
+                continue
+            except Exception:
+                continue
+            del self._recovering[kind]
+            log.warning("Recovered: %s can be stored again", kind)
+            return
+
+    async def _probe(self, kind: str) -> None:
+        await self._threads[kind].run(self._probes[kind], PROBE_LIMIT_S)
+
+    def close(self) -> None:
+        """Stop probing."""
+        for task in self._recovering.values():
+            task.cancel()

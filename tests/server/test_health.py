@@ -1,0 +1,100 @@
+"""What cannot be stored is left alone until it can be."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from collections.abc import Awaitable, Callable
+
+import pytest
+
+from argus.server import health
+from argus.server.health import StorageHealth
+
+
+class Store:
+    """Has room, or not."""
+
+    full = True
+    probed = 0
+
+    def probe(self) -> None:
+        self.probed += 1
+        if self.full:
+            raise OSError("no space left")
+
+
+@pytest.fixture(autouse=True)
+def soon(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(health, "PROBE_EVERY_S", 0.01)
+
+
+def run(use: Callable[[], Awaitable[None]]) -> None:
+    async def limited() -> None:
+        await asyncio.wait_for(use(), 60)
+
+    asyncio.run(limited())
+
+
+def test_what_failed_is_probed_until_it_works_and_only_changes_are_logged(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    store = Store()
+
+    async def use() -> None:
+        works = StorageHealth()
+        works.add("pictures", store.probe)
+        works.add("latents", store.probe)
+        assert works.works("pictures", "latents")
+        assert store.probed == 0
+        for _ in range(5):
+            works.failed("pictures", OSError("no space left"))
+        assert works.degraded == ["pictures"]
+        assert works.works("latents")
+        assert not works.works("pictures", "latents")
+        while store.probed < 3:
+            await asyncio.sleep(0.01)
+        assert works.degraded == ["pictures"]
+        store.full = False
+        while works.degraded:
+            await asyncio.sleep(0.01)
+
+    run(use)
+    first, second = (record.getMessage() for record in caplog.records)
+    assert "pictures cannot be stored (OSError('no space left'))" in first
+    assert "pictures can be stored again" in second
+
+
+def test_a_probe_that_hangs_keeps_no_other_waiting() -> None:
+    released, store = threading.Event(), Store()
+    store.full = False
+
+    def hang() -> None:
+        released.wait()
+
+    async def use() -> None:
+        works = StorageHealth()
+        works.add("latents", hang)
+        works.add("pictures", store.probe)
+        for kind in works.kinds:
+            works.failed(kind, OSError("no space left"))
+        while works.degraded != ["latents"]:
+            await asyncio.sleep(0.01)
+        released.set()
+        while works.degraded:
+            await asyncio.sleep(0.01)
+
+    run(use)
+
+
+def test_a_check_finds_out_by_itself() -> None:
+    store = Store()
+
+    async def use() -> None:
+        works = StorageHealth()
+        works.add("predictor", store.probe)
+        await works.check("predictor")
+        assert works.degraded == ["predictor"]
+        works.close()
+
+    run(use)

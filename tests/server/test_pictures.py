@@ -1,0 +1,47 @@
+"""Pictures behind URLs."""
+
+from __future__ import annotations
+
+import threading
+from pathlib import Path
+
+import pytest
+
+from argus.cache.latents import LatentStore
+from argus.config import Settings
+from argus.server import app
+from argus.server.pictures import PictureStore
+from tests.server.running import running, wait_until
+
+
+def test_expired_pictures_are_deleted_while_the_latent_store_hangs(
+    tiny_family: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    listing, released = threading.Event(), threading.Event()
+
+    def hang(*_: object) -> list[tuple[str, float]]:
+        listing.set()
+        released.wait()
+        return []
+
+    monkeypatch.setattr(LatentStore, "written", hang)
+    monkeypatch.setattr(app, "SWEEP_EVERY_S", 0.1)
+    settings = Settings(family=str(tiny_family), data=tmp_path, workers=1, url_ttl_s=0.5)
+    with running(settings) as server:
+        wait_until(listing.is_set)
+        assert "url" in server.generate(response_format="url").json()["data"][0]
+        wait_until(lambda: not list((tmp_path / "pictures").iterdir()))
+    released.set()
+
+
+def test_a_picture_that_cannot_be_written_leaves_nothing_behind(tmp_path: Path) -> None:
+    store = PictureStore(tmp_path / "pictures", ttl_s=60)
+    name = store.put(b"a picture", "png")
+    store.probe()
+    assert [path.name for path in (tmp_path / "pictures").iterdir()] == [name]
+    (tmp_path / "pictures" / name).unlink()
+    (tmp_path / "pictures").rmdir()
+    (tmp_path / "pictures").write_text("in the way")
+    for write in (lambda: store.put(b"a picture", "png"), store.probe):
+        with pytest.raises(OSError, match="Not a directory"):
+            write()
