@@ -18,7 +18,7 @@ from argus import __version__
 from argus.server.errors import ApiError, answer_errors
 from argus.server.generate import generate, unless_left
 from argus.server.keys import EVERYONE, KeyRing
-from argus.server.middleware import BodyLimit, Counting
+from argus.server.middleware import BodyLimit, Counting, Leaving
 from argus.server.pictures import MEDIA_TYPES
 from argus.server.schema import (
     ErrorBody,
@@ -81,6 +81,7 @@ def new_app(service: Service) -> FastAPI:
     app.state.keys = service.keys
     app.add_middleware(BodyLimit, limit=service.settings.body_limit)
     app.add_middleware(Counting, path=GENERATIONS, metrics=service.metrics)
+    app.add_middleware(Leaving, path=GENERATIONS, service=service)
     answer_errors(app)
     _operator_routes(app, service)
     _api_routes(app, service)

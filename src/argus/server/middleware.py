@@ -4,11 +4,15 @@ from __future__ import annotations
 
 import time
 from http import HTTPStatus
+from typing import TYPE_CHECKING
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from argus.server.errors import ApiError
 from argus.server.metrics import Metrics
+
+if TYPE_CHECKING:
+    from argus.server.service import Service
 
 
 class BodyLimit:
@@ -55,3 +59,29 @@ class Counting:
 
         here = scope["type"] == "http" and scope["path"] == self._path
         await self._app(scope, receive, counted if here else send)
+
+
+class Leaving:
+    """Counts the requests on one path that were accepted and whose answers are not out yet. Once
+    the server is to leave, each answer ends its connection: the client's next one is another
+    server's, and none is lost on a connection that is closed just then."""
+
+    def __init__(self, app: ASGIApp, path: str, service: Service) -> None:
+        self._app, self._path, self._service = app, path, service
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            return await self._app(scope, receive, send)
+
+        async def last(message: Message) -> None:
+            if message["type"] == "http.response.start" and self._service.leaving:
+                headers = [*message.get("headers", ()), (b"connection", b"close")]
+                message = {**message, "headers": headers}
+            await send(message)
+
+        accepted = scope["path"] == self._path and not self._service.draining
+        self._service.accepted += accepted
+        try:
+            await self._app(scope, receive, last)
+        finally:
+            self._service.accepted -= accepted
