@@ -130,7 +130,7 @@ def _api_routes(app: FastAPI, service: Service) -> None:
         body: GenerationRequest, request: Request, tenant: Tenant
     ) -> GenerationResponse | StreamingResponse:
         if body.stream:
-            return await unless_left(request, stream(service, body, tenant))
+            return await unless_left(request, stream(service, body, tenant, request))
         work = generate(service, body, tenant, str(request.base_url))
         return await unless_left(request, work)
 

@@ -19,6 +19,7 @@ from argus.core.errors import BadRequest, Expired, ModelError, NotEnoughMemory
 from argus.core.job import MAX_SEED
 from argus.server.errors import ApiError, invalid
 from argus.server.keys import SHARED
+from argus.server.middleware import CLIENT_LEFT
 from argus.server.order import Closed, Full, Order, Served, Shed
 from argus.server.pictures import encode_picture
 from argus.server.schema import (
@@ -35,8 +36,6 @@ from argus.workers.local import OnPreview
 from argus.workers.messages import WorkerError
 
 T = TypeVar("T")
-
-CLIENT_LEFT = 499  # nobody reads it; nginx's number for the metrics
 
 
 async def generate(
