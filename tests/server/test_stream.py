@@ -87,11 +87,10 @@ def test_a_stream_is_counted_and_timed_when_it_ends(
     server: Running, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def counted() -> tuple[float, float, float, float]:
-        seconds = server.metric("argus_request_seconds_count")
-        return (
-            *(server.metric("argus_requests_total", status=s) for s in ("200", "499", "503")),
-            seconds,
+        ok, left, failed = (
+            server.metric("argus_requests_total", status=status) for status in ("200", "499", "503")
         )
+        return ok, left, failed, server.metric("argus_request_seconds_count")
 
     body = {
         "prompt": "a counted key", "stream": True, "partial_images": 1, "num_inference_steps": 40,

@@ -15,6 +15,7 @@ from fastapi.responses import RedirectResponse, StreamingResponse
 from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 
 from argus import __version__
+from argus.core.errors import named
 from argus.server.errors import ApiError, answer_errors
 from argus.server.generate import generate, unless_left
 from argus.server.keys import EVERYONE, KeyRing
@@ -163,7 +164,7 @@ async def _sweep(service: Service) -> None:
             if minute % ORPHANS_EVERY == 0:
                 await asyncio.to_thread(service.cache.sweep)
         except Exception as error:
-            log.warning("Sweeping failed: %r", error)
+            log.warning("Sweeping failed: %s", named(error))
         await asyncio.sleep(SWEEP_EVERY_S)
 
 

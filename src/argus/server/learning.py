@@ -227,7 +227,7 @@ class Learning:
             log.warning("The new predictor is no better; the old one stays")
         elif process.returncode != 0:
             self._metrics.retrained.labels("failed").inc()
-            log.warning("Training failed: %s", said.decode(errors="replace")[-500:])
+            log.warning("Training failed:\n%s", _harmless(said.decode(errors="replace")))
         else:
             await asyncio.to_thread(_replace, aside, folder)
             made_for = self._model.made_for
@@ -258,6 +258,13 @@ def _replace(aside: Path, folder: Path) -> None:
     """Put a trained predictor where the next start finds it."""
     shutil.rmtree(folder, ignore_errors=True)
     os.replace(aside, folder)
+
+
+def _harmless(said: str) -> str:
+    """Of what a training said: a sentence for who runs it, or where it failed, and no messages that
+    may quote prompts."""
+    kept = ("Error:", "  File ")
+    return "\n".join([line for line in said.splitlines() if line.startswith(kept)][-10:])
 
 
 def _politely() -> None:

@@ -15,6 +15,7 @@ from argus.cache.cache import ApproximateCache, Neighbour
 from argus.cache.index import Vector
 from argus.cache.scope import Scope
 from argus.control.breaker import LEAST_S, PROBE_S, Breaker
+from argus.core.errors import named
 from argus.server.threads import Threads, TooManyHang
 from argus.workers.packing import pack, unpack
 
@@ -69,7 +70,7 @@ class Retrieval:
         try:
             await self._searching.run(self._cache.load, LOAD_LIMIT_S)
         except Exception as error:
-            log.warning("The cache's index cannot be built yet: %r", error)
+            log.warning("The cache's index cannot be built yet: %s", named(error))
 
     async def find(
         self, scope: Scope, vector: Vector, count: int, limit_s: float = math.inf
@@ -85,7 +86,7 @@ class Retrieval:
         except TooManyHang:
             return []
         except Exception as error:
-            log.warning("The cache cannot be searched: %r", error)
+            log.warning("The cache cannot be searched: %s", named(error))
             return []
 
     async def fetch(self, neighbour: Neighbour, k: int, limit_s: float = math.inf) -> bytes | None:
@@ -109,7 +110,7 @@ class Retrieval:
         try:
             await self._counting.run(self._cache.count_uses, STORE_LIMIT_S)
         except Exception as error:
-            log.warning("Uses of latents are not counted yet: %r", error)
+            log.warning("Uses of latents are not counted yet: %s", named(error))
 
     async def watch(self, limit_s: float) -> None:
         """See now and then whether a store that failed answers again, within `limit_s` seconds;
@@ -127,7 +128,7 @@ class Retrieval:
         except Exception as error:
             self._breaker.failure(trial)
             if not isinstance(error, TooManyHang):
-                log.warning("Latents cannot be fetched: %r", error)
+                log.warning("Latents cannot be fetched: %s", named(error))
             return None
         except asyncio.CancelledError:
             self._breaker.abandon(trial)
@@ -152,7 +153,7 @@ class Retrieval:
             except TooManyHang:
                 return
             except Exception as error:
-                log.warning("Latents cannot be stored: %r", error)
+                log.warning("Latents cannot be stored: %s", named(error))
 
         task = asyncio.create_task(stored())
         self._storing.add(task)

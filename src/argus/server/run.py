@@ -15,10 +15,10 @@ from types import FrameType
 
 import torch
 import uvicorn
-from transformers.utils import logging as transformers_logging
 
 from argus.config import Settings
 from argus.server.app import new_app
+from argus.server.logs import log_unhandled, set_up
 from argus.server.service import STOP_S, Service
 
 log = logging.getLogger(__name__)
@@ -44,6 +44,7 @@ class _Server(uvicorn.Server):
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         self._loop = asyncio.get_running_loop()
+        self._loop.set_exception_handler(log_unhandled)
         await super().startup(sockets)
         if self.started:
             host, port = self.servers[0].sockets[0].getsockname()[:2]
@@ -122,13 +123,8 @@ def serve(settings: Settings) -> None:
     does not fit.
     """
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))  # until the server takes it
-    logging.basicConfig(
-        level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s"
-    )
-    for chatty in ("httpx", "uvicorn.error"):
-        logging.getLogger(chatty).setLevel(logging.WARNING)
+    set_up(settings.log_level)
     torch.set_num_threads(1)  # the prompt encoder is small, and the cores are the worker's
-    transformers_logging.disable_progress_bar()
     service = Service(settings)
     config = uvicorn.Config(
         new_app(service),
