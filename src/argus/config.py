@@ -169,8 +169,17 @@ class Settings(BaseSettings):
     )
     body_limit: ByteSize = Field(ByteSize(1_000_000), description="Bytes of a request's body.")
     url_ttl_s: float = Field(3600.0, gt=0, description="Seconds for which an answer's URL works.")
+    log_level: Literal["debug", "info", "warning"] = Field(
+        "info", description="What is logged; polls of /ready, /health and /metrics at debug."
+    )
+    drain_s: float = Field(
+        5.0,
+        ge=0,
+        description="Seconds after SIGTERM for which requests are still accepted while /ready "
+        "answers 503: what a load balancer needs to notice.",
+    )
     grace_s: float = Field(
-        30.0, gt=0, description="Seconds that requests in flight get to finish after SIGTERM."
+        30.0, gt=0, description="Seconds that accepted requests get to finish after that."
     )
 
 

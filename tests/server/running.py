@@ -60,8 +60,12 @@ def running(settings: Settings, headers: dict[str, str] | None = None) -> Iterat
 
 
 @contextmanager
-def served(family: Path, data: Path, *flags: str) -> Iterator[tuple[subprocess.Popen[str], str]]:
-    """`argus serve` as a process of its own, ready, with its URL."""
+def served(
+    family: Path, data: Path, *flags: str, ready: bool = True, log: list[str] | None = None
+) -> Iterator[tuple[subprocess.Popen[str], str]]:
+    """`argus serve` as a process of its own, ready (or only listening), with its URL. The lines of
+    its log go to `log`."""
+    lines = [] if log is None else log
     process = subprocess.Popen(
         [*COMMAND, "serve", "--family", str(family), "--data", str(data), "--port", "0", *flags],
         stderr=subprocess.PIPE,
@@ -69,13 +73,20 @@ def served(family: Path, data: Path, *flags: str) -> Iterator[tuple[subprocess.P
     )
     assert process.stderr is not None
     try:
-        url = next(line.split()[-1] for line in process.stderr if "Serving" in line)
-        threading.Thread(target=process.stderr.read, daemon=True).start()
-        wait_until(lambda: httpx.get(f"{url}/ready").status_code == 200)
+        for line in process.stderr:
+            lines.append(line)
+            if "Serving on" in line:
+                break
+        url = lines[-1].split()[-1]
+        reading = threading.Thread(target=lines.extend, args=(process.stderr,), daemon=True)
+        reading.start()
+        if ready:
+            wait_until(lambda: httpx.get(f"{url}/ready").status_code == 200)
         yield process, url
     finally:
         process.kill()
         process.wait()
+        reading.join(10)
 
 
 def wait_until(true: Callable[[], bool], limit_s: float = 120.0) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import shutil
 import signal
@@ -17,6 +18,7 @@ import pytest
 
 from argus.config import Settings
 from argus.core.errors import ArgusError
+from argus.quality.encoder import PromptEncoder
 from argus.server.service import Service
 from tests.server.running import COMMAND, Running, running, served, wait_until
 
@@ -63,7 +65,7 @@ def test_a_request_whose_time_is_over_before_it_begins_is_dropped(
 
 
 def test_sigterm_finishes_what_is_in_flight_and_exits_0(tiny_family: Path, tmp_path: Path) -> None:
-    with served(tiny_family, tmp_path) as (process, url):
+    with served(tiny_family, tmp_path, "--drain-s", "0.1") as (process, url):
         asking, answers = ask(url, steps=100)
         process.send_signal(signal.SIGTERM)
         asking.join()
@@ -91,7 +93,7 @@ def test_a_server_killed_without_warning_finds_its_cache_again(
         httpx.post(f"{url}/v1/images/generations", json=body, timeout=120)
         wait_until(lambda: "argus_cache_entries 1" in httpx.get(f"{url}/metrics").text)
         process.kill()
-    with served(tiny_family, tmp_path, "--grace-s", "0.5") as (process, url):
+    with served(tiny_family, tmp_path, "--drain-s", "0", "--grace-s", "0.5") as (process, url):
         answer = httpx.post(f"{url}/v1/images/generations", json=body, timeout=120)
         assert answer.json()["argus"][0]["steps_skipped"] == 3
 
@@ -99,22 +101,129 @@ def test_a_server_killed_without_warning_finds_its_cache_again(
         asking, answers = ask(url, steps=990)
         process.send_signal(signal.SIGTERM)
         asking.join()
-        assert answers[0].status_code == 503
-        assert "stopped" in answers[0].json()["error"]["message"]
+        assert_told_to_ask_again(answers[0])
         assert process.wait(60) == 0
 
 
-def ask(url: str, steps: int) -> tuple[threading.Thread, list[httpx.Response]]:
-    """Ask in a thread for a picture of many steps; it has been accepted when this returns."""
+def test_during_a_rolling_update_no_request_is_lost(tiny_family: Path, tmp_path: Path) -> None:
+    flags = ("--drain-s", "300", "--grace-s", "300")
+    with served(tiny_family, tmp_path, *flags) as (process, url):
+        streaming, streams = ask(url, steps=600, stream=True, partial_images=1)
+        process.send_signal(signal.SIGTERM)
+
+        # At first others are asked, and who asks all the same is served.
+        wait_until(lambda: httpx.get(f"{url}/ready").status_code == 503)
+        assert httpx.get(f"{url}/ready").json()["error"]["code"] == "shutting_down"
+        served_still = post(url, {"prompt": "a late fish"})
+        assert served_still.status_code == 200
+        assert served_still.headers["connection"] == "close"
+        assert httpx.get(f"{url}/health").status_code == 200
+
+        # Then, here because of a second signal, new requests are refused until the last is out.
+        process.send_signal(signal.SIGTERM)
+        wait_until(lambda: post(url, {"prompt": "too late"}).status_code == 503)
+        assert_told_to_ask_again(post(url, {"prompt": "too late"}))
+        assert streaming.is_alive()
+        streaming.join()
+        assert "event: image_generation.completed" in streams[0].text
+        assert process.wait(60) == 0
+
+
+def test_ctrl_c_refuses_new_requests_at_once_and_a_second_one_stops_the_others(
+    tiny_family: Path, tmp_path: Path
+) -> None:
+    flags = ("--drain-s", "300", "--grace-s", "300")
+    with served(tiny_family, tmp_path, *flags) as (process, url):
+        asking, answers = ask(url, steps=990)
+        process.send_signal(signal.SIGINT)
+        wait_until(lambda: post(url, {"prompt": "too late"}).status_code == 503)
+        assert asking.is_alive()
+        process.send_signal(signal.SIGINT)
+        asking.join()
+        assert_told_to_ask_again(answers[0])
+        assert process.wait(60) == 0
+
+
+def test_who_waits_for_workers_that_hang_while_loading_is_told_at_the_end(
+    tiny_family: Path, tmp_path: Path
+) -> None:
+    flags, log = ("--drain-s", "0", "--grace-s", "0.1"), list[str]()
+    with served(tiny_family, tmp_path, *flags, ready=False, log=log) as (process, url):
+        children = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
+        for child in children:
+            os.kill(int(child), signal.SIGSTOP)
+        asking, answers = ask(url)
+        assert httpx.get(f"{url}/ready").json()["error"]["code"] == "loading"
+        process.send_signal(signal.SIGTERM)
+        asking.join()
+        assert_told_to_ask_again(answers[0])
+        assert process.wait(60) == 0
+    assert "Traceback" not in "".join(log)
+
+
+def test_a_read_that_hangs_does_not_keep_the_process(tiny_family: Path, tmp_path: Path) -> None:
+    with served(tiny_family, tmp_path, "--drain-s", "0", ready=False) as (process, url):
+        name = f"{'a' * 32}.png"
+        os.mkfifo(tmp_path / "pictures" / name)
+        with pytest.raises(httpx.ReadTimeout):  # nobody ever writes there
+            httpx.get(f"{url}/v1/images/{name}", timeout=1)
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(60) == 0
+
+
+def test_a_server_that_is_closed_while_its_encoder_loads_has_no_problem(
+    tiny_family: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    loading, go_on = threading.Event(), threading.Event()
+    load = PromptEncoder.load
+
+    def slowly(folder: Path) -> PromptEncoder:
+        loading.set()
+        go_on.wait()
+        return load(folder)
+
+    monkeypatch.setattr(PromptEncoder, "load", slowly)
+    service = Service(Settings(family=str(tiny_family), data=tmp_path, workers=1))
+
+    async def close_early() -> None:
+        service.start()
+        await service.workers[0].ready()
+        await asyncio.to_thread(loading.wait)
+        await service.close()
+
+    asyncio.run(close_early())
+    assert service.problem is None
+    go_on.set()
+    assert service._encoder.result(60)  # its thread ends well
+    service.cache.close()
+
+
+def assert_told_to_ask_again(answer: httpx.Response) -> None:
+    assert answer.status_code == 503
+    assert answer.json()["error"]["code"] == "shutting_down"
+    assert answer.json()["error"]["type"] == "server_error"
+    assert int(answer.headers["retry-after"]) > 0
+
+
+def post(url: str, body: dict[str, object]) -> httpx.Response:
+    return httpx.post(f"{url}/v1/images/generations", json=body, timeout=120)
+
+
+def ask(
+    url: str, steps: int | None = None, **fields: object
+) -> tuple[threading.Thread, list[httpx.Response]]:
+    """Ask in a thread for a picture, of many steps; it has been accepted when this returns."""
     answers: list[httpx.Response] = []
-    body = {"prompt": "a red fish", "num_inference_steps": steps}
-    thread = threading.Thread(
-        target=lambda: answers.append(
-            httpx.post(f"{url}/v1/images/generations", json=body, timeout=120)
-        )
-    )
+    body = {"prompt": "a red fish", "num_inference_steps": steps, **fields}
+
+    def in_flight() -> float:
+        lines = httpx.get(f"{url}/metrics").text.splitlines()
+        return float(next(x for x in lines if x.startswith("argus_pictures_in_flight ")).split()[1])
+
+    before = in_flight()
+    thread = threading.Thread(target=lambda: answers.append(post(url, body)))
     thread.start()
-    wait_until(lambda: "argus_pictures_in_flight 1" in httpx.get(f"{url}/metrics").text)
+    wait_until(lambda: in_flight() > before)
     return thread, answers
 
 

@@ -11,6 +11,8 @@ import openai
 import pytest
 from PIL import Image
 
+from argus.workers.local import LocalWorker
+from argus.workers.messages import WorkerError
 from tests.server.running import Running, wait_until
 
 
@@ -79,3 +81,38 @@ def test_leaving_a_stream_frees_its_work(server: Running) -> None:
     wait_until(lambda: server.service.dispatcher.in_flight == 0)
     assert server.generate(argus={"cache": False}).status_code == 200
     assert server.metric("argus_pictures_total", model="tiny", variant="steps-900") == made
+
+
+def test_a_stream_is_counted_and_timed_when_it_ends(
+    server: Running, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def counted() -> tuple[float, float, float, float]:
+        ok, left, failed = (
+            server.metric("argus_requests_total", status=status) for status in ("200", "499", "503")
+        )
+        return ok, left, failed, server.metric("argus_request_seconds_count")
+
+    body = {
+        "prompt": "a counted key", "stream": True, "partial_images": 1, "num_inference_steps": 40,
+    }  # fmt: skip
+    before = ok, left, failed, seconds = counted()
+    with server.http.stream("POST", "/v1/images/generations", json=body) as answer:
+        lines = answer.iter_lines()
+        assert next(lines) == "event: image_generation.partial_image"
+        assert counted() == before
+        assert "event: image_generation.completed" in list(lines)
+    assert counted() == (ok + 1, left, failed, seconds + 1)
+
+    with server.http.stream("POST", "/v1/images/generations", json=body) as answer:
+        next(answer.iter_lines())
+    wait_until(lambda: counted() == (ok + 1, left + 1, failed, seconds + 1))
+
+    async def fail(*arguments: object) -> None:
+        arguments[3](0, Image.new("RGB", (32, 32)))  # type: ignore[operator]
+        raise WorkerError("it died three times")
+
+    monkeypatch.setattr(LocalWorker, "run", lambda *of, **more: fail(None, None, None, of[-1]))
+    answer = server.http.post("/v1/images/generations", json=body)
+    assert answer.status_code == 200
+    assert "event: error" in answer.text
+    assert counted() == (ok + 1, left + 1, failed + 1, seconds + 1)

@@ -16,6 +16,7 @@ from argus.cache.catalogue import Catalogue, Entry, Removed, Stats, Uses
 from argus.cache.index import SimilarityIndex, Vector
 from argus.cache.latents import BrokenLatents, LatentStore, StoredLatents
 from argus.cache.scope import Scope
+from argus.core.errors import named
 
 log = logging.getLogger(__name__)
 
@@ -92,7 +93,7 @@ class ApproximateCache:
         try:
             self.count_uses()
         except SQLAlchemyError as error:
-            log.warning("Uses of latents were not counted: %s", error)
+            log.warning("Uses of latents were not counted: %s", named(error))
         self._catalogue.close()
 
     def find(self, scope: Scope, vector: Vector, count: int = 1) -> list[Neighbour]:

@@ -316,7 +316,7 @@ class Catalogue:
 
 def new_engine(url: str) -> sa.Engine:
     """A database, set up for several threads and processes if it is SQLite."""
-    engine = sa.create_engine(url)
+    engine = sa.create_engine(url, hide_parameters=True)  # in errors: prompts are among them
     if engine.dialect.name == "sqlite":
         sa.event.listen(engine, "connect", _set_up_sqlite)
     return engine

@@ -42,7 +42,10 @@ def serve(
         Path | None, typer.Option(help="Hashed keys, written by `argus key`.")
     ] = None,
     cache_limit: Annotated[str | None, typer.Option(help="Bytes of latents, e.g. 20GB.")] = None,
-    grace_s: Annotated[float | None, typer.Option(help="Seconds to finish after SIGTERM.")] = None,
+    drain_s: Annotated[
+        float | None, typer.Option(help="Seconds to go on accepting requests after SIGTERM.")
+    ] = None,
+    grace_s: Annotated[float | None, typer.Option(help="Seconds to finish after that.")] = None,
 ) -> None:
     """Serve pictures behind the OpenAI Images API.
 
@@ -61,6 +64,7 @@ def serve(
         "dtype": dtype,
         "api_key_file": api_key_file,
         "cache_limit": cache_limit,
+        "drain_s": drain_s,
         "grace_s": grace_s,
     }
     settings, _ = read_settings(flags, config)

@@ -14,10 +14,11 @@ from fastapi.responses import RedirectResponse, StreamingResponse
 from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 
 from argus import __version__
+from argus.core.errors import named
 from argus.server.errors import ApiError, answer_errors
 from argus.server.generate import generate, unless_left
 from argus.server.keys import EVERYONE, KeyRing
-from argus.server.middleware import BodyLimit, Counting
+from argus.server.middleware import BodyLimit, Counting, Leaving
 from argus.server.pictures import MEDIA_TYPES
 from argus.server.schema import (
     ErrorBody,
@@ -83,6 +84,7 @@ def new_app(service: Service) -> FastAPI:
     app.state.keys = service.keys
     app.add_middleware(BodyLimit, limit=service.settings.body_limit)
     app.add_middleware(Counting, path=GENERATIONS, metrics=service.metrics)
+    app.add_middleware(Leaving, path=GENERATIONS, service=service)
     answer_errors(app)
     _operator_routes(app, service)
     _api_routes(app, service)
@@ -136,7 +138,7 @@ def _api_routes(app: FastAPI, service: Service) -> None:
         body: GenerationRequest, request: Request, tenant: Tenant
     ) -> GenerationResponse | StreamingResponse:
         if body.stream:
-            return await unless_left(request, stream(service, body, tenant))
+            return await unless_left(request, stream(service, body, tenant, request))
         work = generate(service, body, tenant, str(request.base_url))
         return await unless_left(request, work)
 
@@ -192,7 +194,7 @@ async def _repeat(sweep: Callable[[], Awaitable[None]], every_s: float) -> None:
         try:
             await sweep()
         except Exception as error:
-            log.warning("Sweeping failed: %r", error)
+            log.warning("Sweeping failed: %s", named(error))
         await asyncio.sleep(every_s)
 
 

@@ -6,10 +6,10 @@ import asyncio
 import logging
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Coroutine
 from concurrent.futures import Future
 from dataclasses import replace
-from typing import TYPE_CHECKING, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn
 
 from PIL import Image
 
@@ -23,7 +23,7 @@ from argus.server.intake import PATIENCE_S, Intake, Prepared, Started, timed
 from argus.server.learning import Judge
 from argus.server.metrics import Metrics
 from argus.server.model import ServedFamily
-from argus.server.order import Full, Order, Served, Shed
+from argus.server.order import Closed, Full, Order, Served, Shed
 from argus.server.retrieval import Retrieval
 from argus.server.steering import Asked, Choice, Steering, shortest_wait_s
 from argus.workers.fleet import Fleet, HandedBack, TooLate, Work
@@ -70,6 +70,8 @@ class Dispatcher:
             zip(model.menu.variants, model.menu.model.tolist(), strict=True)
         )  # of the menu, by variant
         self._in_flight = 0
+        self._closed = False
+        self._ends: set[asyncio.Future[None]] = set()  # one an order, done when the server ends
 
     @property
     def in_flight(self) -> int:
@@ -80,7 +82,8 @@ class Dispatcher:
         """Make an order's pictures, all or none; unfinished ones go to `on_preview`.
 
         Raises Full at once when there is no room, Shed when nobody can keep the promise, Expired
-        when its time is over before it begins, and what the worker raises. Whatever happens, each
+        when its time is over before it begins, Closed when the server ends first, and what the
+        worker raises. Whatever happens, each
         of its pictures is counted as one outcome: that of the order if it fails, since then none of
         them is answered.
         """
@@ -101,10 +104,37 @@ class Dispatcher:
         self._in_flight += order.count
         self._metrics.in_flight.set(self._in_flight)
         try:
-            return await self._serve(order, on_preview)
+            return await self._until_closed(self._serve(order, on_preview))
         finally:
             self._in_flight -= order.count
             self._metrics.in_flight.set(self._in_flight)
+
+    async def _until_closed(self, serving: Coroutine[Any, Any, list[Served]]) -> list[Served]:
+        """What an order's work gives. Raises Closed at `close`, whatever the work waits for."""
+        work = asyncio.create_task(serving)
+        end = asyncio.get_running_loop().create_future()
+        self._ends.add(end)
+        try:
+            if not self._closed:
+                await asyncio.wait((work, end), return_when=asyncio.FIRST_COMPLETED)
+            if not work.done():
+                raise Closed
+            return work.result()
+        except asyncio.CancelledError:
+            work.cancel()
+            await asyncio.wait((work,))
+            raise
+        finally:
+            self._ends.discard(end)
+            work.cancel()
+            work.add_done_callback(_look_at)
+
+    def close(self) -> None:
+        """End every order that is not answered yet. May be called twice."""
+        self._closed = True
+        for end in self._ends:
+            if not end.done():
+                end.set_result(None)
 
     def _refused(self, order: Order) -> NoReturn:
         """There is no room for an order, which counts as demand all the same. Raises Full."""
@@ -406,6 +436,12 @@ class Dispatcher:
             metrics.price.set(served.price)
         for stage, spent in served.timings_ms.items():
             metrics.stages.labels(stage).observe(spent / 1000)
+
+
+def _look_at(work: asyncio.Task[list[Served]]) -> None:
+    """Asyncio logs errors that nobody looked at."""
+    if not work.cancelled():
+        work.exception()
 
 
 def _outcome_of(error: BaseException) -> str:

@@ -15,11 +15,12 @@ from typing import Any, TypeVar
 from fastapi import Request
 from starlette.types import Message
 
-from argus.core.errors import BadRequest, Expired, NotEnoughMemory
+from argus.core.errors import BadRequest, Expired, ModelError, NotEnoughMemory
 from argus.core.job import MAX_SEED
 from argus.server.errors import ApiError, invalid
 from argus.server.keys import SHARED
-from argus.server.order import Full, Order, Served, Shed
+from argus.server.middleware import CLIENT_LEFT
+from argus.server.order import Closed, Full, Order, Served, Shed
 from argus.server.pictures import encode_picture
 from argus.server.schema import (
     ArgusOptions,
@@ -35,8 +36,6 @@ from argus.workers.local import OnPreview
 from argus.workers.messages import WorkerError
 
 T = TypeVar("T")
-
-CLIENT_LEFT = 499  # nobody reads it; nginx's number for the metrics
 
 
 async def generate(
@@ -74,6 +73,8 @@ async def serve(
         raise service.unavailable()
     try:
         return await service.dispatcher.serve(order, on_preview)
+    except Closed as error:
+        raise service.unavailable() from error
     except Full as error:
         raise ApiError(
             HTTPStatus.TOO_MANY_REQUESTS,
@@ -92,6 +93,8 @@ async def serve(
         raise invalid(str(error), None) from error
     except Expired as error:
         raise ApiError(HTTPStatus.GATEWAY_TIMEOUT, str(error), "expired") from error
+    except ModelError as error:  # the model can never be loaded
+        raise service.unavailable() from error
     except (NotEnoughMemory, WorkerError) as error:
         raise ApiError(HTTPStatus.SERVICE_UNAVAILABLE, str(error), "worker_failed") from error
 

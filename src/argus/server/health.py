@@ -6,6 +6,7 @@ import asyncio
 import logging
 from collections.abc import Callable
 
+from argus.core.errors import named
 from argus.server.threads import Threads
 
 log = logging.getLogger(__name__)
@@ -51,8 +52,7 @@ class StorageHealth:
         """Something of a kind could not be stored."""
         if kind in self._recovering:
             return
-        # Not str(error): a database's quotes the values of its statement, prompts among them.
-        log.warning("Degraded: %s cannot be stored (%r), and are done without", kind, error)
+        log.warning("Degraded: %s cannot be stored (%s), and are done without", kind, named(error))
         self._recovering[kind] = asyncio.create_task(self._recover(kind))
 
     async def check(self, kind: str) -> None:

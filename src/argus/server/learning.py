@@ -20,7 +20,7 @@ from PIL import Image
 
 from argus.config import Settings
 from argus.control.menu import EXACT
-from argus.core.errors import ModelError
+from argus.core.errors import ModelError, named
 from argus.core.family import EXACT as EXACT_NAME
 from argus.files import replace_folder, try_writing
 from argus.lab.retraining import FEWEST_SAMPLES
@@ -250,7 +250,7 @@ class Learning:
             log.warning("The new predictor is no better; the old one stays")
         else:
             self._metrics.retrained.labels("failed").inc()
-            log.warning("Training failed: %s", said.decode(errors="replace")[-500:])
+            log.warning("Training failed:\n%s", _harmless(said.decode(errors="replace")))
             await self._health.check(NEW_PREDICTOR)
         with suppress(Exception):  # what a failure has left
             await self._writing.run(lambda: shutil.rmtree(aside), REPLACE_LIMIT_S)
@@ -267,7 +267,7 @@ class Learning:
             new = await self._writing.run(replaced, REPLACE_LIMIT_S)
         except Exception as error:
             self._metrics.retrained.labels("failed").inc()
-            log.warning("The new predictor cannot be used, the old one stays: %r", error)
+            log.warning("The new predictor cannot be used, the old one stays: %s", named(error))
             await self._health.check(NEW_PREDICTOR)
             return
         self._foresight.predictor = new
@@ -298,6 +298,13 @@ def _drift_of(predictor: Predictor | None) -> Drift:
     if predictor is None or "centre" not in predictor.weights:
         return Drift()
     return Drift(predictor.weights["centre"], float(predictor.weights["scatter"][0]))
+
+
+def _harmless(said: str) -> str:
+    """Of what a training said: a sentence for who runs it, or where it failed, and no messages that
+    may quote prompts."""
+    kept = ("Error:", "  File ")
+    return "\n".join([line for line in said.splitlines() if line.startswith(kept)][-10:])
 
 
 def _politely() -> None:

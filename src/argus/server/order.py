@@ -85,6 +85,10 @@ class Shed(Exception):
         self.retry_after_s = retry_after_s
 
 
+class Closed(Exception):
+    """The server ends, and with it whatever it had not answered."""
+
+
 class Full(Exception):
     """No room for more pictures; `retry_after_s` is when there should be."""
 

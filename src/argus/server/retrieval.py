@@ -16,6 +16,7 @@ from argus.cache.cache import ApproximateCache, Neighbour
 from argus.cache.index import Vector
 from argus.cache.scope import Scope
 from argus.control.breaker import LEAST_S, PROBE_S, Breaker
+from argus.core.errors import named
 from argus.server.health import StorageHealth
 from argus.server.threads import Threads, TooManyHang
 from argus.workers.packing import pack, unpack
@@ -81,7 +82,7 @@ class Retrieval:
         try:
             await self._searching.run(self._cache.load, LOAD_LIMIT_S)
         except Exception as error:
-            log.warning("The cache's index cannot be built yet: %r", error)
+            log.warning("The cache's index cannot be built yet: %s", named(error))
 
     async def find(
         self, scope: Scope, vector: Vector, count: int, limit_s: float = math.inf
@@ -97,7 +98,7 @@ class Retrieval:
         except TooManyHang:
             return []
         except Exception as error:
-            log.warning("The cache cannot be searched: %r", error)
+            log.warning("The cache cannot be searched: %s", named(error))
             return []
 
     async def fetch(self, neighbour: Neighbour, k: int, limit_s: float = math.inf) -> bytes | None:
@@ -141,7 +142,7 @@ class Retrieval:
         except Exception as error:
             self._breaker.failure(trial)
             if not isinstance(error, TooManyHang):
-                log.warning("Latents cannot be fetched: %r", error)
+                log.warning("Latents cannot be fetched: %s", named(error))
             return None
         except asyncio.CancelledError:
             self._breaker.abandon(trial)
@@ -168,7 +169,7 @@ class Retrieval:
                     if self._health.works(LATENTS, CATALOGUE):
                         await self._writing.run(store, STORE_LIMIT_S)
             except IntegrityError as error:  # another process has just stored the same
-                log.warning("Latents were not stored: %r", error)
+                log.warning("Latents were not stored: %s", named(error))
             except Exception as error:
                 of = CATALOGUE if isinstance(error, SQLAlchemyError) else LATENTS
                 self._health.failed(of, error)

@@ -4,37 +4,48 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import os
 import signal
 import socket
 import sys
+import threading
+import time
+from collections.abc import Callable
 from types import FrameType
 
 import torch
 import uvicorn
-from transformers.utils import logging as transformers_logging
 
 from argus.config import Settings
 from argus.server.app import new_app
 from argus.server.lock import DataLock
-from argus.server.service import Service
+from argus.server.logs import log_unhandled, set_up
+from argus.server.service import STOP_S, Service
 
 log = logging.getLogger(__name__)
 
 KEEP_ALIVE_S = 75  # longer than clients and load balancers keep idle connections: they close first
-LAST_ANSWERS_S = 5  # beyond the grace, for the answers to what was cut short
+LAST_ANSWERS_S = 5  # to send the answers to what was cut short
+END_S = STOP_S + LAST_ANSWERS_S  # for the process to end once nothing is waited for any more
+EXIT_S = 3.0  # for Python to end once the server has
+LOOK_S = 0.02
 
 
 class _Server(uvicorn.Server):
-    """Drains the service on the first signal, so that even what is cut short gets an answer."""
+    """Leaves in steps: `/ready` answers 503 for `drain_s`, new requests do for `grace_s` or until
+    the accepted ones are answered, what is left is failed, and the process ends. SIGTERM begins
+    with the first step and SIGINT with the second; each further signal goes on to the next one."""
 
     def __init__(self, config: uvicorn.Config, service: Service) -> None:
         super().__init__(config)
         self._service = service
-        self._draining: asyncio.Task[None] | None = None
+        self._leaving: asyncio.Task[None] | None = None
+        self._hurry = False
         self._said_ready = False
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         self._loop = asyncio.get_running_loop()
+        self._loop.set_exception_handler(log_unhandled)
         await super().startup(sockets)
         if self.started:
             host, port = self.servers[0].sockets[0].getsockname()[:2]
@@ -47,6 +58,10 @@ class _Server(uvicorn.Server):
             )
             log.info("Serving on http://%s:%d", host, port)
 
+    async def serve(self, sockets: list[socket.socket] | None = None) -> None:
+        await super().serve(sockets)
+        self._end_within(EXIT_S)
+
     async def on_tick(self, counter: int) -> bool:
         """Also stop when the worker says that it can never work."""
         if self._service.ready and not self._said_ready:
@@ -55,28 +70,62 @@ class _Server(uvicorn.Server):
         return await super().on_tick(counter) or self._service.problem is not None
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
-        if self.started and not self.should_exit:
-            self._loop.call_soon_threadsafe(self._drain)
-        super().handle_exit(sig, frame)
+        if self.started:
+            self._loop.call_soon_threadsafe(self._signalled, sig)
+        else:
+            super().handle_exit(sig, frame)
 
-    def _drain(self) -> None:
-        self._draining = self._loop.create_task(self._service.drain())
+    def _signalled(self, sig: int) -> None:
+        self._hurry = self._leaving is not None
+        self.force_exit = self.should_exit
+        if self._leaving is None:
+            settings = self._service.settings
+            drain_s = 0.0 if sig == signal.SIGINT else settings.drain_s
+            self._end_within(drain_s + settings.grace_s + END_S)
+            self._leaving = self._loop.create_task(self._leave(drain_s, settings.grace_s))
+
+    async def _leave(self, drain_s: float, grace_s: float) -> None:
+        self._service.leave()
+        log.info("Stopping: requests are accepted for another %g s", drain_s)
+        await self._wait(drain_s, lambda: False)
+        self._service.drain()
+        await self._wait(grace_s, lambda: not self._service.accepted)
+        self.should_exit = True
+
+    async def _wait(self, limit_s: float, over: Callable[[], bool]) -> None:
+        until = time.monotonic() + limit_s
+        while not (over() or self._hurry or time.monotonic() >= until):
+            await asyncio.sleep(LOOK_S)
+        self._hurry = False
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        """Answer what is left, then close the connections."""
+        self._end_within(END_S)
+        await self._service.close()
+        await super().shutdown(sockets)
+
+    def _end_within(self, limit_s: float) -> None:
+        """End the process even if a thread of it, or a call in its loop, hangs for ever."""
+
+        def end() -> None:
+            log.warning("Something hangs; the process ends without it")
+            self._service.fleet.kill()
+            os._exit(1 if self._service.problem else 0)
+
+        timer = threading.Timer(limit_s, end)
+        timer.daemon = True
+        timer.start()
 
 
 def serve(settings: Settings) -> None:
-    """Serve until SIGTERM or SIGINT; what is in flight then gets `grace_s` seconds.
+    """Serve until SIGTERM or SIGINT; what was accepted then gets `grace_s` seconds.
 
     Raises BadRequest and ModelError for what cannot be served, NotEnoughMemory when the model
     does not fit, InUse when another server has the data folder.
     """
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))  # uvicorn raises it again at its end
-    logging.basicConfig(
-        level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s"
-    )
-    for chatty in ("httpx", "uvicorn.error"):
-        logging.getLogger(chatty).setLevel(logging.WARNING)
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))  # until the server takes it
+    set_up(settings.log_level)
     torch.set_num_threads(1)  # the prompt encoder is small, and the cores are the worker's
-    transformers_logging.disable_progress_bar()
     lock = DataLock(settings.data)
     service = Service(settings)
     config = uvicorn.Config(
@@ -84,12 +133,13 @@ def serve(settings: Settings) -> None:
         host=settings.host,
         port=settings.port,
         timeout_keep_alive=KEEP_ALIVE_S,
-        timeout_graceful_shutdown=int(settings.grace_s) + LAST_ANSWERS_S,
+        timeout_graceful_shutdown=LAST_ANSWERS_S,
         log_config=None,  # ours, set above
         access_log=True,
     )
+    server = _Server(config, service)
     try:
-        _Server(config, service).run()
+        server.run()
     finally:
         service.fleet.kill()
         lock.release()

@@ -9,6 +9,7 @@ import re
 import statistics
 import time
 from concurrent.futures import Future
+from contextlib import suppress
 from functools import partial
 from http import HTTPStatus
 from threading import Thread
@@ -49,7 +50,9 @@ DEFAULT_POLICY, UNMEASURED_POLICY = "price", "nirvana"
 MEASURELESS = ("nirvana", "clipper-ha")  # policies that weigh no costs
 TRIALS = 7
 SIDE_STEP = 8  # what the sides of a picture must be multiples of in every Stable Diffusion model
+STOP_S = 10.0  # for the workers' processes to end
 SETTLE_S = 5.0  # for latents behind the last answers; without them the cache is only emptier
+RETRY_S = "5"
 _SIZE = re.compile(r"(\d{1,5})x(\d{1,5})")
 
 
@@ -95,7 +98,8 @@ class Service:
             self.metrics, settings.queue_limit, self.judge, self.learning.served,
         )  # fmt: skip
         self._tasks: list[asyncio.Task[None]] = []
-        self.draining = False
+        self.leaving = self.draining = False
+        self.accepted = 0  # requests whose answers are not out yet; `Leaving` counts them
 
     @property
     def model_names(self) -> list[str]:
@@ -140,12 +144,15 @@ class Service:
 
     def unavailable(self) -> ApiError:
         """Why no picture can be made now."""
-        if self.draining:
-            return ApiError(503, "The server is shutting down.", "shutting_down")
+        if self.leaving:
+            return ApiError(
+                503, "The server is shutting down: ask again.", "shutting_down",
+                headers={"Retry-After": RETRY_S},
+            )  # fmt: skip
         problem = self.problem
         if problem is not None:
             return ApiError(503, f"This server cannot work: {problem}", "worker_unusable")
-        return ApiError(503, "The model is loading.", "loading", headers={"Retry-After": "5"})
+        return ApiError(503, "The model is loading.", "loading", headers={"Retry-After": RETRY_S})
 
     @property
     def problem(self) -> Exception | None:
@@ -159,7 +166,7 @@ class Service:
     @property
     def ready(self) -> bool:
         loaded = self._encoder.done() and self._started.done() and self.fleet.ready
-        return loaded and not self.draining and self.problem is None
+        return loaded and not self.leaving and self.problem is None
 
     @property
     def degraded(self) -> list[str]:
@@ -197,7 +204,7 @@ class Service:
             problems = await asyncio.gather(*ready, return_exceptions=True)
             if all(isinstance(problem, Exception) for problem in problems):
                 return
-            encoder = await asyncio.wrap_future(self._encoder)
+            encoder = await asyncio.shield(asyncio.wrap_future(self._encoder))
             await loading
             exact, menu = self.family.exact, self.model.menu
             job = exact.job("a picture to see how long one takes", 0)
@@ -241,23 +248,30 @@ class Service:
         metrics.cache_entries.set(len(self.cache))
         metrics.cache_bytes.set(self.cache.size_bytes)
 
-    async def drain(self) -> None:
-        """Take no more requests; let those in flight finish within the grace, then end them."""
-        self.draining = True
-        deadline = time.monotonic() + self.settings.grace_s
-        while self.dispatcher.in_flight and time.monotonic() < deadline:
-            await asyncio.sleep(0.02)
-        await self.close()
+    def leave(self) -> None:
+        """Say in `/ready` that no more requests are to come; those that do are served."""
+        self.leaving = True
+
+    def drain(self) -> None:
+        """Refuse new requests; those that were accepted are served."""
+        self.leaving = self.draining = True
 
     async def close(self) -> None:
-        """End the workers and whatever they still do. May be called twice."""
-        self.draining = True
+        """Fail what is not answered, end the workers. May be called twice.
+
+        Takes no longer than `STOP_S`, whatever hangs.
+        """
+        self.drain()
+        self.dispatcher.close()
         for task in self._tasks:
             task.cancel()
         self.learning.close()
         self.health.close()
-        await self.fleet.stop(grace_s=0.0)
-        await self.retrieval.close(SETTLE_S)
+        settled = asyncio.create_task(self.retrieval.close(SETTLE_S))
+        with suppress(TimeoutError):
+            async with asyncio.timeout(STOP_S):
+                await self.fleet.stop(grace_s=0.0)
+        await settled
 
 
 def _way_s(encoder: PromptEncoder, exact: Variant, prompt: str) -> float:

@@ -11,6 +11,7 @@ from collections.abc import AsyncGenerator, AsyncIterator
 from contextlib import suppress
 from typing import Any
 
+from fastapi import Request
 from fastapi.responses import StreamingResponse
 from PIL import Image
 
@@ -33,7 +34,9 @@ NO_USAGE = {
 Event = tuple[str, dict[str, Any]]
 
 
-async def stream(service: Service, body: GenerationRequest, tenant: str) -> StreamingResponse:
+async def stream(
+    service: Service, body: GenerationRequest, tenant: str, request: Request
+) -> StreamingResponse:
     """Answer a tenant's request with events; the first one is there when this returns.
 
     Raises ApiError for what fails before that; later failures are an `error` event.
@@ -47,9 +50,11 @@ async def stream(service: Service, body: GenerationRequest, tenant: str) -> Stre
             async for event in events:
                 yield _worded(event)
         except ApiError as error:
+            request.state.failed = error.status_code
             yield _worded(("error", error.body))
         except Exception:
             log.exception("A stream failed")
+            request.state.failed = 500
             failure = ApiError(500, "The server failed on this picture.", "internal_error")
             yield _worded(("error", failure.body))
         finally:

@@ -6,13 +6,14 @@ import logging
 import math
 import os
 import signal
+import sys
 import time
 from collections import deque
 from collections.abc import Callable
 from multiprocessing.connection import Connection
 from typing import TYPE_CHECKING
 
-from argus.core.errors import ArgusError
+from argus.core.errors import ArgusError, traced
 from argus.workers.messages import (
     BEAT_S,
     Beat,
@@ -59,13 +60,20 @@ def run_worker(pipe: Connection, model: Model) -> None:
             del engine  # its memory is the next one's
     except (EOFError, BrokenPipeError):
         return  # the server is gone, and nobody waits for a picture
+    except Exception as error:  # Python would print its message, which may quote a prompt
+        log.critical("A worker fails:\n%s", traced(error))
+        sys.exit(1)
 
 
 def _load(model: Model) -> Engine:
     import torch  # here, since the server imports this file too
+    from diffusers.utils import logging as diffusers_logging
+    from transformers.utils import logging as transformers_logging
 
     from argus.engine.engine import Engine
 
+    diffusers_logging.set_verbosity_error()  # it warns of long prompts, and quotes them
+    transformers_logging.set_verbosity_error()
     if model.threads is not None:
         torch.set_num_threads(model.threads)
     if model.device == "cpu" and hasattr(os, "nice"):
@@ -184,5 +192,5 @@ def _told(error: Exception) -> ArgusError:
     """An error that says to a client what happened."""
     if isinstance(error, ArgusError):
         return error
-    log.error("A picture failed", exc_info=error)
+    log.error("A picture failed:\n%s", traced(error))
     return WorkerError(f"The worker failed on this picture: {type(error).__name__}: {error}")
