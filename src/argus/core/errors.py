@@ -1,16 +1,16 @@
-"""What can go wrong for a user. Every message says what was wrong and what would be right."""
+"""Errors for users. Every message says what was wrong and what would be right."""
 
 
 class ArgusError(Exception):
-    """Anything Argus reports as a sentence rather than a traceback."""
+    """An error that is reported as a sentence rather than a traceback."""
 
 
 class BadRequest(ArgusError, ValueError):
-    """A job that asks for something that cannot be: mend the request."""
+    """A request that is invalid or cannot be served as it is."""
 
 
 class ModelError(ArgusError):
-    """A model cannot be used: it is missing, of the wrong kind, or out of reach."""
+    """A model cannot be used: it is missing, unsupported or out of reach."""
 
 
 class NotEnoughMemory(ArgusError):
@@ -18,4 +18,4 @@ class NotEnoughMemory(ArgusError):
 
 
 class Expired(ArgusError):
-    """A job whose deadline passed before it began."""
+    """The deadline of a job passed before it began."""
