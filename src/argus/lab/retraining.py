@@ -21,7 +21,7 @@ HELD_OUT = 3  # every third sample is held out
 @dataclass(frozen=True)
 class Retrained:
     """A new predictor, and the mean absolute errors of the old and the new one on `judged_on`
-    samples that the new one was not trained on."""
+    samples that neither was trained on."""
 
     predictor: Predictor
     old_error: float

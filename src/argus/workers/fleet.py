@@ -24,7 +24,7 @@ from argus.workers.worker import Finished, Model, OnPreview, State, Worker, Work
 log = logging.getLogger(__name__)
 
 HANDOVER_STEPS = 2.0  # steps: decoding, and the time of a message
-BATCH_HANDOVER_STEPS = 1.0  # the same where batches do not mix
+BATCH_HANDOVER_STEPS = 1.0  # where batches do not mix: one's last step, the next one's first
 MOST_TRIALS, TRIALS_S = 7, 3.0
 CALIBRATIONS = 3  # tries, where workers die in them
 HELD_S = 60.0  # for which a pinned model stays loaded
