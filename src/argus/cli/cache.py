@@ -1,4 +1,4 @@
-"""`argus cache`: look into the approximate cache, take things out, fill it."""
+"""`argus cache`: show, remove and add entries of the approximate cache."""
 
 from __future__ import annotations
 
@@ -137,7 +137,7 @@ def warm(
 
 
 def _namespace(settings: Settings, asked: str | None) -> str:
-    """Whose cache is warmed. Raises BadRequest for a namespace that no request will ever have."""
+    """The namespace to warm. Raises BadRequest for one that no request can have."""
     from argus.server.keys import EVERYONE, SHARED, read_keys
 
     own = [EVERYONE]

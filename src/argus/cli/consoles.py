@@ -1,4 +1,4 @@
-"""Where the commands write: results to `out`, all else to `err`."""
+"""The consoles of the commands: `out` for results, `err` for everything else."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""`argus profile`, `calibrate` and `train`: what variants cost, and what they are worth."""
+"""`argus profile`, `calibrate` and `train`: the cost and the quality of variants."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from argus.core.family import EXACT, Family
 from argus.families.catalog import find_family
 from argus.files import written_aside
 
-NO_BETTER = 3  # the exit status of a training that was for nothing
+NO_BETTER = 3  # exit status when the new predictor is not better
 FamilyName = Annotated[str, typer.Argument(help="A family's name, or the path of its YAML file.")]
 Device = Annotated[str | None, typer.Option(help="cpu, cuda or cuda:N.")]
 Precision = Annotated[str | None, typer.Option(help="float32, float16 or bfloat16.")]

@@ -54,11 +54,11 @@ app.add_typer(config.app, name="config")
 
 
 def main() -> None:
-    """Run the command line; errors a user can mend are one sentence and an exit code."""
-    for library in ("TRANSFORMERS", "HF_HUB"):  # their notices are not for who runs a command
+    """Run the command line; an ArgusError is printed as a sentence and sets the exit code."""
+    for library in ("TRANSFORMERS", "HF_HUB"):  # their notices are not for users
         os.environ.setdefault(f"{library}_VERBOSITY", "error")
-    # a thread that waits for the others spins so often before it sleeps: nothing lost on an idle
-    # machine, and without it pictures took fifty times as long beside another busy process
+    # threads spin at most this often before they sleep: nothing is lost on an idle machine, and
+    # without it pictures took fifty times as long beside another busy process
     os.environ.setdefault("GOMP_SPINCOUNT", "1000")
     try:
         app()

@@ -1,1 +1,1 @@
-"""The words the other parts speak: plain data and errors, without I/O and without torch."""
+"""Plain data and errors for all other parts, without torch."""

@@ -1,7 +1,7 @@
-"""What can go wrong for a user. Every message says what was wrong and what would be right.
+"""Errors for users. Every message says what was wrong and what would be right.
 
-Messages may quote prompts, which are nobody's business but their tenant's: a log gets `traced` or
-`named` errors.
+Messages may quote prompts, which belong to their tenant alone: a log gets `traced` or `named`
+errors.
 """
 
 from __future__ import annotations
@@ -10,15 +10,15 @@ import traceback
 
 
 class ArgusError(Exception):
-    """Anything Argus reports as a sentence rather than a traceback."""
+    """An error that is reported as a sentence rather than a traceback."""
 
 
 class BadRequest(ArgusError, ValueError):
-    """A job that asks for something that cannot be: mend the request."""
+    """A request that is invalid or cannot be served as it is."""
 
 
 class ModelError(ArgusError):
-    """A model cannot be used: it is missing, of the wrong kind, or out of reach."""
+    """A model cannot be used: it is missing, unsupported or out of reach."""
 
 
 class NotEnoughMemory(ArgusError):
@@ -30,7 +30,7 @@ class InUse(ArgusError):
 
 
 class Expired(ArgusError):
-    """A job whose deadline passed before it began."""
+    """The deadline of a job passed before it began."""
 
 
 def traced(error: BaseException) -> str:

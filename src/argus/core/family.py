@@ -14,7 +14,7 @@ STRATEGIES = ("exact", "cache", "model", "steps")
 class Variant:
     """One way to make a picture. `width` and `height` are pixels, `guidance` as in `Job`.
 
-    `skip` is how many of the first of `steps` denoising steps a cached latent replaces.
+    `skip` is K: how many of the first of `steps` denoising steps cached latents replace.
     """
 
     model: str
@@ -26,7 +26,7 @@ class Variant:
     skip: int = 0
 
     def job(self, prompt: str, seed: int) -> Job:
-        """A picture to make in this way."""
+        """The job of a picture by this variant."""
         return Job(
             prompt, seed=seed, steps=self.steps, guidance=self.guidance, skip=self.skip,
             width=self.width, height=self.height,
@@ -37,9 +37,9 @@ class Variant:
 class ScorerSpec:
     """Which scorer judges a family's pictures.
 
-    `kind` is `clip`, `pickscore`, or `module:Class` for one of your own; `source` is the folder or
-    hub id of its weights, if it needs one. `unrelated` is s₀, its mean score of pictures of
-    unrelated prompts, once that is measured.
+    `kind` is `clip`, `pickscore`, or `module:Class` for a user's own; `source` is the folder or hub
+    id of its weights, if it needs one. `unrelated` is s₀, its mean score of pictures of unrelated
+    prompts, once that is measured.
     """
 
     kind: str
@@ -51,11 +51,11 @@ class ScorerSpec:
 class Family:
     """`models` maps a model's name to its source: a folder or a hub id.
 
-    `exact` is the best variant, the one whose quality is 1 by definition. `skips` maps every K
-    that a cached latent may replace to the least similarity of the neighbour at which the
-    published thresholds (policy `nirvana`) allow it. `cheaper` are variants with fewer steps or
-    another model. `ideas` is `module:Class` of where the family's own prompts come from. `folder`
-    is where the family's file is; what was measured of it lies beside it.
+    `exact` is the best variant, the one whose quality is 1 by definition. `skips` maps every K that
+    cached latents may replace to the least similarity of the neighbour at which the published
+    thresholds (policy `nirvana`) allow it. `cheaper` are variants with fewer steps or another
+    model. `ideas` is `module:Class` of the source of the family's own prompts. `folder` holds the
+    family's file, its profile, quality table and predictor.
     """
 
     name: str
@@ -76,7 +76,7 @@ class Family:
         return {EXACT: self.exact, **skipping, **self.cheaper}
 
     def strategy(self, variant: str) -> str:
-        """By what a variant saves time, one of `STRATEGIES`."""
+        """How a variant saves time, one of `STRATEGIES`."""
         chosen = self.variants[variant]
         if chosen.skip:
             return "cache"

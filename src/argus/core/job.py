@@ -1,4 +1,4 @@
-"""One picture to make, and the settings that decide how."""
+"""A job: one picture to make, with all settings."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ MAX_SEED = 2**63 - 1
 class Job:
     """A picture to make. `width` and `height` are pixels; None is the model's own size.
 
-    `skip` is K: how many of the first of `steps` denoising steps a given latent replaces.
+    `skip` is K: how many of the first of `steps` denoising steps given latents replace.
     `guidance` of 1 or less runs without classifier-free guidance.
-    Raises BadRequest for values that cannot be.
+    Raises BadRequest for values out of range.
     """
 
     prompt: str

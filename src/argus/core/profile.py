@@ -1,4 +1,4 @@
-"""What variants cost: measured seconds of one device, by model and batch."""
+"""Profiles: measured seconds on one device, by model and batch size."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import Any
 from argus.core.errors import ModelError
 from argus.core.family import Variant
 
-MAX_BATCH = 32  # pictures at once where nothing was measured
+MAX_BATCH = 32  # batch size without a profile
 
 
 @dataclass(frozen=True)
@@ -18,9 +18,9 @@ class ModelProfile:
     """Measured seconds of one model, guidance included, at the family's picture size.
 
     `step_s` maps a batch size to the seconds of one denoising step of the whole batch, `decode_s`
-    one to the seconds of decoding it. `encode_s` is one prompt's, `picture_s` one picture's
-    compression as PNG. `load_s` is loading with cold and with warm page cache. `peak_bytes` is the
-    most memory the measuring process held, on the device if that is a GPU.
+    to those of decoding it. `encode_s` is for encoding one prompt, `picture_s` for compressing one
+    picture as PNG. `load_s` is for loading with cold (`disk`) and with warm `page_cache`.
+    `peak_bytes` is the peak memory of the measuring process, on the device if that is a GPU.
     """
 
     step_s: dict[int, float]
@@ -32,7 +32,7 @@ class ModelProfile:
 
     @property
     def best_batch(self) -> int:
-        """The batch past which pictures per second stop growing (by 3 % a doubling)."""
+        """The batch size past which larger ones gain no more than 3 % in pictures per second."""
         sizes = sorted(self.step_s)
         best = sizes[0]
         for size in sizes[1:]:
@@ -41,7 +41,7 @@ class ModelProfile:
         return best
 
     def batch_step_s(self, batch: int) -> float:
-        """Seconds of a step of `batch` pictures, between measured sizes on a straight line."""
+        """Seconds of a step of `batch` pictures, linear between measured sizes."""
         return _between(self.step_s, batch)
 
     def batch_decode_s(self, batch: int) -> float:
@@ -49,7 +49,7 @@ class ModelProfile:
         return _between(self.decode_s, batch)
 
     def picture_cost_s(self, variant: Variant, batch: int) -> float:
-        """Worker-seconds of a picture at `batch`: c = steps run · s(b)/b + encode + decode."""
+        """Worker-seconds per picture at `batch`: c = steps run · s(b)/b + encode + decode(b)/b."""
         steps = variant.steps - variant.skip
         denoise = steps * self.batch_step_s(batch) / batch
         return denoise + self.encode_s + self.batch_decode_s(batch) / batch
@@ -57,7 +57,7 @@ class ModelProfile:
 
 @dataclass(frozen=True)
 class Profile:
-    """The models of a family on one device. `weights` are the fingerprints of what was measured."""
+    """The models of a family on one device. `weights` are the fingerprints of their weights."""
 
     family: str
     device: dict[str, Any]
@@ -71,7 +71,7 @@ class Profile:
 
     @classmethod
     def read(cls, file: Path) -> Profile:
-        """Raises ModelError for a file that `argus profile` did not write."""
+        """Read a profile. Raises ModelError for a file that `argus profile` did not write."""
         try:
             content = json.loads(file.read_text())
         except (OSError, ValueError) as error:
@@ -80,7 +80,7 @@ class Profile:
 
     @classmethod
     def from_json(cls, content: dict[str, Any]) -> Profile:
-        """Raises ModelError for what `to_json` did not make."""
+        """The inverse of `to_json`. Raises ModelError for anything else."""
         try:
             models = {
                 name: ModelProfile(
@@ -98,7 +98,7 @@ class Profile:
 
 
 def _between(measured: dict[int, float], batch: int) -> float:
-    """A value between measured batch sizes; past the largest, as much a picture as there."""
+    """A value at a batch size, linear between measured ones; in proportion past the largest."""
     sizes = sorted(measured)
     if batch >= sizes[-1]:
         return measured[sizes[-1]] * batch / sizes[-1]

@@ -1,1 +1,1 @@
-"""The muscle: loads diffusers models and denoises with them."""
+"""Loads diffusers models and denoises with them, step-batched."""

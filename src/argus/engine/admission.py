@@ -1,4 +1,4 @@
-"""Jobs that wait for room in the batch: who is next, and who has waited too long."""
+"""Queued jobs: the order in which they join the batch, and those whose deadline has passed."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from argus.engine.slots import OnPreview, OnStep
 
 @dataclass(frozen=True)
 class Waiting:
-    """A job that was admitted, and its pictures' width and height in pixels.
+    """A queued job, with the arguments of `Engine.admit`; `size` is width and height in pixels.
 
     `previews` are the numbers of steps after which an unfinished picture is due.
     """
@@ -31,8 +31,8 @@ class Waiting:
 
 
 class Queue:
-    """Earliest deadline first, in seconds of `time.monotonic`; first come, first served among
-    equals."""
+    """The engine's queued jobs, earliest deadline first, in seconds of `time.monotonic`; first
+    come, first served among equals."""
 
     def __init__(self) -> None:
         self._heap: list[tuple[float, int, Waiting]] = []
@@ -44,20 +44,20 @@ class Queue:
         heapq.heappush(self._heap, (deadline_s, one.ticket, one))
 
     def drop(self, ticket: int) -> None:
-        """Forget a job, if it is here."""
+        """Remove a job, if it is queued."""
         self._heap = [entry for entry in self._heap if entry[1] != ticket]
         heapq.heapify(self._heap)
 
     def first(self, count: int) -> list[int]:
-        """The tickets of those that `take` would give."""
+        """The tickets of the jobs that `take` would return."""
         return [ticket for _, ticket, _ in heapq.nsmallest(count, self._heap)]
 
     def take(self, count: int) -> list[Waiting]:
-        """Remove the first `count`, or all if they are fewer."""
+        """Remove and return the first `count` jobs, or all if they are fewer."""
         return [heapq.heappop(self._heap)[2] for _ in range(min(count, len(self._heap)))]
 
     def expire(self) -> list[tuple[int, Expired]]:
-        """Remove those whose deadline has passed."""
+        """Remove the jobs whose deadline has passed; their tickets and errors."""
         now, gone = time.monotonic(), list[tuple[int, Expired]]()
         while self._heap and self._heap[0][0] <= now:
             deadline_s, ticket, _ = heapq.heappop(self._heap)

@@ -1,4 +1,4 @@
-"""What latents of a pipeline look like, and which jobs fit them."""
+"""The shape of a pipeline's latents, and which jobs fit them."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ class Canvas:
 
     @property
     def default_size(self) -> tuple[int, int]:
-        """What the model was made for."""
+        """The size that the model was trained for."""
         side = self._config.sample_size
         high, wide = (side, side) if isinstance(side, int) else side
         return wide * self._scale, high * self._scale
@@ -32,13 +32,13 @@ class Canvas:
         return job.width or wide, job.height or high
 
     def shape(self, size: tuple[int, int]) -> tuple[int, int, int, int]:
-        """Of the latents of one picture."""
+        """The shape of the latents of one picture."""
         width, height = size
         channels: int = self._config.in_channels
         return 1, channels, height // self._scale, width // self._scale
 
     def noise(self, size: tuple[int, int], generator: torch.Generator) -> Tensor:
-        """What the generator gives, as the stock pipeline draws it."""
+        """Noise of `shape` from a generator, as the stock pipeline draws it."""
         noise: Tensor = randn_tensor(
             self.shape(size), generator=generator, device=self._device, dtype=self._dtype
         )

@@ -1,4 +1,4 @@
-"""What a UNet is told besides the latents: encoded prompts, and SDXL's sizes."""
+"""The UNet's inputs besides the latents: encoded prompts, and SDXL's sizes."""
 
 from __future__ import annotations
 
@@ -29,10 +29,10 @@ class Text:
 
 @dataclass(frozen=True)
 class Conditioning:
-    """What one job's latents are conditioned on; `negative` is None for an unguided job.
+    """The conditioning of one job; `negative` is None for an unguided job.
 
-    `time_ids` (1, 6) are SDXL's sizes. `guidance_embedding` (1, width) is what models distilled
-    for a range of guidance scales take.
+    `time_ids` (1, 6) are SDXL's sizes. `guidance_embedding` (1, width) is for models distilled for
+    a range of guidance scales.
     """
 
     positive: Text
@@ -43,9 +43,10 @@ class Conditioning:
 
 @dataclass(frozen=True)
 class Rows:
-    """The conditioning of a batch: first every job's positive row, then the guided jobs' negative.
+    """The conditioning of a batch: every job's positive row, then the guided jobs' negative ones.
 
-    `guided` (g,) are the places of the guided jobs in the batch, `guidance` (g, 1, 1, 1) theirs.
+    `guided` (g,) are the indices of the guided jobs in the batch, `guidance` (g, 1, 1, 1) their
+    scales.
     """
 
     states: Tensor
@@ -56,7 +57,7 @@ class Rows:
 
 
 class TextEncoder:
-    """Encodes texts as the stock pipeline does, several at once, and remembers the latest."""
+    """Encodes texts as the stock pipeline does, several at once, and caches the latest."""
 
     def __init__(self, pipeline: AnyPipeline, remembered: int = REMEMBERED) -> None:
         self._pipeline, self._limit = pipeline, remembered
@@ -64,7 +65,7 @@ class TextEncoder:
         self._known: OrderedDict[str, Text] = OrderedDict()
 
     def prepare(self, jobs: Sequence[Job], width: int, height: int) -> list[Conditioning]:
-        """The conditioning of each of the jobs, which make pictures of one size."""
+        """The conditioning of each job; all are of one size, in pixels."""
         negatives = [job.negative_prompt for job in jobs if self._guided(job)]
         if self._zeroes_empty:
             negatives = [text for text in negatives if text]
@@ -138,7 +139,7 @@ class TextEncoder:
 
 
 def rows_of(jobs: Sequence[Job], parts: Sequence[Conditioning]) -> Rows:
-    """Lay the conditioning of a batch of jobs out for one forward pass."""
+    """The conditioning of a batch of jobs, for one forward pass."""
     guided = [i for i, part in enumerate(parts) if part.negative is not None]
     texts = [part.positive for part in parts]
     texts += [part.negative for part in parts if part.negative is not None]

@@ -1,4 +1,4 @@
-"""Latents to pictures, several at once, beside the denoising where the device can do both."""
+"""Decodes latents to pictures, several at once and, on a GPU, beside the denoising."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ from argus.engine.transfer import to_host
 
 
 class Decoding:
-    """Pictures on their way. `done` is None when they are there already."""
+    """Pictures that are being decoded. `done` is None if they are done already."""
 
     def __init__(self, processor: Any, pixels: Tensor, done: torch.cuda.Event | None) -> None:
         self._processor, self._pixels, self._done = processor, pixels, done
 
     @property
     def ready(self) -> bool:
-        """Whether `images` would not wait."""
+        """Whether `images` returns without waiting."""
         return self._done is None or bool(self._done.query())  # type: ignore[no-untyped-call]
 
     def images(self) -> list[Image.Image]:
@@ -33,7 +33,7 @@ class Decoding:
 
 
 class Decoder:
-    """A pipeline's VAE. On a GPU it works in a stream of its own, so that denoising goes on."""
+    """A pipeline's VAE. On a GPU it runs in a stream of its own, so that denoising goes on."""
 
     def __init__(self, pipeline: AnyPipeline) -> None:
         self._pipeline = pipeline

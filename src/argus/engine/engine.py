@@ -1,4 +1,4 @@
-"""Makes pictures with one model: everything in flight moves together, step by step."""
+"""The engine: one model, whose jobs in flight advance together, step by step."""
 
 from __future__ import annotations
 
@@ -37,11 +37,11 @@ TRIAL_STEPS = 4
 
 @dataclass(frozen=True)
 class Result:
-    """A picture and how it was made.
+    """A job's picture.
 
     `final` are the last latents (1, c, h, w). `kept` maps K to the latents after K steps, from
-    which a job with `skip` K resumes. `timings_ms` has encode, denoise and decode: how long the
-    job was in each, together with whatever shared its batch.
+    which a job with `skip` K resumes. `timings_ms` has the job's times in encode, denoise and
+    decode, each shared with the rest of its batch.
     """
 
     image: Image.Image
@@ -53,7 +53,7 @@ class Result:
 
 @dataclass(eq=False)
 class _InFlight:
-    """A slot, its ticket and size, and the seconds it has spent."""
+    """A slot, its ticket and size, and its times in seconds."""
 
     ticket: int
     slot: Slot
@@ -65,7 +65,7 @@ class _InFlight:
 
 @dataclass(frozen=True, eq=False)
 class _Decoding:
-    """Those whose latents are done, and their pictures on the way."""
+    """Jobs whose latents are done, and their pictures that are being decoded."""
 
     group: Sequence[_InFlight]
     pictures: Decoding
@@ -77,14 +77,14 @@ T = TypeVar("T", Waiting, _InFlight)
 
 
 class Engine:
-    """One loaded model.
+    """One loaded model, driven step by step by a worker process, the lab or the studio.
 
-    Jobs are admitted at the boundary of any step, earliest deadline first, and leave when they are
-    done; those in flight share one forward pass a step, whatever their step counts, skips and
+    Jobs join the batch at the boundary of any step, earliest deadline first, and leave when they
+    are done; those in flight share one forward pass a step, whatever their step counts, skips and
     guidance. A result depends on its job and the given latents, not on what else is in flight
-    (but for the last bits, in which a larger batch rounds differently).
+    (except for the last bits, in which a larger batch rounds differently).
 
-    `compiled` has torch compile the UNet for a few batch sizes, each when it is first met or in
+    `compiled` has torch compile the UNet for a few batch sizes, each at its first use or in
     `warm_up`.
     """
 
@@ -128,18 +128,18 @@ class Engine:
 
     @property
     def default_size(self) -> tuple[int, int]:
-        """The width and height in pixels that the model was made for."""
+        """The width and height in pixels that the model was trained for."""
         return self._canvas.default_size
 
     @property
     def in_flight(self) -> list[int]:
-        """The tickets of the jobs that were begun and are not finished."""
+        """The tickets of the jobs that are denoised or decoded now."""
         decoding = [one.ticket for batch in self._decoding for one in batch.group]
         return [*(one.ticket for one in self._in_flight), *decoding]
 
     @property
     def upcoming(self) -> list[int]:
-        """The tickets of the waiting jobs that the next `fill` puts into flight."""
+        """The tickets of the queued jobs that the next `fill` puts into flight."""
         room = max(0, self.max_batch - len(self._in_flight))
         return self._waiting.first(room)
 
@@ -157,8 +157,8 @@ class Engine:
     ) -> Result:
         """Make one job's picture; arguments and errors as for `admit` and `step`.
 
-        An exception from `on_step` ends the job. Raises RuntimeError while other jobs are here,
-        whose results it would lose.
+        An exception from `on_step` ends the job. Raises RuntimeError if the engine has other jobs,
+        whose results would be lost.
         """
         if self.busy:
             raise RuntimeError(
@@ -185,14 +185,14 @@ class Engine:
         previews: int = 0,
         on_preview: OnPreview | None = None,
     ) -> int:
-        """Take a job; the ticket under which `step` gives its result.
+        """Queue a job; returns the ticket under which `step` gives its result.
 
         `start` are the latents (1, c, h, w) after `job.skip` steps of a run with the same steps
-        and sampler; a job that skips needs them. `keep` lists the K whose latents are handed up,
+        and sampler; a job that skips needs them. `keep` lists the K whose latents are returned,
         each in [job.skip, job.steps]. `on_step(done, steps_run)` is called after every step, and
         `on_preview(i, picture)` with `previews` unfinished pictures, spread evenly over the steps.
-        Jobs with an earlier `deadline_s` begin first, those that have not begun by then are dropped
-        (seconds of `time.monotonic`). Raises BadRequest for what this model cannot make.
+        Jobs with an earlier `deadline_s` begin first; those that have not begun by then are dropped
+        (seconds of `time.monotonic`). Raises BadRequest for a job that does not fit this model.
         """
         self._canvas.check(job, start, keep)
         self._schedule(job.steps)
@@ -211,7 +211,7 @@ class Engine:
         return ticket
 
     def cancel(self, ticket: int) -> None:
-        """Drop a job, waiting or in flight. Does nothing for one that is not here."""
+        """Drop a job, queued or in flight. Does nothing for an unknown ticket."""
         self._in_flight = [one for one in self._in_flight if one.ticket != ticket]
         self._waiting.drop(ticket)
         for batch in self._decoding:
@@ -220,12 +220,12 @@ class Engine:
 
     @torch.inference_mode()
     def step(self) -> Outcomes:
-        """Admit what there is room for, move everything in flight by one step.
+        """Fill the batch from the queue and advance the jobs in flight by one step.
 
-        Gives tickets and results of the jobs that are finished, or the exception that ended one:
-        whatever its work raised even alone, NotEnoughMemory for one that does not fit, Expired for
-        one that did not begin by its deadline. When memory runs out while denoising, `max_batch` is
-        halved. Raises nothing but errors after which CUDA does not work in this process.
+        Returns the tickets and results of finished jobs, or the exception that ended a job: what
+        its work raised when tried alone, NotEnoughMemory if it does not fit, Expired if it did not
+        begin by its deadline. When memory runs out while denoising, `max_batch` is halved. Raises
+        only errors after which CUDA does not work in this process.
         """
         outcomes = self.fill()
         if self._in_flight:
@@ -233,7 +233,7 @@ class Engine:
         return outcomes + self._collect(wait=not self._in_flight)
 
     def _move(self) -> Outcomes:
-        """One step of those in flight that have one size; begin to decode what is finished."""
+        """One step of the jobs in flight of one size; begin to decode those that are finished."""
         size = self._in_flight[0].size
         group = [one for one in self._in_flight if one.size == size][: self.max_batch]
         outcomes = self._halved(group, self._advance, lasting=True)
@@ -248,7 +248,7 @@ class Engine:
 
     @torch.inference_mode()
     def fill(self) -> Outcomes:
-        """Put waiting jobs into flight while there is room; gives those that could not begin."""
+        """Put queued jobs into flight while there is room; returns those that could not begin."""
         outcomes: Outcomes = [*self._waiting.expire()]
         admitted = self._waiting.take(max(0, self.max_batch - len(self._in_flight)))
         for size in dict.fromkeys(one.size for one in admitted):
@@ -258,8 +258,8 @@ class Engine:
     def _halved(
         self, group: Sequence[T], work: Callable[[Sequence[T]], None], lasting: bool = False
     ) -> Outcomes:
-        """Do the work for a group, in halves if need be, if it is for lack of memory in `lasting`
-        ones; gives those for whom it cannot be done."""
+        """Do the work for a group, in halves where it fails; a `lasting` lack of memory lowers
+        `max_batch`. Returns the jobs for which it fails alone."""
 
         def shortage(half: int) -> None:
             log.warning("Out of memory with more than %d jobs at once", half)
@@ -296,7 +296,7 @@ class Engine:
         self._denoiser.advance([one.slot for one in group])
 
     def _preview(self, due: Sequence[Slot]) -> None:
-        """Hand up pictures of what the slots seem to become."""
+        """Decode the slots' estimates of their finished latents for `on_preview`."""
         estimates = [(slot, slot.x0) for slot in due if slot.x0 is not None]
         if not estimates:
             return
@@ -306,7 +306,7 @@ class Engine:
         except Exception as error:
             if "CUDA error" in str(error):
                 raise
-            log.warning("No previews: %s", error)  # the pictures themselves matter more
+            log.warning("No previews: %s", error)  # the jobs go on without
             return
         for (slot, _), image in zip(estimates, images, strict=True):
             if slot.on_preview is not None:
@@ -319,7 +319,7 @@ class Engine:
         self._in_flight = [one for one in self._in_flight if one not in group]
 
     def _collect(self, wait: bool) -> Outcomes:
-        """The results whose pictures are decoded; all there are, if it may `wait` for them."""
+        """The results whose pictures are decoded; with `wait`, all that are being decoded."""
         ready = [batch for batch in self._decoding if wait or batch.pictures.ready]
         self._decoding = [batch for batch in self._decoding if batch not in ready]
         outcomes: Outcomes = []
@@ -341,7 +341,7 @@ class Engine:
 
     @torch.inference_mode()
     def warm_up(self) -> None:
-        """Compile what pictures of the usual size need, so that none waits for it."""
+        """Compile for pictures of the default size, so that no job waits for it."""
         if not self._forward.compiled:
             return
         job = Job("", guidance=1.0)
@@ -360,13 +360,13 @@ class Engine:
                 return
 
     def now(self) -> float:
-        """Seconds on a clock, once the device is done with what it was given."""
+        """Seconds of `time.perf_counter`, once the device has finished its work."""
         if self._forward.device.type == "cuda":
             torch.cuda.synchronize(self._forward.device)
         return time.perf_counter()
 
 
 def _spread(job: Job, previews: int) -> tuple[int, ...]:
-    """The numbers of steps after which a job's previews are due, none at its end."""
+    """The numbers of steps after which a job's previews are due; none after the last step."""
     due = (job.skip + round(job.steps_run * i / (previews + 1)) for i in range(1, previews + 1))
     return tuple(dict.fromkeys(k for k in due if job.skip < k < job.steps))

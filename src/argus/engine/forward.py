@@ -1,4 +1,4 @@
-"""A UNet's forward pass: as it is, or compiled for a few batch sizes to which others are padded."""
+"""A UNet's forward pass, eager or compiled for a few batch sizes to which others are padded."""
 
 from __future__ import annotations
 
@@ -8,16 +8,16 @@ from typing import Any
 import torch
 from torch import Tensor
 
-# of rows; a guided picture has two
+# numbers of rows; a guided picture has two
 BUCKETS = (1, 2, 4, 6, 8, 12, 16, 24, 32, 48, 64)
-SIZES = 8  # of pictures, for which all buckets may be compiled
+SIZES = 8  # picture sizes for which all buckets may be compiled
 
 
 class Forward:
     """Calls a UNet for a batch of rows.
 
-    Compiled, every bucket's first batch of a picture size takes up to a minute or two; `backend` is
-    torch.compile's. On a GPU the compiled pass is replayed as a CUDA graph.
+    If `compiled`, every bucket's first batch of a picture size takes up to two minutes; `backend`
+    is torch.compile's. On a GPU the compiled pass is replayed as a CUDA graph.
     """
 
     def __init__(
@@ -66,12 +66,12 @@ class Forward:
 
 
 def bucket(rows: int) -> int:
-    """The batch size that `rows` rows are padded to: more than the largest bucket are not."""
+    """The batch size that `rows` rows are padded to; above the largest bucket they are not."""
     return next((size for size in BUCKETS if size >= rows), rows)
 
 
 def _padded(value: Tensor, excess: int) -> Tensor:
-    """The rows, the last one repeated."""
+    """The rows, with the last one repeated `excess` times."""
     if not excess:
         return value
     return torch.cat([value, value[-1:].expand(excess, *value.shape[1:])])

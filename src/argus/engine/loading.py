@@ -33,7 +33,7 @@ def load_pipeline(source: str, device: str = "cpu", dtype: str = "float32") -> A
     name = class_name(source, folder / INDEX)
     _check_memory(source, folder, where, precision)
     unchecked = name == StableDiffusionPipeline.__name__
-    disable_progress_bar()  # it loads in a second or two, and often into a log
+    disable_progress_bar()  # loading takes a second or two, and often writes to a log
     disable_transformers_bar()
     try:
         pipeline: AnyPipeline = getattr(diffusers, name).from_pretrained(
@@ -66,7 +66,7 @@ def _check_memory(source: str, folder: Path, device: torch.device, dtype: torch.
 
 
 def _weight_bytes(folder: Path, dtype: torch.dtype) -> int:
-    """Bytes the weights take once loaded, from the headers of the files alone."""
+    """Bytes of the loaded weights, from the headers of the files alone."""
     total = 0
     for path in folder.glob("*/*.safetensors"):
         if ".fp16." in path.name or path.parent.name == "safety_checker":

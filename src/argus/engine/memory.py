@@ -1,4 +1,4 @@
-"""What to do when memory, or anything else, fails a batch: try its halves."""
+"""Tries the halves of a batch that fails for lack of memory or any other error."""
 
 from __future__ import annotations
 
@@ -19,11 +19,11 @@ def in_halves(
     device: torch.device,
     on_shortage: Callable[[int], None],
 ) -> list[tuple[T, Exception]]:
-    """Do the work for a group or, if that fails, for its halves, so that what cannot be done fails
-    alone; gives those that failed.
+    """Do the work for a group or, if that fails, for its halves, so that an item that cannot be
+    done fails alone; returns the items that failed.
 
-    `work` must leave everything as it was when it raises. `on_shortage` is told the size that is
-    tried next when memory ran out. Raises nothing but errors after which CUDA does not work in
+    `work` must leave everything unchanged when it raises. `on_shortage` is called with the size
+    that is tried next when memory runs out. Raises only errors after which CUDA does not work in
     this process.
     """
     if not group:
@@ -48,7 +48,7 @@ def in_halves(
 
 @contextmanager
 def memory_errors(device: torch.device) -> Iterator[None]:
-    """Raise NotEnoughMemory for whatever torch raises when memory runs out."""
+    """Turn the errors that torch raises when memory runs out into NotEnoughMemory."""
     try:
         yield
     except torch.OutOfMemoryError as error:

@@ -1,4 +1,4 @@
-"""Samplers by name. A sampler is a diffusers scheduler with the options that make it that one."""
+"""Samplers by name. A sampler is a diffusers scheduler with options."""
 
 from __future__ import annotations
 

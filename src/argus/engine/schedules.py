@@ -1,8 +1,8 @@
-"""A sampler's way through its steps as plain numbers, so that one sum moves many latents at once.
+"""A sampler's steps as plain numbers, so that one weighted sum advances many latents at once.
 
-Every sampler here is linear in what it knows: the latents x, the model's output, the estimate x₀
-of the finished latents, the x₀ of the step before, and fresh noise. A `Schedule` holds the factors
-of each step, read off the diffusers scheduler that it stands for.
+Every sampler here is linear in the latents x, the model's output, the estimate x₀ of the finished
+latents, the x₀ of the step before, and fresh noise. A `Schedule` holds the factors of each step,
+computed from a diffusers scheduler.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from argus.core.errors import BadRequest
 
 @dataclass(frozen=True)
 class Step:
-    """One step. The model is given `scale` · x at `timestep`, and answers `out`. Then
+    """One step. The model gets `scale` · x at `timestep` and returns out. Then
 
     x₀ = clip(`x0_x` · x + `x0_out` · out)
     x ← `x` · x + `out` · out + `x0` · x₀ + `last` · x₀ of the step before + `noise` · noise
@@ -49,8 +49,8 @@ class Step:
 class Schedule:
     """All steps of a sampler. Latents begin as noise times `start`.
 
-    `alone` are the steps as they are for latents without a step before: those just begun or
-    resumed. x₀ is clipped to ±`clip`, if that is set.
+    `alone` are the steps for latents without a step before: those just begun or resumed. x₀ is
+    clipped to ±`clip`, if that is set.
     """
 
     steps: tuple[Step, ...]
@@ -65,7 +65,7 @@ class Schedule:
 
 
 def new_schedule(scheduler: Any, steps: int) -> Schedule:
-    """The schedule of `steps` steps of a diffusers scheduler, which stays as it is.
+    """The schedule of `steps` steps of a diffusers scheduler, which is not changed.
 
     Raises BadRequest for a scheduler that is not in `SCHEDULERS`, for options of it that are not
     supported, and for more steps than it has room for.

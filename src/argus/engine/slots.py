@@ -1,4 +1,4 @@
-"""Requests in flight, and the one step that moves a batch of them."""
+"""Jobs in flight, and the step that advances a batch of them."""
 
 from __future__ import annotations
 
@@ -22,11 +22,11 @@ OnPreview = Callable[[int, Image.Image], None]
 
 @dataclass(eq=False)
 class Slot:
-    """A job in flight: its latents (1, c, h, w), its place in its schedule, what it hands up.
+    """A job in flight: its latents (1, c, h, w), its place in its schedule, its latents to return.
 
-    `done` counts the steps up to here, those that were skipped included. `x0` is the latest
-    estimate of the finished latents, None before the first step that runs; after each number of
-    steps in `previews`, a picture of it goes to `on_preview`.
+    `done` counts the steps so far, skipped ones included. `x0` is the latest estimate of the
+    finished latents, None before the first step that runs; after each number of steps in
+    `previews`, a picture of it goes to `on_preview`.
     """
 
     job: Job
@@ -48,13 +48,13 @@ class Slot:
 
     @property
     def step(self) -> Step:
-        """The step that comes next."""
+        """The next step."""
         schedule = self.schedule
         return (schedule.alone if self.x0 is None else schedule.steps)[self.done]
 
 
 class Denoiser:
-    """Moves slots of one picture size. The batch's conditioning is laid out once and kept while
+    """Advances slots of one picture size. The batch's conditioning is laid out once and kept while
     the same slots step together."""
 
     def __init__(self, forward: Forward) -> None:
@@ -65,7 +65,7 @@ class Denoiser:
     def advance(self, slots: Sequence[Slot]) -> None:
         """One step of every slot: one forward pass, then each sampler's own update.
 
-        The slots are as they were if it raises.
+        If it raises, the slots are unchanged.
         """
         noisy = [slot.generator for slot in slots if slot.schedule.noisy]
         states = [generator.get_state() for generator in noisy]
@@ -87,7 +87,7 @@ class Denoiser:
                 slot.kept[slot.done] = latents
 
     def _moved(self, slots: Sequence[Slot]) -> tuple[Tensor, Tensor]:
-        """The slots' next latents (b, c, h, w), and their estimates of the finished ones."""
+        """The slots' next latents (b, c, h, w), and their estimates x₀ of the finished ones."""
         steps = [slot.step for slot in slots]
         rows = self._laid_out(tuple(slots))
         x = torch.cat([slot.latents for slot in slots]).float()
@@ -126,7 +126,7 @@ class Denoiser:
         return self._rows
 
     def _noise(self, slot: Slot) -> Tensor:
-        """What the slot's own sampler draws after a step; nothing for one that draws none."""
+        """The noise (1, c, h, w) of the slot's sampler after a step; 0 if it draws none."""
         if not slot.schedule.noisy:
             return torch.zeros_like(slot.latents, dtype=torch.float32)
         noise: Tensor = randn_tensor(

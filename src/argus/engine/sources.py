@@ -1,6 +1,6 @@
-"""Where a model's files are: a folder, or a hub id that becomes one; and what it can run on.
+"""A model's files, in a folder or downloaded by hub id; its fingerprint; devices and dtypes.
 
-Without diffusers, which takes seconds to import: a server asks here and never loads a UNet.
+Without diffusers, which takes seconds to import: a server uses this file and never loads a UNet.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.
 def model_folder(source: str) -> Path:
     """The local folder of a model's `source`, downloaded first if it is a hub id.
 
-    Raises ModelError if there is none.
+    Raises ModelError if it is missing, no diffusers pipeline, or cannot be downloaded.
     """
     folder = Path(source).expanduser()
     if folder.is_dir():
@@ -57,7 +57,7 @@ def model_folder(source: str) -> Path:
 def _download(hub_id: str) -> Path:
     try:
         index = Path(hf_hub_download(hub_id, INDEX))
-        name = class_name(hub_id, index)  # before gigabytes travel
+        name = class_name(hub_id, index)  # before gigabytes are downloaded
         import diffusers  # only to download
 
         return Path(getattr(diffusers, name).download(hub_id, use_safetensors=True))
@@ -95,7 +95,7 @@ def class_name(source: str, index: Path) -> str:
 
 
 def fingerprint(folder: Path) -> str:
-    """A short name for the model in `folder`, another for other weights or another scheduler.
+    """A short hash of the model in `folder`, different for other weights or another scheduler.
 
     Covers the size and the ends of every safetensors file, since whole ones take seconds to read.
     """
@@ -113,8 +113,8 @@ def fingerprint(folder: Path) -> str:
 
 
 def family_fingerprint(family: Family) -> str:
-    """A short name for what a family's qualities depend on: its variants and weights, the text
-    encoder among them. Raises as `model_folder`."""
+    """A short hash of what a family's qualities depend on: its variants and weights, including the
+    text encoder's. Raises as `model_folder`."""
     facts = {
         "variants": {name: asdict(variant) for name, variant in family.variants.items()},
         "weights": {
@@ -132,7 +132,7 @@ def check_device(device: str, dtype: str) -> None:
 
 
 def settled(device: str | None, dtype: str | None) -> tuple[str, str]:
-    """Device and dtype, the defaults where they are not given. Raises as `check_device`."""
+    """Device and dtype, by default those of this machine. Raises as `check_device`."""
     device = device or default_device()
     dtype = dtype or default_dtype(device)
     check_device(device, dtype)
@@ -140,7 +140,7 @@ def settled(device: str | None, dtype: str | None) -> tuple[str, str]:
 
 
 def default_device() -> str:
-    """CUDA where there is one."""
+    """`cuda` if torch can use it, else `cpu`."""
     return "cuda" if torch.cuda.is_available() else "cpu"
 
 
@@ -150,7 +150,7 @@ def default_dtype(device: str) -> str:
 
 
 def torch_device(device: str) -> torch.device:
-    """Raises BadRequest for a device that is not there."""
+    """The device of a name. Raises BadRequest if torch cannot use it here."""
     try:
         where = torch.device(device)
     except RuntimeError:
@@ -163,7 +163,7 @@ def torch_device(device: str) -> torch.device:
 
 
 def torch_dtype(dtype: str) -> torch.dtype:
-    """Raises BadRequest for another name than those in `DTYPES`."""
+    """The dtype of a name. Raises BadRequest for a name that is not in `DTYPES`."""
     if dtype not in DTYPES:
         raise BadRequest(f"There is no dtype {dtype!r}: use one of {', '.join(DTYPES)}.")
     return DTYPES[dtype]

@@ -1,4 +1,4 @@
-"""Copies between this machine's memory and the device's that hold up neither."""
+"""Asynchronous copies between host and device memory, and a limit on queued steps."""
 
 from __future__ import annotations
 
@@ -7,14 +7,14 @@ from torch import Tensor
 
 
 def to_device(value: Tensor, device: torch.device, dtype: torch.dtype | None = None) -> Tensor:
-    """`value` on the device, ordered before whatever is asked of the device next."""
+    """`value` on the device; the copy comes before all work queued on the device later."""
     if device.type == "cuda" and value.device.type == "cpu":
         value = value.pin_memory()
     return value.to(device, dtype, non_blocking=True)
 
 
 def to_host(value: Tensor) -> Tensor:
-    """A copy in this machine's memory, complete once the device is done with what it was asked."""
+    """A copy in host memory, complete once the device has finished the work queued so far."""
     if value.device.type == "cpu":
         return value.clone()
     copy = torch.empty(value.shape, dtype=value.dtype, pin_memory=True)
@@ -22,15 +22,15 @@ def to_host(value: Tensor) -> Tensor:
 
 
 class Pace:
-    """Lets the device be asked for one step while it is at another, but not for more: what arrives
-    then does not wait behind steps that nobody needed to ask for yet."""
+    """Limits the device to one queued step beside the running one, so that new jobs do not wait
+    behind steps that were queued too early."""
 
     def __init__(self, device: torch.device) -> None:
         self._device = device
         self._asked: torch.cuda.Event | None = None
 
     def keep(self) -> None:
-        """Call after asking for a step: waits for the step before it."""
+        """Call after queueing a step: waits for the step before it."""
         if self._device.type != "cuda":
             return
         before = self._asked

@@ -1,1 +1,1 @@
-"""Measures a family offline: what its variants cost, and what their pictures are worth."""
+"""Measures a family offline: the cost and the quality of its variants."""

@@ -1,7 +1,7 @@
-"""`argus calibrate`: the picture of every prompt, seed and variant, and what it is worth.
+"""`argus calibrate`: makes and scores a picture of every prompt, seed and variant.
 
-Work is cut into parts: all variants of one model for a few prompts. A part is written whole when it
-is done, so that a run that is killed loses at most the part it was at, and does none twice.
+Work is split into parts: all variants of one model for a few prompts. A part is written whole when
+it is done, so that a killed run loses at most one part and repeats none.
 """
 
 from __future__ import annotations
@@ -48,8 +48,8 @@ OnProgress = Callable[[int, int], None]
 
 @dataclass(frozen=True)
 class Calibration:
-    """What is measured: `prompts` under `seeds` seeds; `donors` are the prompts whose latents the
-    cache holds."""
+    """What is measured: `prompts` under `seeds` seeds each; `donors` are the prompts whose latents
+    the cache holds."""
 
     family: Family
     prompts: tuple[str, ...]
@@ -60,14 +60,14 @@ class Calibration:
 
     @cached_property
     def parts(self) -> list[tuple[str, int]]:
-        """Every part as a model and the place of its first prompt; the exact model's come first."""
+        """Every part as a model and the index of its first prompt; the exact model's come first."""
         models = dict.fromkeys(variant.model for variant in self.family.variants.values())
         begins = range(0, len(self.prompts), CHUNK)
         return [(model, begin) for model in models for begin in begins]
 
     @cached_property
     def identity(self) -> str:
-        """Another for other prompts, variants, weights or seeds."""
+        """A hash that differs for other prompts, variants, weights or seeds."""
         family = self.family
         scorer = family.scorer
         facts = {
@@ -86,11 +86,11 @@ class Calibration:
 def calibrate(
     asked: Calibration, out: Path, on_progress: OnProgress = lambda done, of: None
 ) -> pd.DataFrame:
-    """Measure, and write the table to `out`; goes on where an earlier run was stopped.
+    """Measure, and write the table to `out`; an earlier run that was stopped is continued.
 
-    Until it is done, parts and the cache of donors lie in `out`.parts. `on_progress` is told how
-    many denoising steps are done, and of how many. Raises BadRequest if `out`.parts holds another
-    measurement, and what loading models and scorers raises.
+    Until it is done, parts and the cache of donors are in `out`.parts. `on_progress` is called with
+    the denoising steps that are done and their total. Raises BadRequest if `out`.parts holds
+    another measurement, and what loading models and scorers raises.
     """
     if asked.family.scorer is None:
         raise BadRequest(f"The family {asked.family.name} names no scorer; add one to its file.")
@@ -114,7 +114,7 @@ def calibrate(
         if bench is None or bench.model != model:
             if bench is not None:
                 bench.close()
-                bench = None  # before the next model needs its memory
+                bench = None  # frees its memory for the next model
             bench = _Bench(asked, model, scorer, work, progress)
         table.write(bench.part(prompts), file)
     if bench is not None:
@@ -127,11 +127,11 @@ def calibrate(
 
 
 def _fingerprint(spec: ScorerSpec) -> str:
-    """Another for other weights or, of a class, for other files in the folder of its package; of a
-    class in a module that is in no package, for other Python files beside it, where a project keeps
+    """A hash of the scorer's weights or, for a class, of the files in its package's folder; for a
+    class in a module outside packages, of the Python files beside it, since that folder may hold
     much else.
 
-    Raises ModelError if the class is not there.
+    Raises ModelError if the class is missing.
     """
     if ":" not in spec.kind:
         folder = Path(spec.source or ".").expanduser()
@@ -150,7 +150,7 @@ def _fingerprint(spec: ScorerSpec) -> str:
 
 
 def _claim(work: Path, identity: str) -> None:
-    """Make the folder of parts, or check that it is of this measurement."""
+    """Make the folder of parts, or check that it belongs to this measurement."""
     work.mkdir(parents=True, exist_ok=True)
     mark = work / "identity"
     if not mark.exists():
@@ -190,7 +190,7 @@ class _Progress:
 
 
 class _Bench:
-    """One loaded model, and what measuring its variants needs."""
+    """One loaded model that measures its variants."""
 
     def __init__(
         self, asked: Calibration, model: str, scorer: Scorer, work: Path, progress: _Progress
@@ -217,7 +217,7 @@ class _Bench:
         return self._engines[sampler]
 
     def part(self, prompts: Sequence[str]) -> pd.DataFrame:
-        """Every variant of this model for some prompts: rows as in `table.MEASURED`."""
+        """Measure every variant of this model for some prompts: rows as in `table.MEASURED`."""
         rows: list[dict[str, object]] = []
         neighbours = {
             prompt: self._donors.neighbour(prompt) if self._donors else None for prompt in prompts
@@ -279,15 +279,15 @@ class _Bench:
 
 
 def _others(prompts: Sequence[str], everyone: Sequence[str]) -> list[str]:
-    """For every prompt one that is far from it in the list of all."""
+    """For every prompt one that is far from it in the list of all prompts."""
     at = {prompt: i for i, prompt in enumerate(everyone)}
     far = max(1, len(everyone) // 2)
     return [everyone[(at[prompt] + far) % len(everyone)] for prompt in prompts]
 
 
 class _Donors:
-    """A real cache of other prompts' latents, made once for every seed: a sampler without noise of
-    its own gives the same picture whenever it resumes from the same latents."""
+    """A cache of other prompts' latents, filled once for every seed: a sampler without noise of its
+    own gives the same picture whenever it resumes from the same latents."""
 
     def __init__(self, asked: Calibration, work: Path, engine: Engine, progress: _Progress) -> None:
         folder = work / "donors"
@@ -311,7 +311,7 @@ class _Donors:
         self._cache.close()
 
     def _fill(self, asked: Calibration, engine: Engine, progress: _Progress) -> None:
-        """Make those donors that the cache does not hold yet."""
+        """Run those donors that the cache does not hold yet."""
         exact, skips = asked.family.exact, tuple(asked.family.skips)
         lacking = []
         for (seed, scope), (i, prompt) in itertools.product(
@@ -328,8 +328,8 @@ class _Donors:
             progress.add(exact.steps)
 
     def neighbour(self, prompt: str) -> Neighbour | None:
-        """One of the nearest cached prompts, near or far: its rank is drawn log-uniformly, as if
-        the cache held more or less, so that all similarities are measured."""
+        """One of the nearest cached prompts. Its rank is drawn log-uniformly, as if the cache held
+        more or less, so that all similarities are measured."""
         found = self._cache.find(self._scopes[0], self._encoder.embed(prompt).vector, FARTHEST)
         if not found:
             return None

@@ -1,4 +1,4 @@
-"""What a predictor is worth on prompts it never saw: its errors, its bounds, its decisions."""
+"""Judges a predictor on held-out prompts: errors, bounds, and the regret of its decisions."""
 
 from __future__ import annotations
 
@@ -22,9 +22,9 @@ Numbers = NDArray[np.float64]
 
 @dataclass(frozen=True)
 class Errors:
-    """Of one variant: the mean absolute error of the expected quality (against the mean over
+    """Of one variant: the mean absolute error of the predicted quality (against the mean over
     seeds, whose noise it contains), Spearman's rank correlation with it, and the share of pictures
-    that are not below the bound."""
+    that reach the bound."""
 
     error: float
     rank: float
@@ -33,9 +33,9 @@ class Errors:
 
 @dataclass(frozen=True)
 class Regret:
-    """Mean quality at a load (1: what the exact variant carries) of the best mix that is the same
-    for all prompts, of routing by predictions, and by the truth as far as one picture of every
-    variant shows it (`mixes.believed`); judged on pictures that none of them was chosen by."""
+    """Mean quality at a load (1: the exact variant's capacity) of the best mix that is the same for
+    all prompts, of routing by predictions, and by the truth as estimated from one picture of every
+    variant (`mixes.believed`); judged on pictures that none of them was chosen by."""
 
     load: float
     blind: float
@@ -44,13 +44,13 @@ class Regret:
 
     @property
     def recovered(self) -> float:
-        """The share of the truth's gain over blind that predictions give. NaN without a gain."""
+        """The predictions' share of the truth's gain over blind. NaN without a gain."""
         gain = self.truth - self.blind
         return (self.predicted - self.blind) / gain if gain > 0 else float("nan")
 
 
 def costs_of(family: Family, profile: Profile) -> dict[str, float]:
-    """Worker-seconds a picture of every variant at its model's best batch, exact first."""
+    """Worker-seconds per picture of every variant at its model's best batch, exact first."""
     return {
         name: profile.models[variant.model].picture_cost_s(
             variant, profile.models[variant.model].best_batch
@@ -60,7 +60,7 @@ def costs_of(family: Family, profile: Profile) -> dict[str, float]:
 
 
 def errors(data: Examples, trained: Trained) -> dict[str, Errors]:
-    """By variant, the exact one left out: it is what quality is measured by."""
+    """Errors by variant, without the exact one, whose quality is 1 by definition."""
     result = {}
     for v, name in list(enumerate(data.variants))[1:]:
         measured, known = data.quality[:, v], ~np.isnan(data.quality[:, v]).any(1)
@@ -75,7 +75,8 @@ def errors(data: Examples, trained: Trained) -> dict[str, Errors]:
 
 
 def regret(data: Examples, guess: Numbers, costs: Numbers) -> list[Regret]:
-    """Of routing by a guess (p, v) of quality, with `costs` (v,) as `costs_of` gives them."""
+    """The regret, by load, of routing by a guess (p, v) of quality, with `costs` (v,) as of
+    `costs_of`."""
     q, known = _never(data.quality), _never(guess)
     belief, everyone = believed(q), np.zeros(len(q), np.int64)
     found = []
@@ -88,8 +89,8 @@ def regret(data: Examples, guess: Numbers, costs: Numbers) -> list[Regret]:
 
 
 def write(data: Examples, trained: Trained, file: Path) -> None:
-    """What was predicted of every prompt and variant that could be, one row each: for simulations,
-    which are to see what a server would have seen."""
+    """Write the held-out predictions, one row for each prompt and variant, for simulations: their
+    policies get what a server's would."""
     rows = pd.DataFrame(
         {
             "prompt": np.repeat(data.prompts, len(data.variants)),
@@ -102,5 +103,5 @@ def write(data: Examples, trained: Trained, file: Path) -> None:
 
 
 def _never(q: Numbers) -> Numbers:
-    """So that nobody chooses what is not known."""
+    """Qualities with a value in place of NaN that no mix chooses."""
     return np.where(np.isnan(q), -1e3, q)

@@ -1,4 +1,4 @@
-"""The best mix of variants for a budget, and what it is worth judged on pictures it did not see."""
+"""The best mix of variants for a budget, and its quality on pictures it was not chosen by."""
 
 from __future__ import annotations
 
@@ -38,9 +38,9 @@ def best_mix(q: Numbers, costs: Numbers, budget: float, weights: Numbers) -> Num
 
 
 def judged(q: Numbers, costs: Numbers, budget: float, groups: Whole) -> float:
-    """Mean of the qualities `q` (n, variants, seeds) under the mix that is chosen by groups (n,)
-    of prompts on one seed and judged on the others, all ways round. What no mix can carry is shed,
-    at quality 0."""
+    """Mean of the qualities `q` (n, variants, seeds) under the mix that is chosen by groups (n,) of
+    prompts on one seed and judged on the others, averaged over the choice of that seed. Requests
+    beyond the budget are shed, at quality 0."""
     names, at = np.unique(groups, return_inverse=True)
     weights = np.bincount(at).astype(float)
     results = []
@@ -55,16 +55,16 @@ def judged(q: Numbers, costs: Numbers, budget: float, groups: Whole) -> float:
 
 
 def judged_by(guess: Numbers, q: Numbers, costs: Numbers, budget: float) -> float:
-    """As `judged`, of the mix that is chosen for each prompt by a guess (n, variants) that knows
-    nothing of `q`."""
+    """As `judged`, of the mix that is chosen for each prompt by a guess (n, variants) made without
+    `q`."""
     costs = np.append(costs, 0.0)
     shares = best_mix(_with_shedding(guess), costs, budget, np.ones(len(q)))
     return float((shares * _with_shedding(q.mean(2))).sum(1).mean())
 
 
 def judged_knowing(q: Numbers, belief: Numbers, costs: Numbers, budget: float) -> float:
-    """As `judged`, of the mix that is chosen for each prompt by what `believed` makes of one seed:
-    the prompt-aware oracle, as far as one picture of every variant tells it the truth."""
+    """As `judged`, of the mix that is chosen for each prompt by the estimates `belief` of one seed
+    (`believed`): a prompt-aware oracle that sees one picture of every variant."""
     seeds = range(q.shape[2])
     found = [
         judged_by(belief[:, :, seed], q[:, :, [s for s in seeds if s != seed]], costs, budget)
@@ -74,11 +74,11 @@ def judged_knowing(q: Numbers, belief: Numbers, costs: Numbers, budget: float) -
 
 
 def believed(q: Numbers) -> Numbers:
-    """What one seed's qualities let expect of the others' (n, variants, seeds): a ridge regression
-    on all variants' of that seed, fitted to the other half of the prompts.
+    """Estimates (n, variants, seeds) of the other seeds' mean quality from one seed's: a ridge
+    regression on all variants' qualities of that seed, fitted to the other half of the prompts.
 
-    One picture's score is mostly chance. Who takes it for the truth chooses worse than who knows
-    nothing (the winner's curse).
+    One picture's score is mostly noise. Choosing by it alone is worse than choosing without it (the
+    winner's curse).
     """
     result, n = np.empty_like(q), len(q)
     half = np.random.default_rng(0).permutation(n) % 2 == 0
@@ -94,5 +94,5 @@ def believed(q: Numbers) -> Numbers:
 
 
 def _with_shedding(q: Numbers) -> Numbers:
-    """A further variant that is worth nothing."""
+    """Qualities with one more variant of quality 0."""
     return np.concatenate([q, np.zeros_like(q[:, :1])], axis=1)

@@ -1,4 +1,4 @@
-"""Makes many pictures with one engine, as many at once as it takes, as few in memory as it must."""
+"""Makes many pictures with one engine, in full batches and with few in memory."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class Commission(Generic[T]):
-    """A job for `paint`, with what it starts from, which K it hands up, and what it is `of`."""
+    """A job for `paint`, the latents it starts from, the K to keep, and the caller's key `of`."""
 
     of: T
     job: Job
@@ -27,9 +27,9 @@ class Commission(Generic[T]):
 def paint(
     engine: Engine, commissions: Iterable[Commission[T]]
 ) -> Iterator[tuple[Commission[T], Result]]:
-    """Run jobs through an engine that has no others; results come as they are finished.
+    """Run jobs on an engine without other jobs; results come as they are finished.
 
-    Takes from `commissions` only what the engine has room for. Raises what ends a job.
+    Takes from `commissions` only what the engine has room for. Raises the error that ends a job.
     """
     waiting, tickets = iter(commissions), dict[int, Commission[T]]()
     exhausted = False

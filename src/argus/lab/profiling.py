@@ -1,4 +1,4 @@
-"""`argus profile`: how long a family's models take on this machine."""
+"""`argus profile`: measures the times of a family's models on this machine."""
 
 from __future__ import annotations
 
@@ -43,11 +43,11 @@ def profile(
     rounds: int = ROUNDS,
 ) -> Profile:
     """Measure every model of a family, each in a process of its own, one after the other, and all
-    of them again in every round: the least counts, since what else runs only ever adds.
+    of them again in every round: the least time counts, since other processes only add to it.
 
-    With several `workers`, as many processes measure side by side, each with its share of the
-    CPU's cores, as a server's workers on one CPU have it; theirs are the means. `on_model` is told
-    which comes next. Raises what loading a model raises.
+    With several `workers`, as many processes measure side by side, each with its share of the CPU's
+    cores, as a server's workers on one CPU; their means count. `on_model` is called with the model
+    that comes next. Raises what loading a model raises.
     """
     folders = {name: model_folder(source) for name, source in family.models.items()}
     measured: dict[str, list[ModelProfile]] = {name: [] for name in family.models}
@@ -69,7 +69,7 @@ def profile(
 
 
 def describe(device: str, dtype: str) -> dict[str, Any]:
-    """What the figures were measured on."""
+    """The device and the software of a measurement."""
     cuda = device.startswith("cuda")
     return {
         "name": torch.cuda.get_device_name(device) if cuda else _processor(),
@@ -92,7 +92,7 @@ Asked = tuple[str, Variant, str, str, tuple[int, ...], int, int | None]
 
 
 def _combined(measured: Sequence[ModelProfile], of: Callable[[list[float]], float]) -> ModelProfile:
-    """Several measurements of a model as one, with the batches that all had room for."""
+    """Several measurements of a model as one, with the batch sizes that all of them have."""
 
     def over(name: str) -> dict[Any, float]:
         dicts = [getattr(one, name) for one in measured]
@@ -110,7 +110,7 @@ def _combined(measured: Sequence[ModelProfile], of: Callable[[list[float]], floa
 
 
 def _in_a_process(asked: Asked) -> ModelProfile:
-    """Measured alone, so that the peak of memory is this model's."""
+    """`measure` in a new process, so that the peak of memory is this model's."""
     context = multiprocessing.get_context("spawn")
     ours, theirs = context.Pipe()
     process = context.Process(target=_measure_and_send, args=(theirs, asked))
@@ -152,7 +152,7 @@ def measure(
     """
     if threads is not None:
         torch.set_num_threads(threads)
-    engine = Engine.load(folder, device, dtype, variant.sampler)  # imports what loading needs
+    engine = Engine.load(folder, device, dtype, variant.sampler)  # so that no import is timed below
     load_s = {}
     for name in ("disk", "page_cache"):
         del engine
@@ -250,7 +250,7 @@ def _median(work: Callable[[], object], engine: Engine, repeats: int) -> float:
 
 
 def _forget_pages(folder: Path) -> None:
-    """Let the system drop its copies of the folder's files, where it offers that."""
+    """Drop the folder's files from the page cache, where the system can do that."""
     if not hasattr(os, "posix_fadvise"):
         return
     for path in folder.rglob("*"):

@@ -1,4 +1,4 @@
-"""Where the prompts of a measurement come from: a file, or the family's own ideas."""
+"""The prompts of a measurement: from a file, or from the family's own ideas."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def read_prompts(path: Path) -> list[str]:
 
 
 def find_prompts(family: Family, asked: str, seed: int = 0) -> list[str]:
-    """The prompts of a file, or, if `asked` is a number, so many of the family's own workload.
+    """The prompts of a file or, if `asked` is a number, that many of the family's own workload.
 
     Raises BadRequest if there are none, or the family has no workload.
     """
@@ -41,12 +41,12 @@ def find_prompts(family: Family, asked: str, seed: int = 0) -> list[str]:
 def split_prompts(family: Family, asked: str, donors: str | None) -> tuple[list[str], list[str]]:
     """Prompts to measure, and other prompts for the cache that their pictures resume from.
 
-    Without `donors` they are, for a number of own prompts, half as many more of the same workload,
-    and for a file every third prompt of it. Raises BadRequest if either would be empty.
+    Without `donors` these are half as many more prompts of the family's workload, or every third
+    prompt of the file. Raises BadRequest if either list would be empty.
     """
     if asked.isdecimal() and (donors is None or donors.isdecimal()):
         more = max(1, int(asked) // 2) if donors is None else int(donors)
-        both = find_prompts(family, str(int(asked) + more))  # so that both have its favourites
+        both = find_prompts(family, str(int(asked) + more))  # both get its favourites
         random.Random("split").shuffle(both)
         prompts, others = both[: int(asked)], both[int(asked) :]
     elif donors is not None:
@@ -64,7 +64,8 @@ def split_prompts(family: Family, asked: str, donors: str | None) -> tuple[list[
 
 
 def ideas_of(family: Family) -> Ideas:
-    """Where a family's own prompts come from. Raises BadRequest if it has none."""
+    """The source of a family's own prompts. Raises BadRequest if it has none, ModelError if it
+    cannot be imported."""
     if family.ideas is None:
         raise BadRequest(
             f"The family {family.name} has no prompts of its own: give a file, one prompt a line."
@@ -79,8 +80,8 @@ def ideas_of(family: Family) -> Ideas:
 
 @dataclass
 class WrittenIdeas:
-    """Real prompts as ideas. An idea is a prompt; it is varied in the words after its first comma,
-    which in such prompts name styles, by taking one away or one of another prompt in."""
+    """Real prompts as ideas. An idea is a prompt; it is varied in the parts after its first comma,
+    which in such prompts name styles, by removing one or inserting one of another prompt."""
 
     prompts: list[str]
     themes: int = THEMES

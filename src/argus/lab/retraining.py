@@ -1,4 +1,4 @@
-"""Trains a predictor anew from what a server measured, and says whether it is better."""
+"""Trains a new predictor with a server's samples, and compares it with the old one."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ from argus.quality.encoder import PromptEncoder
 from argus.quality.predictor import Predictor
 
 FEWEST_SAMPLES = 40
-SEEN_SHARE = 0.5  # of all weight, for what the server measured beside the table
-HELD_OUT = 3  # every third sample judges
+SEEN_SHARE = 0.5  # of all weight, for the server's samples; the rest is for the table
+HELD_OUT = 3  # every third sample is held out
 
 
 @dataclass(frozen=True)
 class Retrained:
-    """A predictor and what the old and the new one are off on samples that neither was trained on:
-    mean absolute errors."""
+    """A new predictor, and the mean absolute errors of the old and the new one on `judged_on`
+    samples that neither was trained on."""
 
     predictor: Predictor
     old_error: float
@@ -43,8 +43,8 @@ def retrain(
     epochs: int = EPOCHS,
     on_epoch: OnEpoch = lambda done, of: None,
 ) -> Retrained:
-    """From `samples` (columns of the server's `Sample`) and the examples of the family's table, if
-    there is one; every third sample is kept to judge by.
+    """Train on `samples` (columns of the server's `Sample`) and the examples of the family's
+    `table`, if there is one; every third sample is held out to judge both predictors.
 
     Raises BadRequest for too few samples.
     """
@@ -66,7 +66,7 @@ def retrain(
 
 
 def _examples(samples: pd.DataFrame, vectors: Single, family: Family) -> Examples:
-    """One example a sample: the exact variant's 1, what was measured, and nothing else."""
+    """One example for each sample: quality 1 of the exact variant, the measured one, else NaN."""
     variants = tuple(family.variants)
     quality = np.full((len(samples), len(variants), 1), np.nan)
     quality[:, variants.index(EXACT)] = 1.0
@@ -83,7 +83,7 @@ def _examples(samples: pd.DataFrame, vectors: Single, family: Family) -> Example
 
 
 def _joined(table: Examples, seen: Examples) -> Examples:
-    """Both, the seen ones with `SEEN_SHARE` of the weight of all that was measured."""
+    """Both as one, the `seen` examples with a share `SEEN_SHARE` of the weight."""
     seeds = table.quality.shape[2]
     padding = np.full((*seen.quality.shape[:2], seeds - 1), np.nan)
     known, others = (int((~np.isnan(one.quality[:, 1:])).sum()) for one in (seen, table))

@@ -1,7 +1,7 @@
-"""Trains a predictor from a table of qualities, and says what it is worth on prompts it never saw.
+"""Trains a predictor from a quality table, with predictions for held-out prompts.
 
 Every network of the predictor is trained without one fold of the prompts, and predicts that fold:
-so each prompt is held out once, and all of them are learnt from.
+each prompt is held out once, and the predictor learns from all of them.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ KNOTS = (0.0, 0.3, 0.6, 0.85, 0.95, 0.98, 1.0)  # shares of the examples' simila
 HIDDEN = 48
 EPOCHS = 150
 RATE, DECAY, DROPOUT = 3e-3, 0.03, 0.4
-MISSES = 0.1  # of pictures are worth less than the bound
+MISSES = 0.1  # share of pictures whose quality is below the bound
 FEWEST = 50
 
 Numbers = NDArray[np.float64]
@@ -36,9 +36,9 @@ OnEpoch = Callable[[int, int], None]
 
 @dataclass(frozen=True)
 class Examples:
-    """What was measured of p prompts: `vectors` (p, d), the `similarity` (p,) of the neighbour that
-    their pictures were resumed from, and `quality` (p, v, s) of every variant and seed, NaN where
-    there is none (`table.by_prompt`). `weight` (p,) is how much each counts; alike without it.
+    """Measurements of p prompts: their embeddings `vectors` (p, d), the `similarity` (p,) of the
+    neighbour that their pictures were resumed from, and `quality` (p, v, s) of every variant and
+    seed, NaN where there is none (`table.by_prompt`). `weight` (p,) is their weight; None: equal.
     """
 
     prompts: tuple[str, ...]
@@ -51,14 +51,14 @@ class Examples:
 
     @property
     def weights(self) -> Single:
-        """How much each prompt counts (p,)."""
+        """The weight (p,) of each prompt."""
         return np.ones(len(self.prompts), np.float32) if self.weight is None else self.weight
 
 
 @dataclass(frozen=True)
 class Trained:
-    """A predictor, and the predictions `mean` (p, v) and `low` (p, v) for each of its examples by a
-    network that had not seen the prompt."""
+    """A predictor, and the predictions `mean` (p, v) and `low` (p, v) for each of its examples by
+    the network that was not trained on the prompt."""
 
     predictor: Predictor
     mean: Numbers
@@ -87,7 +87,7 @@ def examples(rows: pd.DataFrame, family: Family, encoder: PromptEncoder) -> Exam
 
 
 def scores_of(rows: pd.DataFrame) -> Single:
-    """s₀ and the mean of s_exact - s₀ (2,) of a table: by these scores become quality."""
+    """s₀ and the mean of s_exact - s₀ (2,) of a table, for quality from scores."""
     unrelated = float(rows["s0"].iloc[0])
     exact = rows[rows["variant"] == EXACT]["score"]
     return np.array([unrelated, float(exact.mean()) - unrelated], np.float32)
@@ -100,7 +100,8 @@ def train(
     epochs: int = EPOCHS,
     on_epoch: OnEpoch = lambda done, of: None,
 ) -> Trained:
-    """A predictor for what `made_for` names; `on_epoch` is told how far it is."""
+    """A predictor for the family of fingerprint `made_for`. `on_epoch` is called with the epochs
+    that are done and their total."""
     fold = folds(len(data.prompts), seed)
     knots = _knots(data.similarity)
     weights = _fit(data, fold, knots, seed, epochs, on_epoch)
@@ -123,7 +124,7 @@ def train(
     everyone = np.ones(len(fold), dtype=bool)
     plain["widening"] = _widening(data, wide, everyone)
     low = wide.copy()
-    for e in range(FOLDS):  # from the other prompts, so that bounds are put to a test as well
+    for e in range(FOLDS):  # from the other prompts, so that bounds are held out as well
         low[fold == e] -= _widening(data, wide, fold != e)
     centre = np.average(data.vectors, axis=0, weights=data.weights)
     scatter = np.average(np.square(data.vectors - centre).sum(1), weights=data.weights)
@@ -132,13 +133,13 @@ def train(
 
 
 def folds(count: int, seed: int) -> NDArray[np.int64]:
-    """Which fold each of so many prompts is in (count,)."""
+    """The fold (count,) of each prompt."""
     return np.random.default_rng(seed).permutation(count) % FOLDS
 
 
 def _knots(similarity: Single) -> Single:
-    """The similarities between which quality is a straight line; close together at the top, where
-    prompts become the same in other words."""
+    """The similarities between which quality is linear; dense at the top, where prompts are the
+    same in other words."""
     known = similarity[~np.isnan(similarity)]
     if not len(known):
         return np.zeros(1, np.float32)
@@ -146,7 +147,7 @@ def _knots(similarity: Single) -> Single:
 
 
 def _usual(data: Examples) -> Numbers:
-    """The mean quality (v,) of what was measured."""
+    """The mean measured quality (v,)."""
     known = ~np.isnan(data.quality)
     weights = known * data.weights[:, None, None]
     total = (np.nan_to_num(data.quality) * weights).sum(axis=(0, 2))
@@ -155,8 +156,8 @@ def _usual(data: Examples) -> Numbers:
 
 
 def _trust(data: Examples, mean: Numbers, usual: Single) -> Single:
-    """The slopes (v,) of what was measured on what was predicted of held-out prompts, beyond the
-    usual: where scores are mostly chance, as much of a guess is."""
+    """The slopes (v,), in [0, 1], of a regression of measured on predicted quality of held-out
+    prompts, both less the usual: predictions shrink as far as they fit noise."""
     some = (~np.isnan(data.quality)).any(axis=2)
     measured = np.nansum(data.quality, axis=2) / np.maximum((~np.isnan(data.quality)).sum(2), 1)
     guess, truth = mean - usual, measured - usual
@@ -169,8 +170,8 @@ def _trust(data: Examples, mean: Numbers, usual: Single) -> Single:
 
 
 def _widening(data: Examples, low: Numbers, chosen: NDArray[np.bool_]) -> Single:
-    """How much lower each variant's bounds must be for nine tenths of the `chosen` prompts' (p,)
-    held-out pictures not to be below them (conformalised quantile regression: Romano et al. 2019,
+    """How much lower each variant's bounds (v,) must be for nine tenths of the `chosen` prompts'
+    (p,) held-out pictures to reach them (conformalised quantile regression: Romano et al. 2019,
     arXiv 1905.03222)."""
     quality, low = data.quality[chosen], low[chosen]
     result = np.zeros(quality.shape[1], np.float32)
@@ -184,7 +185,7 @@ def _widening(data: Examples, low: Numbers, chosen: NDArray[np.bool_]) -> Single
 
 
 def _quantile(values: Numbers, weights: Single, share: float) -> float:
-    """The value that so large a share of the weight is not above."""
+    """The weighted quantile of values (n,)."""
     if np.ptp(weights) == 0:
         return float(np.quantile(values, share))
     order = values.argsort()
@@ -240,7 +241,7 @@ def _start(d: int, variants: int, knots: int, means: Numbers) -> dict[str, Tenso
 
 
 def _outputs(w: dict[str, Tensor], x: Tensor, variants: int) -> tuple[Tensor, Tensor]:
-    """As the predictor's, of every network (e, n, v, k), with dropout."""
+    """The predictor's outputs (e, n, v, k) of every network, with dropout."""
     drop = torch.nn.functional.dropout
     hidden = drop(torch.relu(x @ w["w1"] + w["b1"][:, None]), DROPOUT)
     hidden = drop(torch.relu(hidden @ w["w2"] + w["b2"][:, None]), DROPOUT)

@@ -1,7 +1,7 @@
-"""Prompts as people send them: some popular, many in runs of one user varying an idea, themes that
-come and go.
+"""A workload of prompts like those of real users: some are popular, many are variations of a user's
+last one, and themes change over time.
 
-What the ideas are is the family's affair (`Ideas`); this file only says who asks for which, when.
+The family defines the ideas (`Ideas`); this file draws users, themes and variations.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from typing import Any, Protocol
 
 
 class Ideas(Protocol):
-    """Where prompts come from. An idea is whatever the implementation likes."""
+    """The source of prompts. An idea may be of any type."""
 
     themes: int
 
@@ -24,20 +24,21 @@ class Ideas(Protocol):
         """A new idea of a theme in [0, themes)."""
 
     def varied(self, rng: random.Random, idea: Any) -> Any:
-        """The idea with something about it changed."""
+        """The idea with one change."""
 
     def words(self, rng: random.Random, idea: Any) -> str:
-        """One of the ways to ask for it."""
+        """A prompt for the idea, one of several."""
 
 
 @dataclass(frozen=True)
 class Habits:
-    """How people ask. All assumed, but chosen so that similarities spread as those of real prompts.
+    """The habits of users. All are assumed, but chosen so that similarities are distributed as
+    those of real prompts.
 
     A share `popular` of runs begins with one of `favourites` ideas, drawn by Zipf's law with
-    exponent `zipf`. After each request a user goes on with probability `persistence`, with the
-    idea varied (`variation`) or only said again in other words. `users` are active at a time. The
-    weight of themes moves in waves of `drift` requests, so that the most popular one is asked for
+    exponent `zipf`. After each request a user continues with probability `persistence`, and then
+    varies the idea with probability `variation`, else only its words. `users` are active at a time.
+    The weights of themes move in waves of `drift` requests; the most popular theme is requested
     `contrast` times as often as the least.
     """
 
@@ -53,7 +54,7 @@ class Habits:
 
 @dataclass(frozen=True)
 class Request:
-    """A prompt, who asks it, its theme, and whether it goes on with what the user asked before."""
+    """A prompt, its user and theme, and whether it continues the user's last request."""
 
     prompt: str
     user: int
@@ -63,7 +64,7 @@ class Request:
 
 @dataclass
 class _Run:
-    """What a user is at."""
+    """A user's present run of requests."""
 
     user: int
     theme: int
@@ -93,7 +94,7 @@ def workload(ideas: Ideas, seed: int = 0, habits: Habits | None = None) -> Itera
 
 
 def distinct_prompts(ideas: Ideas, count: int, seed: int = 0) -> list[str]:
-    """The first `count` prompts of a workload that differ from one another."""
+    """The first `count` distinct prompts of a workload."""
     found: dict[str, None] = {}
     for request in workload(ideas, seed):
         found.setdefault(request.prompt)
@@ -117,7 +118,8 @@ class _Favourites:
 
 
 def _theme(rng: random.Random, themes: int, number: int, habits: Habits) -> int:
-    """A theme by its weight now: a wave that passes over the themes every `drift` requests."""
+    """A theme drawn by the weights now: a wave that passes over the themes every `drift`
+    requests."""
     swing = math.log(habits.contrast) / 2
     turns = number / habits.drift
     weights = [

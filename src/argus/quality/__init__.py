@@ -1,1 +1,1 @@
-"""What a prompt and its picture are worth: prompt embeddings, and later scorers."""
+"""The quality of pictures: prompt embeddings, scorers, the quality predictor and its drift."""

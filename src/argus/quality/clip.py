@@ -1,4 +1,4 @@
-"""CLIPScore and PickScore: how well a CLIP model finds that a picture fits a prompt."""
+"""CLIPScore and PickScore: how well a picture fits a prompt by a CLIP model."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from argus.quality.scorer import Scores
 
 
 class _ClipModel:
-    """A CLIP model of the hub or of a folder, safetensors only and without remote code."""
+    """A CLIP model from the hub or a folder, safetensors only and without remote code."""
 
     def __init__(self, model: Any, processor: Any) -> None:
         self._model, self._processor = model.eval(), processor

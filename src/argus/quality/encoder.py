@@ -1,4 +1,4 @@
-"""Turns prompts into vectors whose cosine says how alike they are."""
+"""Embeds prompts as vectors whose cosine is the similarity of prompts."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ from argus.core.errors import ModelError
 
 @dataclass(frozen=True)
 class Embedding:
-    """A prompt's vector (d,) of unit length; `truncated` if the prompt was longer than the model
-    reads, so that its end had no say."""
+    """A prompt's vector (d,) of unit length; `truncated` if the prompt is longer than the model
+    reads, so that its end is ignored."""
 
     vector: NDArray[np.float32]
     truncated: bool
@@ -27,8 +27,8 @@ class PromptEncoder:
     """The text encoder of a diffusers pipeline, on the CPU. Safe to call from any thread.
 
     A prompt's vector is the mean of its tokens' last hidden states. (The end token's state, which
-    CLIP pools, means nothing in an encoder that was trained with its UNet and not with CLIP. The
-    start token's is left out: it is the same for every prompt.)
+    CLIP pools, carries no meaning in an encoder that was trained with its UNet and not with CLIP.
+    The start token's is left out: it is the same for every prompt.)
     """
 
     def __init__(self, tokenizer: CLIPTokenizer, model: CLIPTextModel) -> None:
@@ -51,7 +51,7 @@ class PromptEncoder:
             raise ModelError(f"{folder} holds no CLIP text encoder: {error}") from error
 
     def truncates(self, text: str) -> bool:
-        """Whether the model does not read the end of a text."""
+        """Whether a text is longer than the model reads."""
         return bool(len(self._tokenizer(text).input_ids) > self._tokenizer.model_max_length)
 
     @torch.inference_mode()

@@ -1,4 +1,4 @@
-"""Foretells what every variant's picture of a prompt would be worth."""
+"""Predicts the quality of every variant's picture of a prompt."""
 
 from __future__ import annotations
 
@@ -22,26 +22,26 @@ WEIGHTS, FACTS = "predictor.safetensors", "predictor.json"
 
 @dataclass(frozen=True)
 class Prediction:
-    """Of every variant (v,): the quality to expect of its picture, and the bound that nine
-    pictures of ten are not below. Quality is 1 for what the exact variant makes of the prompt. A
-    variant that skips has NaN where there is no neighbour."""
+    """Of every variant (v,): the expected quality of its picture, and the lower bound that nine
+    pictures of ten reach. The exact variant's quality is 1. A variant that skips has NaN where
+    there is no neighbour."""
 
     mean: Numbers
     low: Numbers
 
 
 class Predictor:
-    """Some small networks that were trained on different prompts, averaged.
+    """The average of several small networks that were trained on different prompts.
 
-    They take a prompt's embedding (d,) and give every variant a mean and a bound at each of a few
-    similarities, the `knots`; between two knots both are on a straight line, beyond the last they
-    stay as they are. Only variants that skip have more than one. `weights` are
+    They take a prompt's embedding (d,) and return for every variant a mean and a bound at each of a
+    few similarities, the `knots`; both are linear between two knots and constant beyond the last.
+    Only variants that skip use more than one. `weights` are
 
     - `w1` (e, d, h), `b1` (e, h), `w2` (e, h, h), `b2` (e, h): two hidden layers of e networks
     - `w3` (e, h, 2·v·k), `b3` (e, 2·v·k): means, then how far the bounds are below them
-    - `knots` (k,); `usual` (v,), the mean over prompts, and `trust` (v,), from 0 to 1, in what the
-      networks say beyond it
-    - `widening` (v,): what to take from the bounds, so that they hold for new prompts
+    - `knots` (k,); `usual` (v,), the mean quality over prompts, and `trust` (v,), from 0 to 1, the
+      factor of the networks' difference from it
+    - `widening` (v,): what is subtracted from the bounds, so that they hold for new prompts
     - `centre` (d,) and `scatter` (1,): the mean of the training prompts' embeddings, and the mean
       square of their distance from it; `scores` (2,): s₀ and the mean of s_exact - s₀, by which a
       score becomes quality
@@ -63,8 +63,8 @@ class Predictor:
         return self.weights["usual"]
 
     def quality_of(self, score: float, exact: float | None = None) -> float:
-        """What a picture of this score is worth: 1 + (s - s_exact) / mean(s_exact - s₀), beside the
-        mean exact picture if that of its prompt is not known. Raises ModelError without scores."""
+        """The quality of a picture with a score: 1 + (s - s_exact) / mean(s_exact - s₀), with the
+        mean exact score if that of its prompt is not known. Raises ModelError without `scores`."""
         if "scores" not in self.weights:
             raise ModelError("This predictor does not say what scores mean: train it again.")
         unrelated, gained = (float(value) for value in self.weights["scores"])
@@ -72,7 +72,7 @@ class Predictor:
         return 1 + (score - beside) / gained
 
     def predict(self, vector: Numbers, similarity: float | None) -> Prediction:
-        """For a prompt's embedding (d,), and how similar its neighbour is, None without one."""
+        """Of a prompt with an embedding (d,) and its neighbour's similarity, None without one."""
         mean, low = self.predict_all(vector[None], np.array([_number(similarity)], np.float32))
         return Prediction(mean[0], low[0])
 
@@ -85,11 +85,11 @@ class Predictor:
         mean, gap = (mean * place).sum(2), (gap * place).sum(2)
         mean = w["usual"] + w["trust"] * (mean - w["usual"])
         low = mean - gap - w["widening"]
-        mean[:, 0], low[:, 0] = 1.0, 1.0  # the exact variant is what quality is measured by
+        mean[:, 0], low[:, 0] = 1.0, 1.0  # by definition
         return mean, low
 
     def save(self, folder: Path, facts: Mapping[str, Any] | None = None) -> None:
-        """Write both files, each whole or not at all. `facts` are kept for people to read."""
+        """Write both files, each whole or not at all. `facts` are for readers of the file alone."""
         folder.mkdir(parents=True, exist_ok=True)
         content = {
             "made_for": self.made_for, "variants": self.variants, "skips": self.skips,
@@ -101,8 +101,8 @@ class Predictor:
 
     @classmethod
     def load(cls, folder: Path, made_for: str) -> Predictor:
-        """Read what `save` wrote. Raises ModelError if it is not there, is broken, or was made for
-        something else than `made_for`, the fingerprint of a family."""
+        """Read what `save` wrote. Raises ModelError if it is missing, broken, or not made for
+        `made_for`, the fingerprint of a family."""
         try:
             content = json.loads((folder / FACTS).read_text())
             weights = load_file(folder / WEIGHTS)
@@ -129,8 +129,8 @@ def _outputs(w: Mapping[str, Numbers], vectors: Numbers, count: int) -> tuple[Nu
 
 
 def hats(knots: Numbers, at: Numbers) -> Numbers:
-    """The weights (n, k) of the knots whose straight lines give the value at `at` (n,); NaN where
-    that is NaN."""
+    """The weights (n, k) of the knots for linear interpolation at `at` (n,); NaN where that is
+    NaN."""
     x = np.clip(at, knots[0], knots[-1])
     eye = np.eye(len(knots), dtype=np.float32)
     rows: Numbers = np.stack([np.interp(x, knots, row) for row in eye], axis=1).astype(np.float32)

@@ -1,4 +1,4 @@
-"""What a picture is worth for a prompt: the interface of scorers, and quality made of scores."""
+"""The interface of scorers, and quality from scores."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ Scores = NDArray[np.float32]
 
 
 class Scorer(Protocol):
-    """Judges pictures. Higher is better; what the numbers mean is the scorer's own."""
+    """Judges pictures. Higher is better; each scorer has its own scale."""
 
     def score(self, prompts: Sequence[str], images: Sequence[Image.Image]) -> Scores:
         """The score (n,) of each picture for the prompt at the same place."""
@@ -36,8 +36,8 @@ def unrelated_score(
 def quality(score: Scores, exact: Scores, unrelated: float) -> Scores:
     """q = (s − s₀) / (s_exact − s₀), as DESIGN.md defines it, never clipped.
 
-    `exact` are the exact variant's scores for the same prompts, `unrelated` is s₀. Where the exact
-    picture is worth no more than an unrelated one, nothing can be lost and q is NaN.
+    `exact` are the exact variant's scores for the same prompts, `unrelated` is s₀. q is NaN where
+    the exact picture scores no more than s₀.
     """
     gained = exact - unrelated
     with np.errstate(divide="ignore", invalid="ignore"):
@@ -46,6 +46,6 @@ def quality(score: Scores, exact: Scores, unrelated: float) -> Scores:
 
 
 def raw_ratio(score: Scores, exact: Scores) -> Scores:
-    """s / s_exact, which the published figures use. NaN where the exact picture scores nothing."""
+    """s / s_exact, which the published figures use. NaN where s_exact is not above 0."""
     with np.errstate(divide="ignore", invalid="ignore"):
         return np.where(exact > 0, score / exact, np.nan).astype(np.float32)

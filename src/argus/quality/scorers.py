@@ -12,7 +12,7 @@ from argus.quality.scorer import Scorer
 def load_scorer(spec: ScorerSpec, device: str = "cpu") -> Scorer:
     """Load a scorer. `module:Class` is imported and loaded with `Class.load(source, device)`.
 
-    Raises ModelError if it is not there or cannot be loaded.
+    Raises ModelError if it is missing or cannot be loaded.
     """
     if ":" in spec.kind:
         return _imported(spec, device)

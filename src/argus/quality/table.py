@@ -1,4 +1,4 @@
-"""The table of qualities: what `argus calibrate` writes and everything later is planned from."""
+"""The quality table, which `argus calibrate` writes and predictors are trained on."""
 
 from __future__ import annotations
 
@@ -39,11 +39,11 @@ def finish(measured: pd.DataFrame) -> pd.DataFrame:
 def by_prompt(
     table: pd.DataFrame, variants: Sequence[str]
 ) -> tuple[list[str], NDArray[np.float64], NDArray[np.float32]]:
-    """The prompts (p,); quality (p, v, s) of every variant and seed, NaN where nothing was made;
-    and the similarity (p,) of the neighbour that pictures were resumed from.
+    """The prompts (p,); quality (p, v, s) of every variant and seed, NaN without a picture; and the
+    similarity (p,) of the neighbour that pictures were resumed from.
 
-    Quality is here 1 + (s_v − s_exact) / mean(s_exact − s₀) of the same prompt and seed: the form
-    of DESIGN's ratio that one unlucky exact picture does not blow up, with the same means.
+    Quality is here 1 + (s_v − s_exact) / mean(s_exact − s₀) of the same prompt and seed: it has the
+    mean of DESIGN's ratio, but does not divide by the score of one exact picture.
 
     Raises BadRequest if the table lacks a variant.
     """
@@ -64,7 +64,7 @@ def by_prompt(
 
 
 def steady(table: pd.DataFrame) -> pd.Series[float]:
-    """The quality of every row in the form of `by_prompt`, beside the mean exact score of its
+    """The quality of every row in the form of `by_prompt`, with the mean exact score over its
     prompt's seeds."""
     gained: pd.Series[float] = table["s_exact"] - table["s0"]
     return 1 + (table["score"] - table["s_exact"]) / gained.mean()

@@ -1,1 +1,1 @@
-"""A virtual cluster driven by the policies that serve, and the traces that load it."""
+"""A virtual cluster, driven by the same policies as the server, and the traces that load it."""

@@ -1,4 +1,4 @@
-"""Virtual caches: of which topics, or of which prompts, a full run is kept."""
+"""Virtual caches: the topics, or the prompts, of which a full run is cached."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ from argus.control.variants import Numbers
 
 
 class VirtualCache:
-    """Topics that were made in full, at most `capacity`; the one not used for longest goes first.
+    """Topics with a full run, at most `capacity`; the least recently used one is evicted.
 
-    A prompt has its neighbour while its topic is here. Only full runs fill it, so that a burst
-    served by other models leaves new topics out.
+    A prompt has its neighbour while its topic is cached. Only full runs fill the cache, so that a
+    burst served by other models leaves new topics out.
     """
 
     def __init__(self, capacity: int) -> None:
@@ -24,7 +24,7 @@ class VirtualCache:
         return len(self._topics)
 
     def has(self, topic: int) -> bool:
-        """Whether a neighbour is there; it counts as used."""
+        """Whether a neighbour is cached; it counts as used."""
         if topic not in self._topics:
             return False
         self._topics.move_to_end(topic)
@@ -38,10 +38,10 @@ class VirtualCache:
 
 
 class SimilarityCache:
-    """Prompts that were made in full, as a real cache finds them: the nearest by embedding.
+    """Prompts with a full run, found by embedding as in the server's cache. Nothing is evicted.
 
-    `vectors` (p, d) are those of the prompts that will be asked for, `cached` (c, d) those that are
-    there at the beginning; all of length 1. Nothing is evicted.
+    `vectors` (p, d) are the embeddings of the prompts to come, `cached` (c, d) those cached at the
+    beginning; all of length 1.
     """
 
     def __init__(self, vectors: Numbers, cached: Numbers) -> None:
@@ -51,7 +51,7 @@ class SimilarityCache:
         self._has = np.zeros(len(vectors), bool)
 
     def nearest(self, prompt: int) -> float:
-        """The similarity of the nearest, NaN if nothing is cached."""
+        """The similarity of the nearest cached prompt, NaN if none is cached."""
         if not self._count:
             return float("nan")
         return float((self._cached[: self._count] @ self._vectors[prompt]).max())

@@ -29,7 +29,7 @@ Happening = Callable[["Simulation"], None]
 
 @dataclass
 class Ledger:
-    """What a run counted besides its requests."""
+    """What a run counts besides its requests."""
 
     loads: int = 0
     plans: int = 0
@@ -41,12 +41,12 @@ class Ledger:
 
 @dataclass(frozen=True)
 class Setup:
-    """What a policy faces besides the world and its requests.
+    """The settings of a run besides the world and its requests.
 
-    `kinds` are the workers' types of device. `events` are (seconds, what happens to the
-    simulation), for failures and slowdowns. A plan is made every `window_s` seconds. `margin` is
-    the share of deadlines that is kept for what cannot be predicted. `known_rate` tells the policy
-    the requests a second to come instead of a forecast, `truthful` the true quality.
+    `kinds` are the workers' types of device. `events` are (seconds, function of the simulation),
+    for failures and slowdowns. A plan is made every `window_s` seconds. `margin` is the share of
+    deadlines that is reserved for prediction errors. `known_rate` gives the policy the future
+    requests a second instead of a forecast, `truthful` the true quality.
     """
 
     slo: Slo
@@ -59,7 +59,7 @@ class Setup:
     truthful: bool = False
 
     def slos(self, slowness: float) -> list[Slo]:
-        """What is left of the SLO's deadline, for workers that take so many times as long."""
+        """The SLO in seconds of the variant table, less the margin, for a slowness of workers."""
         deadline_s = (1 - self.margin) * self.slo.deadline_s / slowness
         return [replace(self.slo, deadline_s=deadline_s)]
 
@@ -67,8 +67,8 @@ class Setup:
 class Simulation:
     """One policy, one world, one trace. Build it, then `run`.
 
-    As in the server, policies reckon in seconds of the variant table: when the workers are slower
-    on the whole, more requests seem to come, and less time seems to be left.
+    As in the server, policies count in seconds of the variant table: slower workers appear to them
+    as a higher rate of requests and shorter deadlines.
     """
 
     def __init__(
@@ -91,7 +91,7 @@ class Simulation:
         self._truth = world.truth
         near = world.neighbourhood
         self._nearby = None if near is None else SimilarityCache(near.vectors, near.cached)
-        if near is not None:  # true as each prompt comes
+        if near is not None:  # set as each prompt arrives
             self._truth = self._truth.copy()
         self._similarity = world.similarity.tolist()
         self._skips = [
@@ -123,7 +123,7 @@ class Simulation:
             policy, setup.slos, setup.window_s, known_rate=setup.known_rate
         )
         self._looks = 0
-        self._open = 0  # requests that came and have no outcome yet
+        self._open = 0  # requests without an outcome yet
         self._heap: list[tuple[float, int, Callable[..., None], tuple[Any, ...]]] = []
         self._order = itertools.count()
         self.now = 0.0
@@ -185,7 +185,7 @@ class Simulation:
         self._route(request)
 
     def _look_around(self, prompt: int) -> None:
-        """In a neighbourhood, which neighbour the prompt has now, and what that is worth."""
+        """In a neighbourhood, set the similarity of the prompt's neighbour now and its quality."""
         near = self.world.neighbourhood
         if near is None or self._nearby is None:
             return
@@ -203,7 +203,7 @@ class Simulation:
         return known and self.cache.has(int(self.requests.topic[number]))
 
     def _asked(self, request: SimulatedRequest) -> SimulatedRequest:
-        """The request with what can serve it now: without the store nothing that skips."""
+        """The request with the variants allowed now: without the store none that skips."""
         near = request.near and not self._breaker.open
         request.allowed = self._all if near else self._free
         request.similarity = self._similarity[request.prompt] if near else None
@@ -226,7 +226,7 @@ class Simulation:
         self._fetch(limit_s, lambda came: self._fetched(request, number, came))
 
     def _fetch(self, limit_s: float, then: Callable[[bool], None]) -> None:
-        """Ask the store for latents; `then` is told whether they came within `limit_s`."""
+        """Fetch latents; `then` is called with whether they came within `limit_s` seconds."""
         store, breaker = self.world.store, self._breaker
         spread = math.exp(store.spread * self._random.normal())
         delay = store.median_s * self.store_slowness * spread
@@ -256,7 +256,7 @@ class Simulation:
         self._again(request)
 
     def _probe(self) -> None:
-        """See whether a store that failed answers again, as the server does."""
+        """Fetch now and then from a store that failed, as the server does, until it answers."""
         self._probing = self._breaker.doubted
         if not self._probing:
             return
@@ -267,7 +267,7 @@ class Simulation:
 
     def _enqueue(self, request: SimulatedRequest, number: int) -> None:
         worker = self.workers[number]
-        if worker.serving != self._model[request.variant]:  # it died or loads: someone else then
+        if worker.serving != self._model[request.variant]:  # it died or loads
             worker.release(request)
             self.ledger.rerouted += 1
             self._again(request)
@@ -294,7 +294,8 @@ class Simulation:
             self._at(at, self._wake, worker, worker.version)
 
     def _drop(self, request: SimulatedRequest) -> None:
-        """There is no time left for a request's variant; the policy may know a faster one."""
+        """Route a request again that has no time left for its variant, by a faster one if the
+        policy has one; else drop it."""
         decision = self._controller.faster(self._asked(request), self._state())
         if decision is None or decision.worker is None:
             self._end(request, DROPPED)
@@ -334,9 +335,7 @@ class Simulation:
         self, request: SimulatedRequest, outcome: int, variant: int = -1, quality: float = 0.0
     ) -> None:
         requests, number = self.requests, request.number
-        if (
-            outcome == DROPPED and request.first is not None
-        ):  # the doubted picture is better than none
+        if outcome == DROPPED and request.first is not None:  # the doubted picture is the answer
             outcome = LATE if self.now > request.expires_s else ON_TIME
             variant = request.first
             quality = float(self._truth[int(requests.prompt[number]), variant])
@@ -358,7 +357,7 @@ class Simulation:
         return cluster
 
     def _look(self) -> None:
-        """Look at the load and at the workers' slowness; a window is over every `LOOKS` times."""
+        """Look at the load and at the workers' slowness; every `LOOKS`th look ends a window."""
         self._looks += 1
         if self._looks % LOOKS == 0:
             self._controller.end_window(self.now)
@@ -415,7 +414,7 @@ class Simulation:
     # --- what can happen
 
     def kill(self, number: int) -> None:
-        """A worker dies, if it lives; its requests are routed again."""
+        """A worker dies, if it is alive; its requests are routed again."""
         worker = self.workers[number]
         if not worker.alive:
             return
@@ -429,7 +428,7 @@ class Simulation:
         self._plan()
 
     def revive(self, number: int) -> None:
-        """A worker that is dead comes back, and loads what the plan says."""
+        """A dead worker comes back and loads its planned model."""
         worker = self.workers[number]
         if worker.alive:
             return
@@ -443,9 +442,9 @@ class Simulation:
         self._settle(worker, worker.finished_by(self.now))
         worker.slowness = factor
         self._cluster.slowness = mean_slowness(self.workers)
-        if worker.ready or worker.running:  # a load goes on as it was
+        if worker.ready or worker.running:  # a load in progress keeps its time
             self._go_on(worker)
 
     def slow_store(self, factor: float) -> None:
-        """Retrievals take `factor` times as long from now on."""
+        """Fetches take `factor` times as long from now on."""
         self.store_slowness = factor

@@ -1,4 +1,4 @@
-"""What a comparison leaves in a folder: tables, and the published three-panel figure."""
+"""Writes a comparison to a folder: tables, and the published three-panel figure."""
 
 from __future__ import annotations
 
@@ -62,7 +62,7 @@ def _named(codes: Any, names: list[str]) -> pd.Categorical[str]:
 
 
 def _minutes(run: Simulation, count: int) -> pd.DataFrame:
-    """By minute of arrival: pictures on time, violations, their mean quality."""
+    """By minute of arrival: pictures on time, violations, mean quality of the pictures on time."""
     requests = run.requests
     minute = (requests.arrived_s // 60).astype(int)
     on_time = requests.outcome == ON_TIME

@@ -1,4 +1,4 @@
-"""What a run comes to: the figures that policies are compared by."""
+"""The figures of a run, by which policies are compared."""
 
 from __future__ import annotations
 
@@ -10,14 +10,14 @@ from argus.control.variants import Flags, Numbers
 from argus.simulator.cluster import Simulation
 from argus.simulator.requests import ON_TIME, OUTCOMES, Requests
 
-HIGH = 0.9  # of the highest rate: the minutes of high load
+HIGH = 0.9  # share of the highest rate from which a minute counts as high load
 
 
 @dataclass(frozen=True)
 class Figures:
-    """Of some minutes of a run. `offered_qpm` and `throughput_qpm` are a minute; `quality` is the
-    mean over on-time answers, `effective_quality` over all that were offered; latencies are those
-    of answers."""
+    """Figures of some minutes of a run. `offered_qpm` and `throughput_qpm` are per minute;
+    `quality` is the mean over on-time answers, `effective_quality` over all requests, those without
+    one counted as 0; `p50_s` and `p99_s` are latencies of answers."""
 
     offered_qpm: float
     throughput_qpm: float
@@ -31,8 +31,9 @@ class Figures:
 
 @dataclass(frozen=True)
 class Report:
-    """A run: its figures over the trace and in its minutes of highest load, how busy the workers
-    were, what was loaded, and worker-hours per 1,000 on-time pictures."""
+    """A run: figures of the whole trace and of the minutes of high load, the share of time in which
+    workers were busy, the number of loads, the share of requests with a neighbour, and worker-hours
+    per 1,000 on-time pictures."""
 
     policy: str
     whole: Figures
@@ -68,7 +69,7 @@ def report(name: str, simulation: Simulation, rates: Numbers) -> Report:
 
 
 def figures(requests: Requests, chosen: Flags, minutes: float) -> Figures:
-    """Of the `chosen` requests (n,), which came within so many minutes."""
+    """The figures of the `chosen` requests (n,), which arrived within `minutes` minutes."""
     outcome = requests.outcome[chosen]
     offered = len(outcome)
     on_time = outcome == ON_TIME

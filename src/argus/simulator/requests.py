@@ -1,4 +1,4 @@
-"""Requests of a run: when they came, what they asked, how they ended."""
+"""Requests of a run: arrivals, prompts and outcomes."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ UNSERVED = -1
 
 @dataclass
 class Requests:
-    """By request: `arrived_s`, `prompt`, `topic`; and, once it ended, `outcome`, `ended_s`,
-    `variant` (-1 when no picture was made) and the picture's true `quality`."""
+    """Arrays (n,) by request: `arrived_s`, `prompt`, `topic`; and, once it ended, `outcome`,
+    `ended_s`, `variant` (-1 without a picture) and the picture's true `quality`."""
 
     arrived_s: Numbers
     prompt: Whole
@@ -43,9 +43,8 @@ class Requests:
 
 @dataclass(eq=False, kw_only=True)
 class SimulatedRequest(Request):
-    """Request `number` of a run, of the world's prompt `prompt`. `near` ones have a neighbour whose
-    latents may come in time. `first` is the variant of a picture that was made before and did not
-    do."""
+    """Request `number` of a run, for the world's prompt `prompt`. `near` says whether it has a
+    neighbour whose latents may come in time. `first` is the variant of a doubted picture."""
 
     number: int
     prompt: int

@@ -19,13 +19,13 @@ from argus.simulator.world import World
 
 @dataclass(frozen=True)
 class Scenario:
-    """What all policies of a comparison face.
+    """The world, workers and workload that all policies of a comparison share.
 
-    `rates` (minutes,) are requests a minute times `load`: of a workload of one's `own`, or else for
-    the published cluster, to be scaled by what the world carries of exact pictures (its own figure,
-    or what the workers make). Requests come at random, or at `at_s` (n,) seconds, ascending, if
-    those are given for an `own` workload and the load is 1. `slo_multiple` is the deadline in
-    multiples of the exact variant's latency.
+    `rates` (minutes,) are requests a minute before they are multiplied by `load`. Unless they are
+    the user's `own`, they are for the published cluster, and are scaled to the exact pictures a
+    minute of this one (the world's `capacity_qpm`, or what the workers serve). Arrivals are random,
+    or at `at_s` (n,) seconds, ascending, if those are given for an `own` workload and the load is
+    1. `slo_multiple` is the deadline in multiples of the exact variant's latency.
     """
 
     world: World
@@ -53,7 +53,7 @@ class Scenario:
         return scaled
 
     def requests(self) -> Requests:
-        """The same requests for every policy."""
+        """New requests, the same for every policy."""
         rng = np.random.default_rng(self.seed)
         times = self.at_s if self.own and self.load == 1 else None
         if times is None:
@@ -68,7 +68,7 @@ def simulate(
     on_progress: Callable[[int], None] | None = None,
     policy: Policy | None = None,
 ) -> tuple[Report, Simulation]:
-    """One policy through a scenario; `policy` instead of the one of that name, if it is given."""
+    """Run a scenario with the policy of a name, or with `policy` if that is given."""
     scaled = scenario.scaled
 
     def rate(now: float) -> float:
@@ -87,7 +87,7 @@ def simulate(
 
 @dataclass(frozen=True)
 class Promised:
-    """What a policy must hold: at most so many violations, at least so much effective quality."""
+    """The SLO of a run: the highest ratio of violations and the least effective quality."""
 
     violations: float
     quality: float
@@ -101,11 +101,11 @@ def most_load(
     top: float = 4.0,
     known: dict[float, Report] | None = None,
 ) -> float:
-    """The most load, times the trace's rates, that a policy carries at a promise; 0 if it never
-    does, and no more than `top`.
+    """The highest load, as a multiple of the trace's rates, at which a policy meets the SLO
+    `promised`; 0 if it meets it at none, and at most `top`.
 
-    The trace keeps its shape; its height is found by bisection. `known` keeps reports by load for
-    another promise.
+    The trace keeps its shape; its height is found by `steps` bisections. `known` caches reports by
+    load for other SLOs.
     """
     reports = {} if known is None else known
 
@@ -129,5 +129,5 @@ def most_load(
 
 
 def kinds_of(counts: Sequence[int]) -> tuple[int, ...]:
-    """Workers by type, from how many there are of each."""
+    """The type of device of every worker, from the number of workers of each type."""
     return tuple(kind for kind, count in enumerate(counts) for _ in range(count))

@@ -1,4 +1,4 @@
-"""Traces: how many requests a minute come, minute by minute, and when exactly."""
+"""Traces: requests a minute, minute by minute, and arrival times."""
 
 from __future__ import annotations
 
@@ -30,9 +30,9 @@ def bursty() -> Numbers:
 
 
 def twitter(values: Numbers | None = None) -> Numbers:
-    """The Twitter curve of the Proteus artifact, affinely from 80 to 210 requests a minute.
+    """The Twitter curve of the Proteus artifact, scaled to 80 to 210 requests a minute.
 
-    Without its `values`, a curve of the same shape: two slow waves, and noise that lasts minutes.
+    Without its `values`, a curve of similar shape: two slow waves, and noise that lasts minutes.
     """
     if values is None:
         rng = np.random.default_rng(2013)
@@ -48,19 +48,19 @@ def twitter(values: Numbers | None = None) -> Numbers:
 
 
 def diurnal() -> Numbers:
-    """A day of 1,440 minutes between a quarter and the whole of the published high load."""
+    """A day of 1,440 minutes, a sine between a quarter of the published high load and all of it."""
     at = np.linspace(0, 2 * np.pi, 1440, endpoint=False)
     wave: Numbers = BURSTY_HIGH * (0.625 - 0.375 * np.cos(at))
     return wave
 
 
 def poisson() -> Numbers:
-    """Two hours at the middle of the published loads."""
+    """Two hours at the mean of the published low and high load."""
     return np.full(120, (BURSTY_LOW + BURSTY_HIGH) / 2)
 
 
 def step() -> Numbers:
-    """Half an hour of low load, then an hour of high."""
+    """Half an hour of the published low load, then an hour of the high one."""
     return np.concatenate([np.full(30, BURSTY_LOW), np.full(60, BURSTY_HIGH)])
 
 
@@ -71,16 +71,16 @@ TRACES: dict[str, Callable[[], Numbers]] = {
 
 @dataclass(frozen=True)
 class Trace:
-    """`rates` (minutes,) are requests a minute, of a workload of one's `own`, or else for the
-    published cluster, to be scaled to the one at hand. `at_s` (n,) are the arrivals themselves in
-    seconds, ascending, where they are known."""
+    """`rates` (minutes,) are requests a minute: the user's `own`, or for the published cluster, to
+    be scaled to the simulated one. `at_s` (n,) are arrival times in seconds, ascending, where they
+    are known."""
 
     rates: Numbers
     own: bool = False
     at_s: Numbers | None = None
 
     def first(self, minutes: int | None) -> Trace:
-        """Its first minutes, all of it for None."""
+        """The trace's first minutes; all of it for None."""
         if minutes is None:
             return self
         at_s = None if self.at_s is None else self.at_s[self.at_s < 60.0 * minutes]
@@ -88,11 +88,11 @@ class Trace:
 
 
 def load_trace(name: str) -> Trace:
-    """A trace by name, or of a CSV file.
+    """A trace by name, or from a CSV file.
 
     A CSV has a column `per_minute` of requests a minute, `at_s` of arrivals in seconds from the
-    trace's beginning, or `requests` of a curve whose shape alone is taken, as `twitter` takes it.
-    Raises BadRequest for anything else, and for numbers that cannot be.
+    trace's beginning, or `requests` of a curve that is scaled as by `twitter`. Raises BadRequest
+    for anything else, and for values that are not finite numbers of 0 or more.
     """
     if name in TRACES:
         return Trace(TRACES[name]())
@@ -141,7 +141,7 @@ def arrivals(rates: Numbers, rng: np.random.Generator) -> Numbers:
 
 
 def topics(count: int, drawing: Drawing, rng: np.random.Generator) -> Whole:
-    """Topics (count,) of arrivals: new ones are numbered from 0, those from before are negative."""
+    """Topics (count,) of arrivals: new ones count from 0, those before the trace are negative."""
     novel = rng.random(count) < drawing.novel
     newest = np.cumsum(novel) - 1
     age = np.minimum(rng.exponential(drawing.alive / 3, count).astype(int), drawing.alive - 1)

@@ -1,4 +1,4 @@
-"""Virtual workers: they are done when they were predicted to be."""
+"""Virtual workers: requests are done when the queue predicts it."""
 
 from __future__ import annotations
 
@@ -7,9 +7,9 @@ from argus.simulator.requests import SimulatedRequest
 
 
 class Worker(WorkerQueue[SimulatedRequest]):
-    """A queue whose forecast comes true."""
+    """A virtual worker: its queue's predictions are what happens."""
 
     def finished_by(self, now: float) -> list[SimulatedRequest]:
-        """Let time pass until `now`; who is done by then."""
+        """Let time pass until `now`; the requests that are done by then."""
         self.advance(now)
         return self.pop_done()

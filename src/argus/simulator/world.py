@@ -1,4 +1,4 @@
-"""A world: what a simulated cluster can serve, and what its prompts are worth."""
+"""A world: the variant table of a simulated cluster, and prompts with the quality of each."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ from argus.control.variants import EXACT, Numbers, VariantTable
 
 @dataclass(frozen=True)
 class Drawing:
-    """How arrivals choose their topics: a share `novel` are of new ones, the others repeat one of
-    the last `alive` topics, recent ones more often. The cache keeps `capacity` of them."""
+    """How topics of arrivals are drawn: a share `novel` are new, the others repeat one of the last
+    `alive` topics, recent ones more often. The cache holds `capacity` topics."""
 
     novel: float
     alive: int
@@ -24,25 +24,25 @@ class Drawing:
 
 @dataclass(frozen=True)
 class Store:
-    """The latent store: the median seconds of a retrieval, and how much longer the slowest
-    percent takes."""
+    """The latent store: the median seconds of a fetch, and `tail`, the 99th percentile as a
+    multiple of the median."""
 
     median_s: float
     tail: float
 
     @cached_property
     def spread(self) -> float:
-        """The deviation of the logarithm of a retrieval's seconds."""
+        """The standard deviation of the logarithm of a fetch's seconds."""
         return math.log(self.tail) / 2.326 if self.tail > 1 else 0.0
 
 
 @dataclass(frozen=True)
 class Neighbourhood:
-    """Prompts whose neighbours are sought among what was made in full, not drawn by topic.
+    """Prompts whose neighbours are found by embedding among earlier full runs, not by topic.
 
-    `vectors` (p, d) are the prompts' embeddings, `cached` (c, d) those of what is cached at the
-    beginning, all of length 1. `worth` gives the quality (v,) of a prompt (d,) whose neighbour has
-    a similarity, NaN without one.
+    `vectors` (p, d) are the prompts' embeddings, `cached` (c, d) those cached at the beginning, all
+    of length 1. `worth` gives the quality (v,) of a prompt (d,) whose neighbour has a similarity,
+    NaN without one.
     """
 
     vectors: Numbers
@@ -52,16 +52,16 @@ class Neighbourhood:
 
 @dataclass(frozen=True)
 class World:
-    """A table, and prompts (p,) drawn at random.
+    """A variant table, and prompts (p,) that are drawn at random.
 
-    `truth` (p, v) is quality, `predicted` (p, v) what an informed policy is told, `similarity` (p,)
-    that of the neighbour when it is cached (NaN: it has none). `doubt` is the standard deviation of
-    a discriminator's error. `sources` says of every parameter whether it is sourced, fitted or
-    assumed. `slo` is the promise in multiples of the exact variant's latency. `capacity_qpm` are
-    the exact pictures a minute that traces are published for; None is what the workers carry.
-    With `judged_apart` the truth is as noisy as the predictions, by judges that nobody heard, and
-    there is nothing better to know than the predictions. In a `neighbourhood` every prompt is asked
-    for once, and truth, predictions and similarity are what they are when it comes.
+    `truth` (p, v) is the quality, `predicted` (p, v) what an informed policy gets, `similarity`
+    (p,) that of the neighbour when it is cached (NaN: it has none). `doubt` is the standard
+    deviation of a discriminator's error. `sources` says of every parameter whether it is sourced,
+    fitted or assumed. `slo` is the deadline in multiples of the exact variant's latency.
+    `capacity_qpm` are the exact pictures a minute that traces are scaled to; None: what the workers
+    serve. With `judged_apart` the truth comes from other raters than the predictions and is as
+    noisy, so that even `oracle` gets the predictions. In a `neighbourhood` every prompt is
+    requested once; truth, predictions and similarity are set when it arrives.
     """
 
     name: str
@@ -79,7 +79,8 @@ class World:
     neighbourhood: Neighbourhood | None = None
 
     def with_noise(self, deviation: float, seed: int) -> World:
-        """The world with predictions that are the truth with noise; infinite is useless ones."""
+        """The world with predictions that are the truth plus noise of a standard deviation; for an
+        infinite one they are the variants' means."""
         rng = np.random.default_rng(seed)
         if np.isinf(deviation):
             predicted = np.broadcast_to(self.truth.mean(axis=0), self.truth.shape).copy()
@@ -89,6 +90,6 @@ class World:
         return replace(self, predicted=predicted)
 
     def capacity_rps(self, kinds: list[int]) -> float:
-        """Exact pictures a second that workers of types `kinds` make in full batches."""
+        """Exact pictures a second of workers of types `kinds` in full batches."""
         cost = self.table.cost_s(self.slo * self.table.slo_s)[EXACT]
         return float(sum(1 / cost[kind] for kind in kinds))

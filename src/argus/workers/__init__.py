@@ -1,1 +1,1 @@
-"""Where engines live."""
+"""Workers, which run engines, and the fleet of them."""

@@ -1,4 +1,4 @@
-"""All workers of a server: who holds which model, who is handed what, and when."""
+"""All workers of a server: which model each holds, and when each request runs."""
 
 from __future__ import annotations
 
@@ -23,30 +23,28 @@ from argus.workers.worker import Finished, Model, OnPreview, State, Worker, Work
 
 log = logging.getLogger(__name__)
 
-HANDOVER_STEPS = 2.0  # steps: decoding, and what a message takes
-BATCH_HANDOVER_STEPS = (
-    1.0  # the same where batches do not mix: of their last step, the next one's first
-)
+HANDOVER_STEPS = 2.0  # steps: decoding, and the time of a message
+BATCH_HANDOVER_STEPS = 1.0  # where batches do not mix: one's last step, the next one's first
 MOST_TRIALS, TRIALS_S = 7, 3.0
 CALIBRATIONS = 3  # tries, where workers die in them
-HELD_S = 60.0  # for which a model that somebody pinned stays
-DEADLY = 2  # deaths of a worker at the same job, after which it is tried alone
-SILENT_STEPS = 10  # of the largest batch, for which a worker at work may be silent
+HELD_S = 60.0  # for which a pinned model stays loaded
+DEADLY = 2  # deaths of workers at the same job, after which it runs alone
+SILENT_STEPS = 10  # of the largest batch, for which a busy worker may be silent
 LEAST_SILENCE_S = 2.0  # the same where steps are short: a process may wait for a core
-SUSPECT_S = 0.5  # of silence, from which on requests rather go elsewhere
+SUSPECT_S = 0.5  # of silence, from which it counts as wait
 
 
 class HandedBack(Exception):
-    """The worker cannot make a picture after all: it died or is to hold another model."""
+    """The worker cannot run a request: it died, hangs or is to hold another model."""
 
 
 class TooLate(Expired):
-    """There is no time left for a job as it is; perhaps there is for another variant."""
+    """No time is left for a request's variant; another variant may be faster."""
 
 
 @dataclass(frozen=True)
 class _Run:
-    """What a request's worker is handed, and where its answer goes."""
+    """The arguments of `Worker.run` for a request, and the future of its result."""
 
     job: Job
     start: bytes | None
@@ -57,10 +55,11 @@ class _Run:
 
 
 class Fleet:
-    """Some workers, a queue each. For use from one asyncio loop.
+    """The workers of a server, a queue each. For use from one asyncio loop.
 
-    `models` are those of the table, in its order; every worker begins with the first. `scale` is
-    the time that this machine takes as a multiple of the table's (`calibrate` measures it).
+    `models` are those of the variant table, in its order; every worker begins with the first.
+    `scale` is the workers' time as a multiple of the table's (`calibrate` measures it). `on_change`
+    is called when workers come or go.
     """
 
     def __init__(
@@ -103,29 +102,29 @@ class Fleet:
 
     @property
     def scale(self) -> float:
-        """The mean slowness of the queues that are known."""
+        """The mean slowness of the workers that were measured."""
         return mean_slowness(self.queues)
 
     @property
     def targets(self) -> list[int]:
-        """The model that every worker holds or loads."""
+        """The model that every worker holds, loads or is to load."""
         return [queue.target for queue in self.queues]
 
     @property
     def ready(self) -> bool:
-        """Whether any worker can make pictures."""
+        """Whether any worker can serve."""
         return any(one.serving >= 0 for one in self.queues)
 
     @property
     def problem(self) -> Exception | None:
-        """What keeps all of them from ever working."""
+        """Why all workers are unusable; None if any is not."""
         if all(worker.state is State.UNUSABLE for worker in self.workers):
             return self.workers[0].problem
         return None
 
     @property
     def idle(self) -> bool:
-        """Whether nobody waits and nobody is made."""
+        """Whether no request is queued, running or on its way to a worker."""
         return not any(one.queued or one.running or one.queued_s > 0 for one in self.queues)
 
     @property
@@ -133,7 +132,7 @@ class Fleet:
         return sum(len(one.queued) + len(one.running) for one in self.queues)
 
     def cluster(self) -> Cluster:
-        """The workers as policies see them, in seconds of the table."""
+        """The workers as policies see them, with waits in seconds of the variant table."""
         now, scale = time.monotonic(), self.scale
         waits = []
         for one, worker in zip(self.queues, self.workers, strict=True):
@@ -155,8 +154,8 @@ class Fleet:
             worker.start()
 
     async def calibrate(self, job: Job, work_steps: float) -> float:
-        """Time a picture of the first model, alone, on every worker that can work at once; gives
-        its seconds on the fastest. Who is ready later is corrected by what it is seen to do.
+        """Time a picture of the first model, alone, on every worker that is ready; returns the
+        seconds on the fastest. The others are measured by the requests they serve.
 
         Raises WorkerError when no worker can work, or none makes a picture.
         """
@@ -166,7 +165,7 @@ class Fleet:
             while len(seconds) < MOST_TRIALS and sum(seconds) < TRIALS_S:
                 begun, restarts = time.monotonic(), worker.restarts
                 await worker.run(job)
-                if worker.restarts == restarts:  # else most of it was a process that started
+                if worker.restarts == restarts:  # else it includes the start of a process
                     seconds.append(time.monotonic() - begun)
             took = statistics.median(seconds)
             step_s = self._table.batch_step_s(queue.kind, 0, 1)
@@ -193,7 +192,7 @@ class Fleet:
         self.queues[number].reserve(request, time.monotonic())
 
     def release(self, request: Request, number: int) -> None:
-        """Release what was reserved for a request that does not come."""
+        """Release the time that was reserved for a request that goes elsewhere."""
         self.queues[number].release(request)
 
     async def run(
@@ -210,8 +209,8 @@ class Fleet:
         """Run a request's job with `model` on worker `number`; the rest as for `Worker.run`.
 
         Raises HandedBack when the worker cannot, so that the request is to be routed again; TooLate
-        when it was queued until there is no time left to run it, be the worker dead or full; and
-        what the worker raises. Cancelling the caller frees the work.
+        when it was queued until no time was left to run it; and what the worker raises. Cancelling
+        the caller cancels the request.
         """
         queue = self.queues[number]
         if queue.serving != model:
@@ -243,7 +242,7 @@ class Fleet:
             run.answer.set_exception(error)
 
     def _expire(self, request: Request, queue: WorkerQueue[Request]) -> None:
-        """Give up a request whose time is over, unless it is running."""
+        """Drop a request whose time is over, unless it is running."""
         if self._runs[request].answer.done() or (request in self._tasks and queue.alive):
             return
         self._forget(request, queue)
@@ -257,7 +256,8 @@ class Fleet:
         self._go_on(queue)
 
     def _go_on(self, queue: WorkerQueue[Request]) -> None:
-        """Hand over what may begin, drop what is too late, and look again when that changes."""
+        """Start requests that can run, drop those that are too late, and call again when that
+        changes."""
         now = time.monotonic()
         queue.advance(now)
         begun, dropped = queue.begin(now)
@@ -296,9 +296,9 @@ class Fleet:
     # --- models
 
     def move(self, targets: Sequence[int]) -> None:
-        """Have the workers hold these models. One that is to hold another finishes its running
-        requests, hands back its queued ones, and loads. Models that were pinned of late stay with
-        one worker."""
+        """Have the workers hold the models `targets` (w,). A worker that is to hold another one
+        finishes its running requests, hands back its queued ones, and loads. Recently pinned models
+        stay with one worker."""
         sound = [0 if model in self._broken else model for model in targets]
         for queue, target in zip(self.queues, self._with_pinned(sound), strict=True):
             queue.target = target
@@ -308,7 +308,7 @@ class Fleet:
             self._drain(queue)
 
     def require(self, model: int) -> None:
-        """Have one worker hold a model for a while, because a request pins it.
+        """Have one worker hold a model for `HELD_S` seconds, because a request pins it.
 
         Raises WorkerError for a model that could not be loaded.
         """
@@ -322,7 +322,7 @@ class Fleet:
     async def holding(self, model: int | None, limit_s: float) -> int:
         """The worker that holds a model (None: any) and begins soonest, once there is one.
 
-        Raises WorkerError if there is none in time.
+        Raises WorkerError if there is none within `limit_s` seconds.
         """
         deadline = time.monotonic() + limit_s
         while True:
@@ -358,7 +358,7 @@ class Fleet:
 
     def _drain(self, queue: WorkerQueue[Request]) -> None:
         if not queue.moves or not self._spared(queue):
-            return  # its turn comes when another is back
+            return  # it is drained when another worker is back
         log.info(
             "Worker %d goes from %s to %s", queue.number,
             self._table.models[queue.model], self._table.models[queue.target],
@@ -369,8 +369,8 @@ class Fleet:
         self._settle(queue)
 
     def _spared(self, queue: WorkerQueue[Request]) -> bool:
-        """Whether service goes on without a worker: someone else serves, or nobody could; and the
-        first model, the exact variant's, stays with someone while the plan wants it anywhere."""
+        """Whether service goes on without a worker: another serves, or no other is alive; and the
+        first model, the exact variant's, stays on some worker while the plan has it anywhere."""
         others = [one for one in self.queues if one is not queue]
         serving = [one.serving for one in others if one.serving >= 0]
         if not serving:
@@ -379,7 +379,7 @@ class Fleet:
         return queue.model != 0 or 0 in serving or not wanted
 
     def _settle(self, queue: WorkerQueue[Request]) -> None:
-        """Load what a drained worker is to hold; it works again if that is what it holds."""
+        """Load the model of a drained worker; it serves again if it holds that already."""
         worker, target = self.workers[queue.number], queue.target
         if queue.ready or not queue.alive or worker.state is not State.READY:
             return
@@ -393,7 +393,7 @@ class Fleet:
         self._tell()
 
     def changed(self, number: int) -> None:
-        """A worker is ready, or is not any more."""
+        """To be called when the state of a worker may have changed."""
         worker, queue = self.workers[number], self.queues[number]
         now = time.monotonic()
         if worker.state is State.UNUSABLE and queue.model != 0:
@@ -421,8 +421,8 @@ class Fleet:
         self._tell()
 
     def _leave(self, queue: WorkerQueue[Request]) -> None:
-        """Hand back a dead worker's requests, but for one that it died of more than once: the
-        worker runs that alone when it is back."""
+        """Hand back a dead worker's requests, except those that `DEADLY` workers died of: the
+        worker runs these alone when it is back."""
         queue.advance(time.monotonic())
         queue.alive = False
         running = [request for _, _, request in queue.running]
@@ -440,7 +440,7 @@ class Fleet:
                 self._expire(request, queue)
 
     def _silence_s(self, queue: WorkerQueue[Request]) -> float:
-        """Seconds for which a worker at work may say nothing before it is taken for hung."""
+        """Seconds of silence after which a busy worker counts as hung."""
         step_s = queue.slowness * self._table.batch_step_s(
             queue.kind, queue.model, int(self._table.batches[-1])
         )

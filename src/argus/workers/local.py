@@ -43,7 +43,7 @@ MAX_DEATHS = 3
 FIRST_PAUSE_S, LONGEST_PAUSE_S = 0.5, 30.0
 PARTING_S = 5.0
 LOOK_S = 0.25  # between two looks at whether a process hangs
-FIRST_TIMES = 10  # as much silence is allowed before a model's first picture: kernels are chosen
+FIRST_TIMES = 10  # factor of the allowed silence before a model's first picture: kernels are chosen
 
 OnStep = Callable[[int, int], None]
 
@@ -62,12 +62,12 @@ class _Pending:
 class LocalWorker:
     """Runs jobs in a process of its own, many at once. For use from one asyncio loop.
 
-    A process that dies is started again and gets the jobs it had not answered. Those that were in
-    flight then run one at a time, so that a job that kills dies alone; it is given up at its third
-    death. A model that never loads (an error, or three deaths on the way) makes the worker
-    unusable, for good. A process that has jobs and sends nothing for longer than `silence_s` gives
-    is killed and replaced; loading takes as long as it takes. `on_change` is called whenever
-    `state` may have changed.
+    A process that dies is started again and gets the unanswered jobs. Those that were in flight
+    then run one at a time, so that a job that crashes the process does so alone; it fails at its
+    third death. A model that does not load (an error, or three deaths while loading) makes the
+    worker unusable. A process that has jobs and sends nothing for longer than `silence_s()` seconds
+    is killed and replaced; loading has no time limit. `on_change` is called whenever `state` may
+    have changed.
     """
 
     def __init__(
@@ -83,12 +83,12 @@ class LocalWorker:
         self._process: SpawnProcess | None = None
         self._supervisor: asyncio.Task[None] | None = None
         self._settled = asyncio.Event()
-        self._loaded_once = False  # the model that is held now
-        self._loading = False  # another model, in the process that there is
+        self._loaded_once = False  # whether the present model was ever loaded
+        self._loading = False  # whether the running process loads another model
         self._failed_loads = 0  # processes in a row that died while loading the model
         self._asked = model  # the model that the process was last asked to load
         self._proven = False  # whether the process has made a picture with its model
-        self._heard_s = 0.0  # when the process last said something, or got the first of its jobs
+        self._heard_s = 0.0  # time of the last message, or of the first pending job
         self.silence_s: Callable[[], float] = lambda: math.inf
 
     @property
@@ -97,26 +97,26 @@ class LocalWorker:
 
     @property
     def backlog(self) -> int:
-        """Jobs that are waiting or running."""
+        """Number of queued and running jobs."""
         return len(self._pending)
 
     @property
     def _wanted(self) -> bool:
-        """Whether there is to be a process; after a model was given up another may be asked for."""
+        """Whether there is to be a process; `restart` may change that after a failed load."""
         return self.state not in (State.UNUSABLE, State.STOPPED)
 
     @property
     def silent_s(self) -> float:
-        """Seconds for which a process that has jobs has said nothing."""
+        """Seconds since the last message of a process that has jobs; 0 without jobs."""
         busy = self.state is State.READY and bool(self._pending)
         return max(0.0, time.monotonic() - self._heard_s) if busy else 0.0
 
     def start(self) -> None:
-        """Start the process; `ready` waits until it can work."""
+        """Start the process; `ready` waits until its model is loaded."""
         self._supervisor = asyncio.create_task(self._supervise())
 
     def restart(self, model: Model) -> None:
-        """Begin again with another model, after one that could not be loaded."""
+        """Start again with another model, after one that could not be loaded."""
         self.model, self.problem = model, None
         self.state, self._loading = State.STARTING, False
         self._loaded_once, self._failed_loads = False, 0
@@ -125,16 +125,16 @@ class LocalWorker:
             self.start()
 
     async def ready(self) -> None:
-        """Wait until the model is loaded. Raises what kept it from loading."""
+        """Wait until the model is loaded. Raises the error that prevents it."""
         await self._settled.wait()
         if self.problem is not None:
             raise self.problem
 
     def load(self, model: Model) -> None:
-        """Hold another model, once what was asked for before is done; it is `STARTING` till then.
+        """Hold another model, once earlier jobs are done; the state is `STARTING` until then.
 
-        A model that cannot be loaded makes the worker unusable; where memory was short, that is
-        seen in a process of its own, without what the last model left behind.
+        A model that cannot be loaded makes the worker unusable; after a lack of memory it is first
+        tried again in a new process, without what the last model left behind.
         """
         self.model = self._asked = model
         self._loaded_once, self._failed_loads, self._proven = False, 0, False
@@ -153,7 +153,7 @@ class LocalWorker:
         on_preview: OnPreview | None = None,
         on_step: OnStep | None = None,
     ) -> Finished:
-        """See `Worker.run`. `on_step` is told of every step, and of how many there are."""
+        """See `Worker.run`. `on_step(done, steps)` is called after every step."""
         if self.state in (State.UNUSABLE, State.STOPPED):
             raise WorkerError(f"The worker is {self.state.value}.") from self.problem
         number = next(self._numbers)
@@ -174,7 +174,7 @@ class LocalWorker:
             self._pending.pop(number, None)
 
     async def stop(self, grace_s: float) -> None:
-        """Let what is in flight finish for up to `grace_s` seconds, then end the process."""
+        """Let jobs finish for up to `grace_s` seconds, then end the process."""
         if self.state is not State.UNUSABLE:
             self.state = State.STOPPED
         self._outbox.put(Stop())
@@ -198,7 +198,7 @@ class LocalWorker:
             self._process.kill()
 
     async def _supervise(self) -> None:
-        """Keep a process running: start it, hand it what is pending, wait for its end."""
+        """Keep a process running: start it, send it the pending jobs, wait for its end."""
         pause = FIRST_PAUSE_S
         while self.state is not State.STOPPED:
             ended = asyncio.Event()
@@ -218,7 +218,7 @@ class LocalWorker:
                 self.state = State.STARTING
                 self._blame()
                 self._on_change()
-            elif self._asked == self.model:  # else it died of a model that is given up
+            elif self._asked == self.model:  # else it died of a model no longer wanted
                 self._failed_loads += 1
                 if self._failed_loads >= MAX_DEATHS and not self._loaded_once:
                     self._give_up(WorkerError(f"It died {MAX_DEATHS} times while loading."))
@@ -230,14 +230,14 @@ class LocalWorker:
             pause = min(2 * pause, LONGEST_PAUSE_S)
 
     async def _ended(self, ended: asyncio.Event, process: SpawnProcess) -> None:
-        """Wait until a process has ended; end one that hangs."""
+        """Wait until a process has ended; kill one that hangs."""
         while not ended.is_set():
             looked_s = time.monotonic()
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(LOOK_S):
                     await ended.wait()
             now = time.monotonic()
-            if now - looked_s > 2 * LOOK_S:  # it is we who were held up, and have not heard
+            if now - looked_s > 2 * LOOK_S:  # this loop was held up
                 self._heard_s = now
             allowed_s = self.silence_s() * (1 if self._proven else FIRST_TIMES)
             if self.silent_s > allowed_s:
@@ -266,13 +266,13 @@ class LocalWorker:
     def _listen(
         self, pipe: Connection, loop: asyncio.AbstractEventLoop, ended: asyncio.Event
     ) -> None:
-        """In a thread: hand every answer to the loop until the process is gone, or makes no sense:
-        then it is as good as gone."""
+        """In a thread: pass every answer to the loop until the process is gone, or an answer cannot
+        be read, which counts as the same."""
         with contextlib.suppress(RuntimeError):  # the loop may be closed already
             try:
                 while True:
                     answer = pipe.recv()
-                    self._heard_s = time.monotonic()  # here, since the loop may be busy
+                    self._heard_s = time.monotonic()  # in this thread: the loop may be busy
                     loop.call_soon_threadsafe(self._take, answer)
             except (EOFError, OSError):
                 pass
@@ -304,7 +304,7 @@ class LocalWorker:
             else:
                 self._give_up(answer.error)
         elif isinstance(answer, Beat):
-            pass  # it was heard, and that is all it says
+            pass  # `_listen` has set the time of the last message
         else:
             self._answer(answer)
 
@@ -326,7 +326,7 @@ class LocalWorker:
             pending.answer.set_exception(answer.error)
 
     def _blame(self) -> None:
-        """The process died at work. Give up the jobs it was at if that happened too often."""
+        """Count a death against the jobs in flight, and fail those with `MAX_DEATHS`."""
         for number, pending in list(self._pending.items()):
             if not pending.in_flight:
                 continue
@@ -340,7 +340,7 @@ class LocalWorker:
                 del self._pending[number]
 
     def _give_up(self, problem: Exception) -> None:
-        """The model will never be loaded: say so to everyone who waits."""
+        """The model cannot be loaded: fail all that waits for it."""
         self.state, self.problem = State.UNUSABLE, problem
         self._settled.set()
         self._fail_pending(WorkerError(f"The worker cannot work: {problem}"))
@@ -353,7 +353,7 @@ class LocalWorker:
 
 
 def _end(process: SpawnProcess) -> None:
-    """Make sure that a process whose pipe is closed is gone, with what it held."""
+    """Make sure that a process whose pipe is closed has ended."""
     process.join(PARTING_S)
     if process.is_alive():
         process.kill()
@@ -361,7 +361,7 @@ def _end(process: SpawnProcess) -> None:
 
 
 def _speak(pipe: Connection, outbox: SimpleQueue[Request | None]) -> None:
-    """In a thread, because a full pipe blocks: send what is in the outbox until it says None."""
+    """In a thread, because a full pipe blocks: send what is in the outbox until a None."""
     with contextlib.suppress(OSError):
         while (request := outbox.get()) is not None:
             pipe.send(request)

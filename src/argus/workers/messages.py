@@ -1,4 +1,4 @@
-"""What a server and a worker process say to each other over their pipe."""
+"""The messages between a server and a worker process, over their pipe."""
 
 from __future__ import annotations
 
@@ -9,15 +9,15 @@ from PIL import Image
 from argus.core.job import Job
 from argus.workers.worker import Finished, Model
 
-BEAT_S = 0.1  # seconds between two beats of a worker at work
+BEAT_S = 0.1  # seconds between two beats of a busy worker
 
 
 @dataclass(frozen=True)
 class Task:
-    """A job, the latents it starts from if it skips, and the K whose latents to hand up.
+    """A job, the latents it starts from if it skips, and the K whose latents to return.
 
-    `alone` jobs share no batch, because a process died of them or of what was beside them.
-    `progress` asks for word of every step, `previews` for so many unfinished pictures.
+    `alone` jobs share no batch, because a process died of them or of a job in the same batch.
+    `progress` asks for a `Progress` after every step, `previews` for that many unfinished pictures.
     """
 
     number: int
@@ -31,7 +31,7 @@ class Task:
 
 @dataclass(frozen=True)
 class Cancel:
-    """Drop a task, waiting or running; there will be no answer to it."""
+    """Drop a task, queued or running; there will be no answer to it."""
 
     number: int
 
@@ -45,7 +45,7 @@ class Load:
 
 @dataclass(frozen=True)
 class Stop:
-    """Leave once the tasks sent so far are answered."""
+    """Exit once the tasks sent so far are answered."""
 
 
 @dataclass(frozen=True)
@@ -65,7 +65,7 @@ class Unusable:
 
 @dataclass(frozen=True)
 class Beat:
-    """The process is at work, between two steps; sent at most every `BEAT_S` seconds."""
+    """The process is between two steps; sent at most every `BEAT_S` seconds."""
 
 
 @dataclass(frozen=True)

@@ -7,7 +7,7 @@ from torch import Tensor
 
 
 def pack(latents: Tensor) -> bytes:
-    """Latents as bytes that survive the death of the process that made them."""
+    """Latents as bytes, which outlive the process that computed them."""
     return save({"latents": latents.detach().cpu().contiguous()})
 
 

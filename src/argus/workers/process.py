@@ -1,4 +1,4 @@
-"""The inside of a worker process: load the model, then step everything that was asked for."""
+"""The inside of a worker process: load the model, then run the tasks."""
 
 from __future__ import annotations
 
@@ -39,11 +39,11 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-NICENESS = 5  # on a CPU, so that the server answers while workers compute
+NICENESS = 5  # on a CPU, so that the server stays responsive while workers compute
 
 
 def run_worker(pipe: Connection, model: Model) -> None:
-    """Serve `pipe` until it says Stop or its other end is gone."""
+    """Serve `pipe` until a `Stop` or until its other end is closed."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the server decides when workers stop
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
     try:
@@ -56,9 +56,9 @@ def run_worker(pipe: Connection, model: Model) -> None:
                 return
             pipe.send(Ready(wanted))
             wanted = _Worker(pipe, engine).serve()
-            del engine  # its memory is the next one's
+            del engine  # before the next one is loaded: memory for one
     except (EOFError, BrokenPipeError):
-        return  # the server is gone, and nobody waits for a picture
+        return  # the server is gone
     except Exception as error:  # Python would print its message, which may quote a prompt
         log.critical("A worker fails:\n%s", traced(error))
         sys.exit(1)
@@ -87,14 +87,14 @@ def _load(model: Model) -> Engine:
 def lower_priority() -> None:
     """Raise this process's niceness to `NICENESS`, unless it is as high already.
 
-    Lowering it would need a privilege, and would undo what the operator asked for.
+    Lowering it would need a privilege, and would undo the operator's setting.
     """
     os.nice(max(0, NICENESS - os.nice(0)))
 
 
 class _Worker:
-    """Between two steps it reads what it is told. `waiting` are the tasks that the engine does not
-    have yet: those behind one that must be alone."""
+    """Runs the engine, and reads messages between two steps. `_waiting` are the tasks that the
+    engine does not have yet: those behind one that must be alone."""
 
     def __init__(self, pipe: Connection, engine: Engine) -> None:
         self._pipe, self._engine = pipe, engine
@@ -106,7 +106,7 @@ class _Worker:
         self._beat_s = -math.inf
 
     def serve(self) -> Model | None:
-        """Work until told to stop, or to hold another model: then that."""
+        """Work until a `Stop` or `Load`; the model to load, None for a `Stop`."""
         while True:
             while self._pipe.poll():
                 self._take(self._pipe.recv())
@@ -136,7 +136,7 @@ class _Worker:
                 del self._tasks[ticket]
 
     def _admit(self) -> None:
-        """Give the engine what may run beside what it has."""
+        """Admit the tasks that may run beside those in the engine."""
         while self._waiting:
             alone = self._waiting[0].alone or any(task.alone for task in self._tasks.values())
             if alone and self._tasks:
@@ -158,7 +158,7 @@ class _Worker:
 
     def _step(self) -> None:
         begun = {*self._engine.in_flight, *self._engine.upcoming}
-        if begun - self._begun:  # said before, so that who finds us dead knows of what
+        if begun - self._begun:  # before the step, in case it kills the process
             numbers = [self._tasks[ticket].number for ticket in begun - self._begun]
             self._pipe.send(Begun(tuple(numbers)))
         self._begun = begun
@@ -166,7 +166,7 @@ class _Worker:
             self._pipe.send(_answer(self._tasks.pop(ticket).number, outcome))
 
     def _beat(self) -> None:
-        """Say that the loop goes on, for who would take a silent process for a hung one."""
+        """Send a beat, since a silent process counts as hung."""
         now = time.monotonic()
         if now - self._beat_s >= BEAT_S:
             self._beat_s = now
@@ -187,7 +187,7 @@ def _answer(number: int, outcome: Result | Exception) -> Done | Failed:
 
 
 def _told(error: Exception) -> ArgusError:
-    """An error that says to a client what happened."""
+    """The error as one that a client can be shown."""
     if isinstance(error, ArgusError):
         return error
     log.error("A picture failed:\n%s", traced(error))

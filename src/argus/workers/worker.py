@@ -1,4 +1,4 @@
-"""What the fleet needs of a worker, wherever its engine lives.
+"""The interface of workers to the fleet, wherever their engines run.
 
 `workers/local.py` has the first kind: a process of this machine. `tests/workers/test_contract.py`
 runs against every kind.
@@ -21,12 +21,12 @@ OnPreview = Callable[[int, Image.Image], None]
 
 
 class WorkerError(ArgusError):
-    """A worker could not do a job, though there is nothing wrong with what was asked."""
+    """A worker could not run a valid job."""
 
 
 class State(enum.Enum):
     """`STARTING` also while another model is loaded; an `UNUSABLE` worker may be restarted with
-    another model, a `STOPPED` one is gone."""
+    another model, a `STOPPED` one may not."""
 
     STARTING = "starting"
     READY = "ready"
@@ -62,11 +62,11 @@ class Worker(Protocol):
     """Holds one model and runs jobs, many at once. For use from one asyncio loop.
 
     `device_type` is the index of its type of device in the variant table. `model` is what it holds
-    or loads, `problem` why it is unusable. `restarts` counts the times it was replaced. A worker
-    that has jobs and gives no sign of life for longer than `silence_s()` seconds, which the fleet
-    sets, is hung: it replaces itself and runs its jobs again.
+    or loads, `problem` why it is unusable. `restarts` counts its restarts. A worker that has jobs
+    and gives no sign of life for longer than `silence_s()` seconds, which the fleet sets, hangs: it
+    restarts and runs its jobs again.
 
-    It calls what it was built with for that (`on_change`) whenever `state` may have changed.
+    It calls `on_change`, which its constructor takes, whenever `state` may have changed.
     """
 
     device_type: int
@@ -78,19 +78,19 @@ class Worker(Protocol):
 
     @property
     def silent_s(self) -> float:
-        """Seconds for which a worker that has jobs has given no sign of life."""
+        """Seconds since the last sign of life of a worker that has jobs; 0 without jobs."""
 
     def start(self) -> None:
         """Begin to load the model; `ready` waits for it."""
 
     async def ready(self) -> None:
-        """Wait until the model is loaded. Raises what keeps it from loading."""
+        """Wait until the model is loaded. Raises the error that prevents it."""
 
     def load(self, model: Model) -> None:
-        """Hold another model, once the jobs it was given are done; it is `STARTING` till then."""
+        """Hold another model, once earlier jobs are done; the state is `STARTING` until then."""
 
     def restart(self, model: Model) -> None:
-        """Begin again with another model, after one that could not be loaded."""
+        """Start again with another model, after one that could not be loaded."""
 
     async def run(
         self,
@@ -100,11 +100,11 @@ class Worker(Protocol):
         previews: int = 0,
         on_preview: OnPreview | None = None,
     ) -> Finished:
-        """Run a job. `start` are packed latents to resume from, `keep` the K whose latents come
-        back packed; `on_preview` gets up to `previews` unfinished pictures with their index.
+        """Run a job. `start` are packed latents to resume from, `keep` the K whose latents are
+        returned packed; `on_preview` gets up to `previews` unfinished pictures with their index.
 
-        Cancelling the caller frees the work at the next step. Raises what the engine raises, and
-        WorkerError when the worker cannot do it.
+        Cancelling the caller cancels the job at the next step. Raises what the engine raises, and
+        WorkerError when the worker cannot run it.
         """
 
     async def stop(self, grace_s: float) -> None:

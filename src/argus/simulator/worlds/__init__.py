@@ -28,9 +28,9 @@ def world_names() -> list[str]:
 
 
 def load_world(name: str) -> World:
-    """A world by name or from a YAML file of your own.
+    """A world by name or from a YAML file.
 
-    Raises BadRequest for what is not there, and for a parameter without its mark.
+    Raises BadRequest for a missing or incomplete world, and for a parameter without its mark.
     """
     file = _file(name)
     content = yaml.safe_load(file.read_text())
@@ -43,7 +43,7 @@ def load_world(name: str) -> World:
 
 
 def workers_of(name: str) -> list[int]:
-    """How many workers of each type a world has unless told otherwise."""
+    """The default number of workers of each type in a world."""
     return [int(count) for count in yaml.safe_load(_file(name).read_text())["workers"]]
 
 
@@ -55,7 +55,7 @@ def _file(name: str) -> Path:
 
 
 def _plain(content: Any, path: str, sources: dict[str, str]) -> Any:
-    """The values alone; where they come from goes into `sources`."""
+    """The values without their marks; the marks go into `sources`."""
     if not isinstance(content, dict):
         return content
     if "is" in content:
@@ -73,9 +73,9 @@ def _plain(content: Any, path: str, sources: dict[str, str]) -> Any:
 
 
 def _modelled(spec: dict[str, Any], sources: dict[str, str]) -> World:
-    """Variants from step times; quality from means, with losses that differ by prompt.
+    """A world from step times and mean qualities, with losses that differ by prompt.
 
-    A prompt's loss at a variant is the variant's mean loss times a lognormal number of its own, one
+    A prompt's loss at a variant is the variant's mean loss times the prompt's lognormal factor, one
     for all skips and one for each model, scaled so that the means are those given.
     """
     models = list(spec["models"])
@@ -118,7 +118,7 @@ def _modelled(spec: dict[str, Any], sources: dict[str, str]) -> World:
 
 
 def _devices(spec: dict[str, Any]) -> dict[str, Any]:
-    """The parts of a table that say how fast each type of device is with each model."""
+    """The fields of a variant table with the times of each model on each type of device."""
     models, batching = spec["models"], spec["batching"]
     batches, gain = np.array(batching["batches"]), np.array(batching["gain"])
 
@@ -137,7 +137,7 @@ def _devices(spec: dict[str, Any]) -> dict[str, Any]:
 def _losses(
     table: VariantTable, similarity: Numbers, prompts: dict[str, Any], rng: np.random.Generator
 ) -> Numbers:
-    """Multiples (p, v) of a variant's mean loss, of mean 1."""
+    """Factors (p, v) of a variant's mean loss, with a mean of 1."""
     count, spread = len(similarity), prompts["spread"]
     standard = (similarity - similarity.mean()) / similarity.std()
     near = np.exp(-prompts["similarity_effect"] * standard / 3)
@@ -179,7 +179,7 @@ def _world(
 
 
 def _rated(spec: dict[str, Any], sources: dict[str, str]) -> World:
-    """Quality from people: two raters tell the policies, the third judges.
+    """A world from human ratings: two raters give the predictions, the third the truth.
 
     q = 1 + (r - r_exact) / (mean of r_exact - r of unrelated pictures), whose mean over prompts is
     that of DESIGN's quality, and which does not divide by the rating of one prompt.
@@ -224,10 +224,10 @@ def _rated(spec: dict[str, Any], sources: dict[str, str]) -> World:
 
 
 def _measured(spec: dict[str, Any], sources: dict[str, str]) -> World:
-    """A family as `argus profile`, `argus calibrate` and `argus train` measured it.
+    """A world from what `argus profile`, `argus calibrate` and `argus train` measured of a family.
 
-    Policies are told what a predictor that had not seen the prompt predicted. The truth is the mean
-    over the measured seeds, luck included, which `oracle` then knows of as well.
+    Predictions are by networks not trained on the prompt. The truth is the mean over the measured
+    seeds, noise included, which `oracle` then knows as well.
     """
     family = find_family(spec["family"])
     folder = Path(family.folder)
