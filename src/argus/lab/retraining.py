@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import zlib
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -13,9 +14,11 @@ from argus.lab.training import EPOCHS, Examples, OnEpoch, Single, train
 from argus.quality.encoder import PromptEncoder
 from argus.quality.predictor import Predictor
 
+SOURCE = "ARGUS_FROM_CATALOGUE"  # the variable that may say where samples are
+NO_BETTER = 6  # exit status of a training whose predictor is not better
 FEWEST_SAMPLES = 40
 SEEN_SHARE = 0.5  # of all weight, for the server's samples; the rest is for the table
-HELD_OUT = 3  # every third sample is held out
+HELD_OUT = 3  # a prompt in so many is held out, by its hash
 
 
 @dataclass(frozen=True)
@@ -44,7 +47,8 @@ def retrain(
     on_epoch: OnEpoch = lambda done, of: None,
 ) -> Retrained:
     """Train on `samples` (columns of the server's `Sample`) and the examples of the family's
-    `table`, if there is one; every third sample is held out to judge both predictors.
+    `table`, if there is one. The samples of every third prompt are held out to judge both
+    predictors: always the same prompts, so that the old one was not trained on them either.
 
     Raises BadRequest for too few samples.
     """
@@ -54,7 +58,12 @@ def retrain(
             f"There are {len(samples)} samples; training needs {FEWEST_SAMPLES}. A server takes "
             "them while its workers idle (`truth_share`)."
         )
-    judging = np.arange(len(samples)) % HELD_OUT == HELD_OUT - 1
+    judging = np.array([is_held_out(prompt) for prompt in samples["prompt"]])
+    if min(judging.sum(), (~judging).sum()) < FEWEST_SAMPLES // (2 * HELD_OUT):
+        raise BadRequest(
+            f"Of {len(samples)} samples {judging.sum()} are of prompts that judge the training, and "
+            f"{(~judging).sum()} of prompts to learn from: samples of more prompts are needed."
+        )
     vectors = np.stack([encoder.embed(prompt).vector for prompt in samples["prompt"]])
     seen = _examples(samples[~judging], vectors[~judging], family)
     data = seen if table is None else _joined(table, seen)
@@ -63,6 +72,11 @@ def retrain(
         new.weights["scores"] = old.weights["scores"]
     held, at = samples[judging], vectors[judging]
     return Retrained(new, _error(old, held, at), _error(new, held, at), int(judging.sum()))
+
+
+def is_held_out(prompt: str) -> bool:
+    """Whether a prompt's samples judge predictors, whatever other samples there are."""
+    return zlib.crc32(prompt.encode()) % HELD_OUT == 0
 
 
 def _examples(samples: pd.DataFrame, vectors: Single, family: Family) -> Examples:

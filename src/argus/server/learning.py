@@ -19,7 +19,7 @@ from argus.control.variants import EXACT
 from argus.core.errors import named
 from argus.core.family import EXACT as EXACT_NAME
 from argus.files import replace_folder, try_writing
-from argus.lab.retraining import FEWEST_SAMPLES
+from argus.lab.retraining import FEWEST_SAMPLES, NO_BETTER, SOURCE
 from argus.quality.drift import Drift
 from argus.quality.predictor import Predictor
 from argus.server.health import StorageHealth
@@ -43,7 +43,6 @@ NEW_SAMPLES = FEWEST_SAMPLES  # since the last training, before there is another
 SAMPLE_LIMIT_S = 30.0
 REPLACE_LIMIT_S = 60.0
 LEAST_ROOM_BYTES = 1_000_000
-REFUSED = 3  # what `argus train` exits with when the new predictor is no better
 SAMPLES, NEW_PREDICTOR = "samples", "predictor"  # kinds of what is stored
 COMMAND = (sys.executable, "-c", "from argus.cli.main import main; main()")
 
@@ -90,6 +89,7 @@ class Learning:
         if (
             picture.variant != EXACT_NAME
             and usual
+            and request.cached  # else its prompt is not to be kept
             and request.pinned_steps is None
             and not request.own_guidance
             and not request.negative_prompt
@@ -128,6 +128,7 @@ class Learning:
         if predictor is None:
             return None
         sample = Sample(
+            picture.request.namespace,
             prompt,
             picture.variant,
             seed,
@@ -190,9 +191,9 @@ class Learning:
         aside = self._folder.with_name(f"{PREDICTOR}.new")
         process = await asyncio.create_subprocess_exec(
             *COMMAND, "train", self._settings.family or self._model.family.name,
-            "--from-catalogue", self._url, "--predictor", str(self._in_force),
-            "--out", str(aside), stderr=asyncio.subprocess.PIPE,
-            stdout=asyncio.subprocess.DEVNULL, preexec_fn=_politely,
+            "--predictor", str(self._in_force), "--out", str(aside),
+            env={**os.environ, SOURCE: self._url},  # a command line is anybody's to read
+            stderr=asyncio.subprocess.PIPE, stdout=asyncio.subprocess.DEVNULL, preexec_fn=_politely,
         )  # fmt: skip
         try:
             _, said = await process.communicate()
@@ -201,7 +202,7 @@ class Learning:
             raise
         if process.returncode == 0:
             await self._adopt(aside)
-        elif process.returncode == REFUSED:
+        elif process.returncode == NO_BETTER:
             self._metrics.retrained.labels("refused").inc()
             log.warning("The new predictor is no better; the old one stays")
         else:
