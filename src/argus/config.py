@@ -56,6 +56,12 @@ def _share(value: Any) -> Any:
 Share = Annotated[float, BeforeValidator(_share), Field(ge=0, le=1)]
 
 
+def without_passwords(value: str) -> str:
+    """A URL, or anything else, as it may be shown."""
+    value = re.sub(r"://([^:/@]*):.*@", r"://\1:***@", value)
+    return re.sub(r"([?&;][^=&;]*(?:pass|secret|token|key)[^=&;]*=)[^&;]*", r"\1***", value)
+
+
 class SloClass(BaseModel):
     """A class of promises. `latency` is a multiple of what the exact variant's picture takes alone
     on an idle worker, or seconds; `quality` is the least, by the predictor's lower bound; `keys`

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from argus.config import Settings
+from argus.config import Settings, without_passwords
 from tests.cli.running import run
 from tests.server.running import running
 
@@ -70,6 +70,20 @@ def test_config_show_says_where_each_setting_comes_from(
     assert "the environment" in lines["queue_limit"]
     assert "default" in lines["port"]
     assert run(monkeypatch, "config", "show", "--config", "nowhere.yaml") == 2
+
+
+def test_config_show_masks_passwords(
+    config: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("ARGUS_CACHE_CATALOGUE", "postgresql://argus:hunter2@db/argus")
+    monkeypatch.setenv("ARGUS_CACHE_LATENTS", "ftp://argus:hunter@2@store/latents")
+    assert run(monkeypatch, "config", "show") == 0
+    shown = capsys.readouterr().out
+    assert "hunter" not in shown
+    assert "postgresql://argus:***@db/argus" in shown
+    assert "ftp://argus:***@store/latents" in shown
+    url = "postgresql://db/argus?sslpassword=hunter2&connect_timeout=2"
+    assert without_passwords(url) == "postgresql://db/argus?sslpassword=***&connect_timeout=2"
 
 
 def test_a_variable_that_is_no_json_is_a_sentence_and_no_traceback(

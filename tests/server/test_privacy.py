@@ -4,19 +4,32 @@ from __future__ import annotations
 
 import asyncio
 import gc
+import json
 import logging
 import os
 import sqlite3
+import sys
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import httpx
+import numpy as np
 import pytest
 import sqlalchemy.exc
+from PIL import Image
 
 from argus.cache.catalogue import Catalogue
+from argus.config import Settings
 from argus.core.errors import named
+from argus.quality.encoder import Embedding
+from argus.server import learning
 from argus.server.logs import WithoutMessages, log_unhandled
+from argus.server.order import Order, Served
+from argus.server.samples import Sample, Samples
+from argus.server.service import Service
 from argus.workers.process import _told
+from tests.conftest import WIDTH
 from tests.server.running import served, wait_until
 
 MARKER = "xylograph"  # in every prompt below
@@ -158,3 +171,106 @@ def test_errors_are_named_by_what_quotes_nothing(tmp_path: Path) -> None:
         (tmp_path / "latents").stat()
     assert "No such file" in named(lacking.value)
     assert named(failing_on(MARKER)) == "KeyError in failing_on"
+
+
+# --- samples
+
+
+def order(namespace: str = "everyone", **fields: Any) -> Order:
+    return Order(
+        f"a {MARKER}", "", 1, 1, 32, 32, 3.0, namespace, **fields
+    )  # fmt: skip
+
+
+def served_by(variant: str) -> Served:
+    return Served(
+        Image.new("RGB", (32, 32)), variant, "tiny", "", 6, 0, 1, None, None, False, False, {}, {},
+        0, "default", 60.0, True,
+    )  # fmt: skip
+
+
+def sample(number: int, namespace: str = "everyone") -> Sample:
+    return Sample(
+        namespace, f"prompt {number}", "quick", number, None, 0.1, 0.2, 0.9, 0.8, 0.7, "family", 0.0
+    )
+
+
+@pytest.fixture
+def unstarted(measured_family: Path, tmp_path: Path) -> Iterator[Service]:
+    settings = Settings(family=str(measured_family), data=tmp_path, workers=1, truth_share=1.0)
+    service = Service(settings)
+    yield service
+    service.learning.close()
+    service.cache.close()
+
+
+def test_a_prompt_that_is_not_to_be_kept_is_no_sample(unstarted: Service) -> None:
+    of, embedding = unstarted.learning, Embedding(np.zeros(WIDTH, np.float32), False)
+    of.served(order(cached=False), embedding, served_by("quick"))
+    assert not of._waiting
+    of.served(order(), embedding, served_by("quick"))
+    assert len(of._waiting) == 1
+
+
+def test_samples_are_removed_with_their_namespace_and_the_oldest_for_new_ones(
+    tmp_path: Path,
+) -> None:
+    samples = Samples(f"sqlite:///{tmp_path}/catalogue.db")
+    for number in range(6):
+        samples.add(sample(number, "alice" if number % 2 else "bob"), kept=4)
+    assert samples.read("family")["prompt"].tolist() == [f"prompt {n}" for n in (2, 3, 4, 5)]
+    assert samples.read("family", limit=1)["namespace"].tolist() == ["alice"]
+    assert samples.remove("alice", "prompt 5") == 1
+    assert samples.remove("alice") == 1
+    assert samples.read("family")["prompt"].tolist() == ["prompt 2", "prompt 4"]
+    assert samples.remove() == 2
+    assert samples.count() == 0
+
+
+def test_samples_that_name_nobody_are_removed(tmp_path: Path) -> None:
+    """As earlier versions kept them."""
+    with sqlite3.connect(tmp_path / "catalogue.db") as catalogue:
+        catalogue.execute("CREATE TABLE samples (id INTEGER PRIMARY KEY, prompt TEXT)")
+        catalogue.execute("INSERT INTO samples (prompt) VALUES ('a secret')")
+    samples = Samples(f"sqlite:///{tmp_path}/catalogue.db")
+    assert samples.count() == 0
+    samples.add(sample(1))
+    assert samples.count() == 1
+
+
+# --- the process that trains
+
+TRAINING = """
+import json, os, sys
+with open(os.environ["TOLD"], "w") as file:
+    json.dump({"arguments": sys.argv, "source": os.environ["ARGUS_FROM_CATALOGUE"]}, file)
+print('  File "somewhere.py", line 3, in embed', file=sys.stderr)
+print("ValueError: xylograph", file=sys.stderr)
+sys.exit(int(os.environ["STATUS"]))
+"""
+
+
+@pytest.mark.parametrize(("status", "counted"), [(5, "refused"), (3, "failed"), (1, "failed")])
+def test_a_training_is_told_the_catalogue_in_its_environment(
+    unstarted: Service, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture, status: int, counted: str,
+) -> None:  # fmt: skip
+    script, told = tmp_path / "training.py", tmp_path / "told.json"
+    script.write_text(TRAINING)
+    monkeypatch.setattr(learning, "COMMAND", (sys.executable, str(script)))
+    monkeypatch.setenv("TOLD", str(told))
+    monkeypatch.setenv("STATUS", str(status))
+    of = unstarted.learning
+    of._url = "postgresql://argus:hunter2@db/argus"
+
+    async def train() -> None:
+        await of.retrain("a test asks for it")
+
+    asyncio.run(train())
+    found = json.loads(told.read_text())
+    assert found["source"] == "postgresql://argus:hunter2@db/argus"
+    assert "hunter2" not in " ".join(found["arguments"])
+    results = unstarted.metrics.registry
+    assert results.get_sample_value("argus_retrainings_total", {"result": counted}) == 1
+    assert MARKER not in caplog.text
+    assert ("in embed" in caplog.text) == (counted == "failed")

@@ -21,6 +21,7 @@ from argus.core.errors import BadRequest
 
 if TYPE_CHECKING:
     from argus.cache.cache import ApproximateCache
+    from argus.server.samples import Samples
 
 app = typer.Typer(help="The approximate cache of a server's data folder.", no_args_is_help=True)
 Namespace = Annotated[
@@ -32,8 +33,9 @@ Yes = Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.")]
 @app.command()
 def stats(config: ConfigFile = None, data: Data = None) -> None:
     """How much is cached, and how often it was used."""
-    with _opened(config, data) as (settings, cache):
+    with _opened(config, data) as (settings, cache, samples):
         kept = cache.stats()
+        measured = samples.count()
     table = Table("what", "", box=None, show_header=False, padding=(0, 2, 0, 0))
     table.add_row("prompts", f"{kept.entries:,}")
     table.add_row("latents", f"{kept.latents:,}")
@@ -43,6 +45,7 @@ def stats(config: ConfigFile = None, data: Data = None) -> None:
     share = f"{kept.size_bytes / settings.cache_limit:.1%} of " if settings.cache_limit else "of "
     table.add_row("size", f"{size} ({share}{limit})")
     table.add_row("uses", f"{kept.uses:,}")
+    table.add_row("samples", f"{measured:,}")
     for namespace, entries in kept.namespaces.items():
         table.add_row(f"prompts of {namespace}", f"{entries:,}")
     out.print(table, highlight=False)
@@ -56,7 +59,7 @@ def list_entries(
     limit: Annotated[int, typer.Option(help="At most so many, newest first.", min=1)] = 50,
 ) -> None:
     """The cached prompts, newest first."""
-    with _opened(config, data) as (_, cache):
+    with _opened(config, data) as (_, cache, _samples):
         entries = cache.entries(namespace, limit=limit)
     table = Table("entry", "namespace", "cached", "K", "bytes", box=None, padding=(0, 2, 0, 0))
     table.add_column("prompt", overflow="fold")
@@ -78,23 +81,32 @@ def rm(
     config: ConfigFile = None,
     data: Data = None,
 ) -> None:
-    """Remove an entry, a prompt, or all of a namespace. What is given narrows."""
+    """Remove an entry, a prompt, or all of a namespace, with the samples that were measured of it.
+    What is given narrows."""
     if entry is None and prompt is None and namespace is None:
         raise BadRequest("Say what to remove: an entry, --prompt or --namespace; or use `clear`.")
-    with _opened(config, data) as (_, cache):
+    with _opened(config, data) as (_, cache, samples):
+        named = [one for one in cache.entries(namespace) if one.id == entry]
         count = cache.remove(entry, prompt, namespace)
-    if not count:
+        if entry is None:
+            measured = samples.remove(namespace, prompt)
+        else:
+            measured = sum(samples.remove(one.namespace, one.prompt) for one in named if count)
+    if not count and not measured:
         raise BadRequest("Nothing in the cache is like that: see `argus cache list`.")
-    out.print(_removed(count))
+    out.print(_removed(count, measured))
 
 
 @app.command()
-def clear(yes: Yes = False, config: ConfigFile = None, data: Data = None) -> None:
-    """Remove everything."""
-    with _opened(config, data) as (_, cache):
-        if not yes and not typer.confirm(f"Remove all {len(cache)} entries?"):
+def clear(
+    yes: Yes = False, namespace: Namespace = None, config: ConfigFile = None, data: Data = None
+) -> None:
+    """Remove everything, or all of a namespace: entries, and the samples that were measured."""
+    with _opened(config, data) as (_, cache, samples):
+        count = len(cache) if namespace is None else len(cache.entries(namespace))
+        if not yes and not typer.confirm(f"Remove all {count} entries?"):
             raise BadRequest("Nothing was removed.")
-        out.print(_removed(cache.remove()))
+        out.print(_removed(cache.remove(namespace=namespace), samples.remove(namespace)))
 
 
 @app.command()
@@ -144,19 +156,26 @@ def _namespace(settings: Settings, asked: str | None) -> str:
 
 
 @contextmanager
-def _opened(config: Path | None, data: Path | None) -> Iterator[tuple[Settings, ApproximateCache]]:
+def _opened(
+    config: Path | None, data: Path | None
+) -> Iterator[tuple[Settings, ApproximateCache, Samples]]:
     settings, _ = read_settings({"data": data}, config)
     if settings.cache_catalogue is None and not (settings.data / "catalogue.db").is_file():
         raise BadRequest(f"{settings.data} holds no cache; name the server's folder with --data.")
     with err.status("Opening the cache …"):
-        from argus.server.storage import open_cache
+        from argus.server.samples import Samples
+        from argus.server.storage import catalogue_url, open_cache
 
         cache = open_cache(settings)
+        samples = Samples(catalogue_url(settings))
     try:
-        yield settings, cache
+        yield settings, cache, samples
     finally:
+        samples.close()
         cache.close()
 
 
-def _removed(count: int) -> str:
-    return f"Removed {count} {'entry' if count == 1 else 'entries'}."
+def _removed(count: int, measured: int) -> str:
+    entries = f"{count} {'entry' if count == 1 else 'entries'}"
+    also = f" and {measured} {'sample' if measured == 1 else 'samples'}" if measured else ""
+    return f"Removed {entries}{also}."

@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import re
-
 import typer
 from rich.markup import escape
 from rich.table import Table
 
 from argus.cli.consoles import out
 from argus.cli.serve import ConfigFile
-from argus.config import Settings, read_settings
+from argus.config import Settings, read_settings, without_passwords
 
 app = typer.Typer(help="The configuration: a YAML file, the environment (ARGUS_*), flags.",
                   no_args_is_help=True)  # fmt: skip
@@ -29,7 +27,7 @@ def show(config: ConfigFile = None) -> None:
     for name, field in Settings.model_fields.items():
         value = getattr(settings, name)
         shown = "" if value is None else str(value)
-        if name == "cache_catalogue" and value:
-            shown = re.sub(r"://([^:/@]*):[^@]*@", r"://\1:***@", shown)  # a password
-        table.add_row(name, escape(shown), origins.get(name, "default"), field.description)
+        table.add_row(
+            name, escape(without_passwords(shown)), origins.get(name, "default"), field.description
+        )
     out.print(table, highlight=False)

@@ -23,7 +23,6 @@ from argus.core.errors import BadRequest
 from argus.core.family import EXACT, Family
 from argus.families.catalog import find_family
 
-NO_BETTER = 3  # the exit status of a training that was for nothing
 FamilyName = Annotated[str, typer.Argument(help="A family's name, or the path of its YAML file.")]
 Device = Annotated[str | None, typer.Option(help="cpu, cuda or cuda:N.")]
 Precision = Annotated[str | None, typer.Option(help="float32, float16 or bfloat16.")]
@@ -146,7 +145,9 @@ def train(
     from_catalogue: Annotated[
         str | None,
         typer.Option(
+            envvar="ARGUS_FROM_CATALOGUE",
             help="A server's data folder, or its catalogue's URL: train anew with what it measured."
+            " A URL with a password is better handed over in the environment.",
         ),
     ] = None,
     predictor: Annotated[
@@ -157,7 +158,7 @@ def train(
     never saw.
 
     With --from-catalogue it is written only if it is better on samples that it was not trained on;
-    the exit status is 3 if it is not.
+    the exit status is 5 if it is not.
     """
     chosen = find_family(family)
     if from_catalogue is not None:
@@ -243,7 +244,7 @@ def _train_anew(
     )
     if not found.better:
         err.print("It is no better: nothing written.")
-        raise typer.Exit(NO_BETTER)
+        raise typer.Exit(retraining.NO_BETTER)
     facts = {"family": chosen.name, "samples": len(samples), "error": found.new_error}
     found.predictor.save(output, facts)
     err.print(f"Wrote {output}", highlight=False)

@@ -19,7 +19,8 @@ EXIT_CODES = {BadRequest: 2, ModelError: 3, NotEnoughMemory: 4}
 app = typer.Typer(
     name="argus",
     help="Text-to-image serving that gives every prompt the cheapest variant it can bear.",
-    epilog="Exit codes: 0 done, 1 failed, 2 bad request, 3 model cannot be used, 4 out of memory.",
+    epilog="Exit codes: 0 done, 1 failed, 2 bad request, 3 model cannot be used, 4 out of memory, "
+    "5 trained, but no better.",
     no_args_is_help=True,
     invoke_without_command=True,
     rich_markup_mode="rich",

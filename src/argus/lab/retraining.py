@@ -13,6 +13,8 @@ from argus.lab.training import EPOCHS, Examples, OnEpoch, Single, train
 from argus.quality.encoder import PromptEncoder
 from argus.quality.predictor import Predictor
 
+SOURCE = "ARGUS_FROM_CATALOGUE"  # the variable that may say where samples are
+NO_BETTER = 5  # the exit status of a training that was for nothing
 FEWEST_SAMPLES = 40
 SEEN_SHARE = 0.5  # of all weight, for what the server measured beside the table
 HELD_OUT = 3  # every third sample judges

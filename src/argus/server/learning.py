@@ -21,7 +21,7 @@ from argus.config import Settings
 from argus.control.menu import EXACT
 from argus.core.errors import ModelError
 from argus.core.family import EXACT as EXACT_NAME
-from argus.lab.retraining import FEWEST_SAMPLES
+from argus.lab.retraining import FEWEST_SAMPLES, NO_BETTER, SOURCE
 from argus.quality.drift import Drift
 from argus.quality.predictor import Predictor
 from argus.server.foresight import Foresight
@@ -43,7 +43,6 @@ LOOK_S = 0.25
 PATIENCE_S = 60.0
 TEST_EVERY = 20  # prompts
 NEW_SAMPLES = FEWEST_SAMPLES  # since the last training, before there is another
-REFUSED = 3  # what `argus train` exits with when the new predictor is no better
 COMMAND = (sys.executable, "-c", "from argus.cli.main import main; main()")
 
 
@@ -122,6 +121,7 @@ class Learning:
         if (
             made.variant != EXACT_NAME
             and usual
+            and order.cached  # else its prompt is not to be kept
             and order.steps is None
             and not order.own_guidance
             and not order.negative_prompt
@@ -160,6 +160,7 @@ class Learning:
         if predictor is None:
             return None
         sample = Sample(
+            one.order.namespace,
             one.order.prompt,
             one.served.variant,
             one.served.seed,
@@ -213,16 +214,16 @@ class Learning:
         aside = folder.with_name(f"{PREDICTOR}.new")
         process = await asyncio.create_subprocess_exec(
             *COMMAND, "train", self._settings.family or self._model.family.name,
-            "--from-catalogue", self._url, "--predictor", str(self._in_force),
-            "--out", str(aside), stderr=asyncio.subprocess.PIPE,
-            stdout=asyncio.subprocess.DEVNULL, preexec_fn=_politely,
+            "--predictor", str(self._in_force), "--out", str(aside),
+            env={**os.environ, SOURCE: self._url},  # a command line is anybody's to read
+            stderr=asyncio.subprocess.PIPE, stdout=asyncio.subprocess.DEVNULL, preexec_fn=_politely,
         )  # fmt: skip
         try:
             _, said = await process.communicate()
         except asyncio.CancelledError:
             process.kill()
             raise
-        if process.returncode == REFUSED:
+        if process.returncode == NO_BETTER:
             self._metrics.retrained.labels("refused").inc()
             log.warning("The new predictor is no better; the old one stays")
         elif process.returncode != 0:

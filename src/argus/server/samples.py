@@ -1,4 +1,7 @@
-"""Measured truth: what served pictures were really worth, kept beside the cache's catalogue."""
+"""Measured truth: what served pictures were really worth, kept beside the cache's catalogue.
+
+The latest `KEPT`, of requests that let their prompts be kept.
+"""
 
 from __future__ import annotations
 
@@ -9,11 +12,14 @@ import sqlalchemy as sa
 
 from argus.cache.catalogue import new_engine
 
+KEPT = 5000  # more make a training slower, and little better
+
 _meta = sa.MetaData()
 _samples = sa.Table(
     "samples",
     _meta,
     sa.Column("id", sa.Integer, primary_key=True, autoincrement=True),
+    sa.Column("namespace", sa.Text, nullable=False, index=True),
     sa.Column("prompt", sa.Text, nullable=False),
     sa.Column("variant", sa.Text, nullable=False),
     sa.Column("seed", sa.BigInteger, nullable=False),
@@ -25,18 +31,20 @@ _samples = sa.Table(
     sa.Column("low", sa.Float),
     sa.Column("made_for", sa.String(32), nullable=False),
     sa.Column("at", sa.Float, nullable=False, index=True),
+    sqlite_autoincrement=True,
 )
 
 
 @dataclass(frozen=True)
 class Sample:
-    """A served picture beside the exact one of its prompt and seed.
+    """A served picture beside the exact one of its prompt and seed, and whose it is.
 
     `score` and `s_exact` are the scorer's, `quality` is 1 + (score - s_exact) / mean gain;
     `predicted` and `low` were foretold. `made_for` is the fingerprint of the family, `at` seconds
     since the epoch.
     """
 
+    namespace: str
     prompt: str
     variant: str
     seed: int
@@ -55,13 +63,35 @@ class Samples:
 
     def __init__(self, url: str) -> None:
         self._engine = new_engine(url)
+        self._drop_nameless()
         _meta.create_all(self._engine)
 
-    def add(self, sample: Sample) -> None:
+    def _drop_nameless(self) -> None:
+        """Remove what earlier versions kept: nobody could say whose those prompts are."""
+        known = sa.inspect(self._engine)
+        if known.has_table(_samples.name):
+            columns = {column["name"] for column in known.get_columns(_samples.name)}
+            if _samples.c.namespace.name not in columns:
+                _samples.drop(self._engine)
+
+    def add(self, sample: Sample, kept: int = KEPT) -> None:
+        """Keep one, and of all the newest `kept`."""
+        oldest = sa.select(_samples.c.id).order_by(_samples.c.id.desc()).offset(kept).limit(1)
         with self._engine.begin() as connection:
             connection.execute(_samples.insert().values(**asdict(sample)))
+            last = connection.execute(oldest).scalar()
+            if last is not None:
+                connection.execute(_samples.delete().where(_samples.c.id <= last))
 
-    def read(self, made_for: str, limit: int | None = None) -> pd.DataFrame:
+    def remove(self, namespace: str | None = None, prompt: str | None = None) -> int:
+        """Remove those of a namespace, of a prompt, or of both; gives how many there were. With
+        nothing given, all go."""
+        given = {"namespace": namespace, "prompt": prompt}
+        those = [_samples.c[name] == value for name, value in given.items() if value is not None]
+        with self._engine.begin() as connection:
+            return connection.execute(_samples.delete().where(*those)).rowcount
+
+    def read(self, made_for: str, limit: int = KEPT) -> pd.DataFrame:
         """A family's samples, oldest first, as a table with `Sample`'s columns; of more than
         `limit` the newest."""
         query = (
@@ -74,8 +104,8 @@ class Samples:
             rows = pd.read_sql(query, connection)
         return rows.drop(columns="id").iloc[::-1].reset_index(drop=True)
 
-    def count(self, made_for: str) -> int:
-        query = sa.select(sa.func.count()).where(_samples.c.made_for == made_for)
+    def count(self) -> int:
+        query = sa.select(sa.func.count()).select_from(_samples)
         with self._engine.connect() as connection:
             return int(connection.execute(query).scalar_one())
 

@@ -7,7 +7,7 @@ from sqlalchemy.exc import SQLAlchemyError
 from argus.cache.cache import ApproximateCache
 from argus.cache.catalogue import Catalogue
 from argus.cache.latents import LatentStore
-from argus.config import Settings
+from argus.config import Settings, without_passwords
 from argus.core.errors import BadRequest
 
 
@@ -33,6 +33,6 @@ def open_cache(settings: Settings) -> ApproximateCache:
         store = LatentStore(latents_url, catalogue.id)
     except (OSError, ValueError, ImportError) as error:
         raise BadRequest(
-            f"The cache's latents at {latents_url} cannot be opened: {error}"
+            f"The cache's latents at {without_passwords(latents_url)} cannot be opened: {error}"
         ) from error
     return ApproximateCache(catalogue, store, settings.cache_limit)
