@@ -118,9 +118,8 @@ def test_samples_that_were_pruned_do_not_change_which_ones_judge(
 ) -> None:
     """Else the old predictor would be judged by samples that it was trained on."""
     seen = samples_of([f"old {n}" for n in range(120)], old)
-    whole, pruned = (
-        retrain(one, FAMILY, Encoder(), old, table, epochs=1) for one in (seen, seen[1:])
-    )  # type: ignore[arg-type]
+    whole = retrain(seen, FAMILY, Encoder(), old, table, epochs=1)  # type: ignore[arg-type]
+    pruned = retrain(seen[1:], FAMILY, Encoder(), old, table, epochs=1)  # type: ignore[arg-type]
     assert whole.judged_on - pruned.judged_on == is_held_out("old 0")
 
 

@@ -61,8 +61,8 @@ def retrain(
     judging = np.array([is_held_out(prompt) for prompt in samples["prompt"]])
     if min(judging.sum(), (~judging).sum()) < FEWEST_SAMPLES // (2 * HELD_OUT):
         raise BadRequest(
-            f"Of {len(samples)} samples {judging.sum()} are of prompts that judge the training, and "
-            f"{(~judging).sum()} of prompts to learn from: samples of more prompts are needed."
+            f"Of {len(samples)} samples {judging.sum()} are of prompts that judge a training, and "
+            f"{(~judging).sum()} of others: samples of more prompts are needed."
         )
     vectors = np.stack([encoder.embed(prompt).vector for prompt in samples["prompt"]])
     seen = _examples(samples[~judging], vectors[~judging], family)
