@@ -61,7 +61,7 @@ def test_what_failed_is_probed_until_it_works_and_only_changes_are_logged(
 
     run(use)
     first, second = (record.getMessage() for record in caplog.records)
-    assert "pictures cannot be stored (OSError('no space left'))" in first
+    assert "pictures cannot be stored (OSError: no space left)" in first
     assert "pictures can be stored again" in second
 
 
