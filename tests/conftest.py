@@ -129,7 +129,7 @@ def constant_predictor(made_for: str, quality: dict[str, float]) -> Predictor:
         "b3": np.concatenate([list(quality.values()), np.full(count, -20.0)])[None],
         "knots": np.zeros(1), "usual": np.array(list(quality.values())),
         "trust": np.ones(count), "widening": np.full(count, 0.1),
-        "centre": np.zeros(width), "scatter": np.ones(1), "scores": np.array([0.1, 0.2]),
+        "centre": np.zeros(width), "spread": np.eye(width), "scores": np.array([0.1, 0.2]),
     }  # fmt: skip
     skips = [name.startswith("skip") for name in quality]
     return Predictor(list(quality), skips, made_for, weights)

@@ -91,7 +91,7 @@ def test_when_the_theme_shifts_quality_recovers(table: Examples, old: Predictor)
     later = [f"new {n}" for n in range(1000, 1200)]
     assert served_quality(old, later) < 0.4  # it takes the new theme for the old one
     seen = samples_of([f"new {n}" for n in range(90)], old)
-    drift = Drift(old.weights["centre"], float(old.weights["scatter"][0]))
+    drift = Drift(old.weights["centre"], old.weights["spread"])
     for error in seen["quality"] - seen["predicted"]:
         drift.saw_error(float(error))
     for vector in vectors_of([f"new {n}" for n in range(300)]):

@@ -18,6 +18,7 @@ from torch import Tensor
 from argus.core.errors import BadRequest
 from argus.core.family import EXACT, Family
 from argus.quality import table
+from argus.quality.drift import moments
 from argus.quality.encoder import PromptEncoder
 from argus.quality.predictor import Predictor, places
 
@@ -125,9 +126,8 @@ def train(
     low = wide.copy()
     for e in range(FOLDS):  # from the other prompts, so that bounds are put to a test as well
         low[fold == e] -= _widening(data, wide, fold != e)
-    centre = np.average(data.vectors, axis=0, weights=data.weights)
-    scatter = np.average(np.square(data.vectors - centre).sum(1), weights=data.weights)
-    plain |= {"centre": centre, "scatter": np.array([scatter])}
+    centre, spread = moments(data.vectors, data.weights)
+    plain |= {"centre": centre, "spread": spread}
     return Trained(Predictor(data.variants, data.skips, made_for, weights | plain), mean, low)
 
 

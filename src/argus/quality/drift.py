@@ -2,67 +2,115 @@
 
 from __future__ import annotations
 
-from collections import deque
+from collections import Counter, deque
+from statistics import NormalDist
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-Numbers = NDArray[np.float32]
+Numbers = NDArray[np.floating[Any]]
 
-ERRORS, FEWEST_ERRORS = 100, 20
-SURE, MATTERS = 4.0, 0.05  # standard errors, and quality
-VECTORS, FEWEST_VECTORS = 400, 200
-FAR = 0.2  # of the prompts' own spread
+FEWEST_ERRORS = 20
+MATTERS = 0.05  # mean error, in quality, that is put up with
+PATIENCE = 15.0  # how much of chance is put up with; chosen by `benchmarks/drift.py`
+MEMORY = 1000  # errors by which chance is judged
+LEAST_SPREAD = 0.1  # of errors, in quality
+WINDOW, FEWEST_PROMPTS = 500, 100
+PART = 0.02  # of the training prompts
 
 
 class Drift:
     """Two tests on the latest served prompts.
 
-    `errors`: the mean of measured minus predicted quality is more than `SURE` standard errors and
-    more than `MATTERS` from nothing. `prompts`: the mean embedding is further from the training
-    prompts' than the share `FAR` of their spread, |m - c|² > FAR · E|x - c|², beyond what so few
-    prompts are off by chance. Users vary one idea for a while, so that prompts are not
-    independent: the share is what matters, not a level of significance.
+    `errors`: the cumulative sum (Page 1954) of measured minus predicted quality, less `MATTERS` a
+    picture, has reached a limit, on the one side or the other. The limit is `PATIENCE` times what a
+    sum of such errors by chance reaches, so that it grows with their variance.
 
-    `centre` (d,) and `scatter`, E|x - c|², are of the training prompts; without them prompts are
-    not tested.
+    `prompts`: among the latest `WINDOW` prompts, the mean embedding of the different ones is
+    further from the training prompts' than that of any `PART` of the training prompts can be in
+    that direction, taking those for normal. So no wave of fashion among prompts that the predictor
+    knows raises it, be it fifty times as frequent as in training, and nobody who repeats himself.
+
+    `centre` (d,) and `spread` (d, d) are mean and covariance of the training prompts' embeddings;
+    without them prompts are not tested.
     """
 
-    def __init__(self, centre: Numbers | None = None, scatter: float = 0.0) -> None:
-        self._centre, self._scatter = centre, scatter
-        self._errors: deque[float] = deque(maxlen=ERRORS)
-        self._vectors: deque[Numbers] = deque(maxlen=VECTORS)
+    def __init__(self, centre: Numbers | None = None, spread: Numbers | None = None) -> None:
+        self._centre, self._spread = centre, spread
+        self._vectors: deque[bytes] = deque()
+        self._often: Counter[bytes] = Counter()
+        self._sum = np.zeros(0 if centre is None else len(centre))
+        self.forget()
 
     def saw_error(self, error: float) -> None:
         """A picture was worth so much more than predicted."""
-        self._errors.append(error)
+        self._seen += 1
+        weight, off = 1 / min(self._seen, MEMORY), error - self._mean
+        self._mean += weight * off
+        self._variance += weight * (off * (error - self._mean) - self._variance)
+        self._above = max(0.0, self._above + error - MATTERS)
+        self._below = max(0.0, self._below - error - MATTERS)
+        if self._seen < FEWEST_ERRORS:
+            return
+        limit = PATIENCE * max(self._variance, LEAST_SPREAD**2) / (2 * MATTERS)
+        self._above, self._below = min(self._above, limit), min(self._below, limit)
+        if max(self._above, self._below) == limit:
+            self.errors = True
+        elif max(self._above, self._below) < limit / 2:  # so that it does not flicker
+            self.errors = False
 
     def saw_prompt(self, vector: Numbers) -> None:
         """A prompt with this embedding (d,) was asked for."""
-        self._vectors.append(vector)
-
-    @property
-    def errors(self) -> bool:
-        count = len(self._errors)
-        if count < FEWEST_ERRORS:
-            return False
-        values = np.array(self._errors)
-        off, chance = abs(values.mean()), values.std(ddof=1) / count**0.5
-        return bool(off > MATTERS and off > SURE * chance)
+        if self._centre is None:
+            return
+        key = np.asarray(vector, np.float32).tobytes()
+        self._vectors.append(key)
+        if not self._often[key]:
+            self._sum = self._sum + vector
+        self._often[key] += 1
+        if len(self._vectors) > WINDOW:
+            gone = self._vectors.popleft()
+            self._often[gone] -= 1
+            if not self._often[gone]:
+                del self._often[gone]
+                self._sum = self._sum - np.frombuffer(gone, np.float32)
 
     @property
     def prompts(self) -> bool:
-        return self.moved > FAR
+        return self.moved > 1
 
     @property
     def moved(self) -> float:
-        """How far the prompts' mean has moved, as a share of the training prompts' spread."""
-        count = len(self._vectors)
-        if self._centre is None or count < FEWEST_VECTORS:
+        """How far the prompts' mean has moved, as a share of how far it may."""
+        if self._centre is None or self._spread is None or len(self._often) < FEWEST_PROMPTS:
             return 0.0
-        gap = np.square(np.mean(np.stack(self._vectors), axis=0) - self._centre).sum()
-        return max(0.0, float(gap) / self._scatter - 1 / count)
+        mean = self._sum / len(self._often)
+        return float(moved(mean[None], self._centre, self._spread)[0])
 
     def forget(self) -> None:
         """A new predictor: what was wrong with the old one does not count."""
-        self._errors.clear()
+        self.errors = False
+        self._seen = 0
+        self._mean = self._variance = self._above = self._below = 0.0
+
+
+def moved(means: Numbers, centre: Numbers, spread: Numbers) -> Numbers:
+    """How far means (n, d) of prompts are from the training prompts' `centre` (d,), as a share (n,)
+    of how far the mean of the `PART` of them that lies furthest in the same direction would be, if
+    they were normal with covariance `spread` (d, d)."""
+    normal = NormalDist()
+    furthest = normal.pdf(normal.inv_cdf(1 - PART)) / PART  # standard deviations: 2.42
+    gap = means - centre
+    length = np.square(gap).sum(1)
+    along = np.einsum("nd,de,ne->n", gap, spread, gap, optimize=True)
+    share: Numbers = length / (furthest * np.sqrt(np.maximum(along, 1e-30)))
+    return share
+
+
+def moments(vectors: Numbers, weights: Numbers) -> tuple[Numbers, Numbers]:
+    """Mean (d,) and covariance (d, d) of embeddings (n, d) that count as much as `weights` (n,)."""
+    share = (weights / weights.sum()).astype(np.float64)
+    centre = share @ vectors
+    off = vectors - centre
+    return centre.astype(np.float32), ((off * share[:, None]).T @ off).astype(np.float32)

@@ -42,9 +42,8 @@ class Predictor:
     - `knots` (k,); `usual` (v,), the mean over prompts, and `trust` (v,), from 0 to 1, in what the
       networks say beyond it
     - `widening` (v,): what to take from the bounds, so that they hold for new prompts
-    - `centre` (d,) and `scatter` (1,): the mean of the training prompts' embeddings, and the mean
-      square of their distance from it; `scores` (2,): s₀ and the mean of s_exact - s₀, by which a
-      score becomes quality
+    - `centre` (d,) and `spread` (d, d): mean and covariance of the training prompts' embeddings
+    - `scores` (2,): s₀ and the mean of s_exact - s₀, by which a score becomes quality
     """
 
     def __init__(

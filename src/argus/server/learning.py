@@ -250,9 +250,8 @@ class Learning:
 
 
 def _drift_of(predictor: Predictor | None) -> Drift:
-    if predictor is None or "centre" not in predictor.weights:
-        return Drift()
-    return Drift(predictor.weights["centre"], float(predictor.weights["scatter"][0]))
+    known = {} if predictor is None else predictor.weights
+    return Drift(known.get("centre"), known.get("spread"))
 
 
 def _replace(aside: Path, folder: Path) -> None:
