@@ -30,7 +30,8 @@ class Drift:
     `prompts`: among the latest `WINDOW` prompts, the mean embedding of the different ones is
     further from the training prompts' than that of any `PART` of the training prompts can be in
     that direction, taking those for normal. So no wave of fashion among prompts that the predictor
-    knows raises it, be it fifty times as frequent as in training, and no client that repeats itself.
+    knows raises it, be it fifty times as frequent as in training, and no client that repeats its
+    prompts.
 
     `centre` (d,) and `spread` (d, d) are mean and covariance of the training prompts' embeddings;
     without them prompts are not tested.
@@ -88,12 +89,6 @@ class Drift:
             return 0.0
         mean = self._sum / len(self._often)
         return float(moved(mean[None], self._centre, self._spread)[0])
-
-    def forget(self) -> None:
-        """A new predictor: what was wrong with the old one does not count."""
-        self.errors = False
-        self._seen = 0
-        self._mean = self._variance = self._above = self._below = 0.0
 
 
 def moved(means: Numbers, centre: Numbers, spread: Numbers) -> Numbers:
