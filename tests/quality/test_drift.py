@@ -22,8 +22,6 @@ def test_errors_around_nothing_are_no_drift_and_a_shift_is() -> None:
     for error in RNG.normal(-0.3, 0.3, 100):
         drift.saw_error(float(error))
     assert drift.errors
-    drift.forget()
-    assert not drift.errors
 
 
 def test_a_certain_but_small_error_does_not_matter() -> None:
