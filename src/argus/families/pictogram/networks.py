@@ -19,7 +19,7 @@ from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
 from argus.families.pictogram.world import SIZE
 
-LATENT_CHANNELS = 32
+LATENT_CHANNELS = 40
 LATENT_SIZE = SIZE // 8
 TEXT_WIDTH = 128
 MAX_TOKENS = 40
@@ -29,7 +29,7 @@ WIDTHS = {"base": (128, 192), "small": (64, 96), "tiny": (32, 64), "turbo": (128
 
 
 def new_vae() -> AutoencoderKL:
-    """64×64 pixels to 8×8×32 and back."""
+    """64×64 pixels to 8×8×40 and back."""
     vae = AutoencoderKL(
         in_channels=3,
         out_channels=3,

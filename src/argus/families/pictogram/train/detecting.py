@@ -27,6 +27,7 @@ from argus.families.pictogram.world import (
     COLOURS,
     FILLS,
     KINDS,
+    PARTS,
     SIZE,
     SIZES,
     Group,
@@ -39,7 +40,8 @@ RATE = 2e-3
 EMPTY = 0.04
 JITTER = 3
 NEAR_CELLS = 4
-LOOKS = ("kind", "colour", "fill", "size")
+NOTHING = -100  # what cross_entropy leaves out
+LOOKS = ("kind", "colour", "fill", "size", "second")
 
 app = typer.Typer(add_completion=False)
 
@@ -154,8 +156,8 @@ Targets = tuple[Tensor, Tensor, Tensor, int]
 def targets_of(scene: Scene) -> Targets:
     """What the detector should say of a scene.
 
-    Presence (16, 16): 1 in the cell of a centre, falling off around it. Facts (m, 6), integers:
-    row and column of a cell near a centre, then kind, colour, fill, size of that thing. Places
+    Presence (16, 16): 1 in the cell of a centre, falling off around it. Facts (m, 7), integers:
+    row and column of a cell near a centre, then the `LOOKS` of that thing. Places
     (m, 2): the centre's x and y in cells, from that cell's upper left. The background's number.
     """
     presence = torch.zeros(CELLS, CELLS)
@@ -164,7 +166,7 @@ def targets_of(scene: Scene) -> Targets:
     for group in scene.groups:
         looks = [
             KINDS.index(group.kind), COLOURS.index(group.colour), FILLS.index(group.fill),
-            list(SIZES).index(group.size),
+            list(SIZES).index(group.size), _second(group),
         ]  # fmt: skip
         for x, y in group.places:
             at_x, at_y = x / STRIDE, y / STRIDE
@@ -179,10 +181,17 @@ def targets_of(scene: Scene) -> Targets:
     number = BACKGROUNDS.index(scene.background)
     return (
         presence,
-        torch.tensor(facts, dtype=torch.long).view(-1, 6),
+        torch.tensor(facts, dtype=torch.long).view(-1, 2 + len(LOOKS)),
         torch.tensor(places).view(-1, 2),
         number,
     )
+
+
+def _second(group: Group) -> int:
+    """The second colour's number; what no thing can have is not asked."""
+    if group.kind not in PARTS:
+        return NOTHING
+    return len(COLOURS) if group.second is None else COLOURS.index(group.second)
 
 
 def detection_loss(detector: Detector, batch: Tensor, targets: list[Targets]) -> Tensor:
@@ -205,7 +214,9 @@ def detection_loss(detector: Detector, batch: Tensor, targets: list[Targets]) ->
 
     row, column = facts[:, 0], facts[:, 1]
     for i, name in enumerate(LOOKS):
-        loss = loss + F.cross_entropy(maps[name][picture, :, row, column], facts[:, 2 + i])
+        loss = loss + F.cross_entropy(
+            maps[name][picture, :, row, column], facts[:, 2 + i], ignore_index=NOTHING
+        )
     loss = loss + F.l1_loss(maps["place"][picture, :, row, column], places)
     return loss + 0.5 * F.cross_entropy(backgrounds, number)
 
