@@ -56,7 +56,7 @@ class Pen:
         self._side, self._pad = side, pad
 
     def _at(self, x: float, y: float) -> tuple[float, float]:
-        return self._pad + x * self._side, self._pad + y * self._side
+        return self._pad + x * (self._side - 1), self._pad + y * (self._side - 1)
 
     def polygon(self, points: Points, ink: int = 255) -> None:
         self._draw.polygon([self._at(x, y) for x, y in points], fill=ink)
@@ -96,7 +96,7 @@ def _triangle(body: Pen, _: Pen, __: Pen) -> None:
 
 
 def _star(body: Pen, _: Pen, __: Pen) -> None:
-    body.polygon([(x, y + 0.04) for x, y in _spokes(5, 0.53, 0.235)])
+    body.polygon([(x, y + 0.04) for x, y in _spokes(5, 0.525, 0.235)])
 
 
 def _heart(body: Pen, _: Pen, __: Pen) -> None:
@@ -112,7 +112,7 @@ def _moon(body: Pen, _: Pen, __: Pen) -> None:
 
 def _sun(body: Pen, rays: Pen, details: Pen) -> None:
     for pen in (body, rays):
-        pen.polygon(_spokes(10, 0.53, 0.31))
+        pen.polygon(_spokes(10, 0.5, 0.31))
     body.oval(0.5, 0.5, 0.32)
     rays.oval(0.5, 0.5, 0.30, ink=0)
     details.oval(0.39, 0.44, 0.05)
@@ -212,7 +212,7 @@ _DRAWINGS: dict[str, Drawing] = {
 _PALE_PARTS = ("flower", "mushroom")  # cream where no prompt colours them; others as their thing
 
 
-@lru_cache(maxsize=4096)
+@lru_cache(maxsize=10_000)
 def _sticker(kind: str, colour: str, fill: str, size: str, second: str | None) -> Image.Image:
     """One thing as an RGBA picture, `SCALE` times its size, with its white edge.
 

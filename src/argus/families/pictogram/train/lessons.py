@@ -138,9 +138,9 @@ def cells_of_things(scene: Scene) -> Tensor:
     scale = SIZE // LATENT_SIZE
     for group in scene.groups:
         for x, y in group.places:
-            reach = group.size_px / 2 + 1
-            (left, top), (right, bottom) = (
-                [int(max(0, at + side) // scale) for at in (x, y)] for side in (-reach, reach)
+            reach = group.size_px // 2 + 1  # with its white edge
+            (left, right), (top, bottom) = (
+                ((at - reach) // scale, (at + reach - 1) // scale) for at in (x, y)
             )
             cells[top : bottom + 1, left : right + 1] = True
     return cells
