@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Annotated
 
@@ -86,6 +86,13 @@ def calibrate(
         str | None,
         typer.Option(help="Prompts in the cache, as --prompts. Default: half as many, own."),
     ] = None,
+    score: Annotated[
+        str | None,
+        typer.Option(
+            help="Which of the scorer's scores quality is made of, if it has several (as `right` "
+            "and `parts`); the table keeps all. Default: as the family says."
+        ),
+    ] = None,
     device: Device = None,
     dtype: Precision = None,
 ) -> None:
@@ -94,6 +101,8 @@ def calibrate(
     Run again with the same options, it goes on where it was stopped.
     """
     chosen = find_family(family)
+    if score is not None and chosen.scorer is not None:
+        chosen = replace(chosen, scorer=replace(chosen.scorer, score=score))
     _check_folder(output)
     from argus.engine.sources import settled
     from argus.lab.calibration import Calibration

@@ -43,6 +43,7 @@ class _ScorerFile(_Part):
     kind: str = Field(pattern=r"^(clip|pickscore|[\w.]+:\w+)$")
     source: str | None = None
     unrelated: float | None = None
+    score: str | None = None
 
 
 class _FamilyFile(_Part):

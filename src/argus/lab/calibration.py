@@ -35,7 +35,7 @@ from argus.engine.sources import fingerprint, model_folder
 from argus.lab.painting import Commission, paint
 from argus.quality import table
 from argus.quality.encoder import PromptEncoder
-from argus.quality.scorer import Scorer
+from argus.quality.scorer import Scorer, Scores, all_scores
 from argus.quality.scorers import load_scorer
 
 CHUNK = 16
@@ -232,7 +232,7 @@ class _Bench:
                 self._progress.add(one.job.steps_run)
             seconds = (time.perf_counter() - begun) / max(1, len(pictures))
             rows += self._rows(name, variant, pictures, neighbours, seconds)
-        return pd.DataFrame(rows, columns=list(table.MEASURED))
+        return pd.DataFrame(rows, columns=None if rows else list(table.MEASURED))
 
     def _commissions(
         self, variant: Variant, neighbours: dict[str, Neighbour | None]
@@ -256,10 +256,12 @@ class _Bench:
     ) -> list[dict[str, object]]:
         keys, images = list(pictures), list(pictures.values())
         prompts = [prompt for prompt, _ in keys]
-        scores = self._scorer.score(prompts, images)
-        unrelated = None
+        scores = all_scores(self._scorer, prompts, images)
+        chosen = next(iter(scores))
+        unrelated = {}
         if name == EXACT:
-            unrelated = self._scorer.score(_others(prompts, self._asked.prompts), images)
+            others = _others(prompts, self._asked.prompts)
+            unrelated = all_scores(self._scorer, others, images)
         rows: list[dict[str, object]] = []
         for i, (prompt, seed) in enumerate(keys):
             neighbour = neighbours[prompt] if variant.skip else None
@@ -270,12 +272,23 @@ class _Bench:
                     "seed": seed,
                     "similarity": None if neighbour is None else neighbour.similarity,
                     "neighbour": None if neighbour is None else neighbour.prompt,
-                    "score": float(scores[i]),
-                    "unrelated": None if unrelated is None else float(unrelated[i]),
+                    "score": float(scores[chosen][i]),
+                    "unrelated": float(unrelated[chosen][i]) if unrelated else None,
                     "seconds": seconds,
                 }
+                | _by_name(scores, unrelated, i)
             )
         return rows
+
+
+def _by_name(scores: dict[str, Scores], unrelated: dict[str, Scores], i: int) -> dict[str, object]:
+    """Picture i's scores of a scorer that has several."""
+    if len(scores) == 1:
+        return {}
+    own: dict[str, object] = {name: float(values[i]) for name, values in scores.items()}
+    return own | {
+        f"unrelated {name}": float(unrelated[name][i]) if unrelated else None for name in scores
+    }
 
 
 def _others(prompts: Sequence[str], everyone: Sequence[str]) -> list[str]:

@@ -25,6 +25,9 @@ def finish(measured: pd.DataFrame) -> pd.DataFrame:
 
     s₀ is the mean of `unrelated`, the scores of exact pictures for another prompt. s_exact is the
     mean of a prompt's exact scores over its seeds.
+
+    A scorer's other scores NAME, with `unrelated NAME` of exact pictures, are kept as NAME and
+    `s0 NAME`, for `scored_by`.
     """
     table = measured.copy()
     exact = table[table["variant"] == EXACT]
@@ -33,7 +36,35 @@ def finish(measured: pd.DataFrame) -> pd.DataFrame:
     score, best = (table[name].to_numpy(np.float32) for name in ("score", "s_exact"))
     table["quality"] = quality(score, best, float(table["s0"].iloc[0]))
     table["raw_ratio"] = raw_ratio(score, best)
-    return table[list(COLUMNS)]
+    others = _others(table.columns)
+    for name in others:
+        table[f"s0 {name}"] = np.float32(exact[f"unrelated {name}"].mean())
+    return table[[*COLUMNS, *others, *(f"s0 {name}" for name in others)]]
+
+
+def scored_by(table: pd.DataFrame, name: str) -> pd.DataFrame:
+    """The table as if it had been made with another of its scorer's scores.
+
+    Raises BadRequest if it does not hold that one.
+    """
+    if name not in table or f"s0 {name}" not in table:
+        raise BadRequest(
+            f"The table holds no score {name!r}, but {', '.join(_scores(table)) or 'one only'}."
+        )
+    measured = table.copy()
+    measured["score"], measured["unrelated"] = measured[name], measured[f"s0 {name}"]
+    for other in _scores(table):
+        measured[f"unrelated {other}"] = measured[f"s0 {other}"]
+    return finish(measured)
+
+
+def _scores(table: pd.DataFrame) -> list[str]:
+    """The names of a finished table's scores."""
+    return [str(name).removeprefix("s0 ") for name in table.columns if str(name).startswith("s0 ")]
+
+
+def _others(columns: pd.Index[str]) -> list[str]:
+    return [str(c).removeprefix("unrelated ") for c in columns if str(c).startswith("unrelated ")]
 
 
 def by_prompt(
