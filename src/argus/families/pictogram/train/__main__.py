@@ -51,8 +51,11 @@ TEXT_SHARE = 0.2  # of the UNet's rate at which the text encoder goes on learnin
 def main(
     work: Annotated[Path, typer.Option(help="Folder for checkpoints, sheets and the result.")],
     model: Annotated[
-        Model, typer.Option(help="Which; all but base are taught by the shipped base.")
+        Model, typer.Option(help="Which; all but base are taught by --base.")
     ] = Model.base,
+    base: Annotated[
+        Path, typer.Option(help="Folder of the base that --go-on starts from and that teaches.")
+    ] = BASE,
     vae_steps: Annotated[int, typer.Option(help="Batches of 12 pictures for the VAE.")] = 4000,
     reader_steps: Annotated[
         int, typer.Option(help="Batches of 96 captions for the text encoder.")
@@ -66,7 +69,7 @@ def main(
         float, typer.Option(min=0, max=0.99, help="Share of the UNet's batches that are close-ups.")
     ] = 0.6,
     guidance: Annotated[
-        float, typer.Option(help="The shipped base's, which the model takes over.")
+        float, typer.Option(help="That of --base, which the model takes over.")
     ] = 1.0,
     threads: Annotated[
         int, typer.Option(help="Each takes a part of every batch; with OMP_NUM_THREADS=1.")
@@ -85,7 +88,7 @@ def main(
     another WORK and another --seed, so that it sees new scenes); the VAE and the text encoder stay
     as they are with --vae-steps 0 and --reader-steps 0, and with --closeups 0 all batches teach
     what stands where. With --guidance 2.5 as well, it learns to be without guidance as it was with
-    it. Other models share all but the UNet with base.
+    it. Other models share all but the UNet with --base.
     """
     work.mkdir(parents=True, exist_ok=True)
     torch.manual_seed(seed)
@@ -94,10 +97,10 @@ def main(
     plain = model == Model.base and guidance == 1
     if model == Model.base:
         pipeline = _own(
-            work, components, vae_steps, reader_steps, seed, where, go_on, threads, new_words
+            base, work, components, vae_steps, reader_steps, seed, where, go_on, threads, new_words
         )
     else:
-        pipeline = _taught(model, go_on)
+        pipeline = _taught(base, model, go_on)
     pipeline.text_encoder.requires_grad_(False).eval()
     pipeline.vae.requires_grad_(False).eval()
     pipeline.to(where)
@@ -106,7 +109,7 @@ def main(
     world = training_scenes(seed, scenes)
     latents = latents_of(world, components, work / "latents.safetensors")
     lessons = Lessons(world, latents.to(where), closeups, 1.0 if go_on else EASY_SHARE)
-    loss = _loss(model, pipeline, guidance)
+    loss = _loss(base, model, pipeline, guidance)
     rate = RATE if plain or model in (Model.small, Model.tiny) else FINE_RATE
     sheet = Sheet(
         every=sheet_every,
@@ -121,6 +124,7 @@ def main(
 
 
 def _own(
+    base: Path,
     work: Path,
     components: Components,
     vae_steps: int,
@@ -133,12 +137,12 @@ def _own(
 ) -> StableDiffusionPipeline:
     """The base model, with a VAE and a text encoder that are trained here."""
     if go_on:
-        pipeline = _grown(work, new_words)
+        pipeline = _grown(base, work, new_words)
     else:
         tokenizer = _tokenizer(work)
         pipeline = assemble(new_vae(), new_unet(), new_text_encoder(tokenizer), tokenizer)
     pipeline.to(device)
-    if vae_steps:
+    if vae_steps or (work / "vae").exists():
         pipeline.vae = _trained(
             pipeline.vae, components, work, vae_steps, seed, threads, RATE_ON if go_on else RATE_VAE
         )
@@ -147,9 +151,9 @@ def _own(
     return pipeline
 
 
-def _grown(work: Path, new_words: bool) -> StableDiffusionPipeline:
-    """Networks of today's shapes that begin from the shipped base, as far as those allow."""
-    shipped = StableDiffusionPipeline.from_pretrained(BASE, use_safetensors=True)
+def _grown(base: Path, work: Path, new_words: bool) -> StableDiffusionPipeline:
+    """Networks of today's shapes that begin from another base, as far as those allow."""
+    shipped = StableDiffusionPipeline.from_pretrained(base, use_safetensors=True)
     tokenizer = _tokenizer(work) if new_words else shipped.tokenizer
     vae, unet, text_encoder = new_vae(), new_unet(), new_text_encoder(tokenizer)
     grow(vae, shipped.vae.state_dict())
@@ -158,9 +162,9 @@ def _grown(work: Path, new_words: bool) -> StableDiffusionPipeline:
     return assemble(vae, unet, text_encoder, tokenizer)
 
 
-def _taught(model: Model, go_on: bool) -> StableDiffusionPipeline:
-    """A model that shares all but the UNet with the shipped base; turbo begins as a copy of it."""
-    pipeline = StableDiffusionPipeline.from_pretrained(BASE, use_safetensors=True)
+def _taught(base: Path, model: Model, go_on: bool) -> StableDiffusionPipeline:
+    """A model that shares all but the UNet with its base; turbo begins as a copy of it."""
+    pipeline = StableDiffusionPipeline.from_pretrained(base, use_safetensors=True)
     pipeline.scheduler = new_scheduler()
     if go_on:
         pipeline.unet = UNet2DConditionModel.from_pretrained(WEIGHTS / model / "unet")
@@ -169,12 +173,12 @@ def _taught(model: Model, go_on: bool) -> StableDiffusionPipeline:
     return pipeline
 
 
-def _loss(model: Model, pipeline: StableDiffusionPipeline, guidance: float) -> Loss:
+def _loss(base: Path, model: Model, pipeline: StableDiffusionPipeline, guidance: float) -> Loss:
     device = pipeline.device
     alphas = new_scheduler().alphas_cumprod.to(device)
     if model == Model.base and guidance == 1:
         return Denoising(alphas)
-    unet = UNet2DConditionModel.from_pretrained(BASE / "unet").to(device)
+    unet = UNet2DConditionModel.from_pretrained(base / "unet").to(device)
     unet.to(memory_format=torch.channels_last).requires_grad_(False).eval()
     with torch.no_grad():
         ids = token_ids(pipeline.tokenizer, [""]).to(device)
@@ -185,11 +189,11 @@ def _loss(model: Model, pipeline: StableDiffusionPipeline, guidance: float) -> L
 
 def _components(work: Path, shipped: bool) -> Components:
     """The shipped ones, with more where latents have more channels now; or all anew."""
-    kept = Components.load(COMPONENTS) if shipped else None
-    if kept is not None and kept.basis.shape[1] == LATENT_CHANNELS:
-        return kept
     file = work / COMPONENTS.name
     if not file.exists():
+        kept = Components.load(COMPONENTS) if shipped else None
+        if kept is not None and kept.basis.shape[1] == LATENT_CHANNELS:
+            return kept
         find_components(kept=kept).save(file)
     return Components.load(file)
 

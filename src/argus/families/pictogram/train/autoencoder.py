@@ -24,6 +24,7 @@ from argus.families.pictogram.world import sample_scene
 BATCH = 12
 THING_WEIGHT = 3.0
 RATE = 2e-3
+IMITATE = 3  # every so many batches the encoder learns too
 DISTURBANCE = 0.05  # of the latents, since what a UNet makes of them is never exact
 
 
@@ -58,7 +59,9 @@ def train_vae(
         latents = components.encode(drawn)
         disturbed = latents + DISTURBANCE * torch.randn_like(latents)
         chunks = zip(*(x.chunk(threads) for x in (drawn, weights, latents, disturbed)), strict=True)
-        loss = halves.backward([partial(_loss, vae, *chunk) for chunk in chunks])
+        loss = halves.backward(
+            [partial(_loss, vae, step % IMITATE == 0, *chunk) for chunk in chunks]
+        )
         torch.nn.utils.clip_grad_norm_(vae.parameters(), 1.0)
         optimiser.step()
         progress.step(loss=loss)
@@ -67,11 +70,17 @@ def train_vae(
 
 
 def _loss(
-    vae: AutoencoderKL, drawn: Tensor, weights: Tensor, latents: Tensor, disturbed: Tensor
+    vae: AutoencoderKL,
+    imitate: bool,
+    drawn: Tensor,
+    weights: Tensor,
+    latents: Tensor,
+    disturbed: Tensor,
 ) -> Tensor:
-    imitated = vae.encode(drawn).latent_dist.mean
-    error = vae.decode(disturbed).sample - drawn
-    return drawing_loss(error, weights) + F.mse_loss(imitated, latents)
+    loss = drawing_loss(vae.decode(disturbed).sample - drawn, weights)
+    if imitate:
+        loss = loss + IMITATE * F.mse_loss(vae.encode(drawn).latent_dist.mean, latents)
+    return loss
 
 
 def drawing_loss(error: Tensor, weights: Tensor) -> Tensor:

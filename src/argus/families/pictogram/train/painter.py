@@ -85,7 +85,7 @@ def train_painter(
         rng = random.Random(f"painter {seed} {step}")
         torch.manual_seed(rng.getrandbits(60))  # so that a resumed run sees the same noise
         for group in optimiser.param_groups:
-            group["lr"] = rate * group["share"] * plateau(step, steps, warmup=200)
+            group["lr"] = rate * group["share"] * plateau(step, steps, warmup=100)
         lesson = lessons.batch(step / steps, rng)
         ids = token_ids(tokenizer, lesson.prompts).to(device)
         chance = Chance.like(lesson.latents)
