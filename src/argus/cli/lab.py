@@ -127,12 +127,12 @@ def calibrate(
     shown.caption = f"of mean scores; unrelated pictures score {s0:.3f}"
     for name in chosen.variants:
         rows = table[table["variant"] == name]
-        score = rows["score"].mean()
+        scored = rows["score"].mean()
         shown.add_row(
             name,
-            f"{(score - s0) / (best - s0):.3f}",
-            f"{score / best:.3f}",
-            f"{score:.3f}",
+            f"{(scored - s0) / (best - s0):.3f}",
+            f"{scored / best:.3f}",
+            f"{scored:.3f}",
             f"{1000 * rows['seconds'].mean():.0f}",
             f"{len(rows):,}",
         )

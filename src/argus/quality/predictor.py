@@ -22,9 +22,11 @@ WEIGHTS, FACTS = "predictor.safetensors", "predictor.json"
 
 @dataclass(frozen=True)
 class Prediction:
-    """Of every variant (v,): the quality to expect of its picture, and the bound that nine
-    pictures of ten are not below. Quality is 1 for what the exact variant makes of the prompt. A
-    variant that skips has NaN where there is no neighbour."""
+    """Of every variant (v,): the quality to expect of its picture, and a lower bound of what such
+    prompts get on average: of ten groups of prompts with like expectations, nine are above. (Where
+    a picture is right or wrong, a bound of single pictures would say nothing.) Quality is 1 for
+    what the exact variant makes of the prompt. A variant that skips has NaN where there is no
+    neighbour."""
 
     mean: Numbers
     low: Numbers
@@ -33,15 +35,16 @@ class Prediction:
 class Predictor:
     """Some small networks that were trained on different prompts, averaged.
 
-    They take a prompt's embedding (d,) and give every variant a mean and a bound at each of a few
-    similarities, the `knots`; between two knots both are on a straight line, beyond the last they
-    stay as they are. Only variants that skip have more than one. `weights` are
+    They take a prompt's embedding (d,) and give every variant a mean at each of a few similarities,
+    the `knots`; between two knots it is on a straight line, beyond the last it stays as it is. Only
+    variants that skip have more than one. `weights` are
 
     - `w1` (e, d, h), `b1` (e, h), `w2` (e, h, h), `b2` (e, h): two hidden layers of e networks
-    - `w3` (e, h, 2·v·k), `b3` (e, 2·v·k): means, then how far the bounds are below them
+    - `w3` (e, h, v·k), `b3` (e, v·k): means; with `gain` (1,), of a scorer that says right or
+      wrong, the log-odds of a right picture, and quality is 1 + (p_v - p_exact) / gain
     - `knots` (k,); `usual` (v,), the mean over prompts, and `trust` (v,), from 0 to 1, in what the
       networks say beyond it
-    - `widening` (v,): what to take from the bounds, so that they hold for new prompts
+    - `widening` (v,): how far bounds are below means, so that they hold for new prompts
     - `centre` (d,) and `scatter` (1,): the mean of the training prompts' embeddings, and the mean
       square of their distance from it; `scores` (2,): s₀ and the mean of s_exact - s₀, by which a
       score becomes quality
@@ -80,11 +83,14 @@ class Predictor:
         """Means and bounds (n, v) of prompts with embeddings (n, d) and similarities (n,), NaN for
         those without a neighbour."""
         w = self.weights
-        mean, gap = _outputs(w, vectors, len(self.variants))
-        place = places(w["knots"], self.skips, similarities)
-        mean, gap = (mean * place).sum(2), (gap * place).sum(2)
+        mean = _outputs(w, vectors, len(self.variants))
+        if "gain" in w:
+            mean = (1 / (1 + np.exp(-mean))).astype(np.float32)
+        mean = (mean * places(w["knots"], self.skips, similarities)).sum(2)
+        if "gain" in w:
+            mean = 1 + (mean - mean[:, :1]) / w["gain"]
         mean = w["usual"] + w["trust"] * (mean - w["usual"])
-        low = mean - gap - w["widening"]
+        low = mean - w["widening"]
         mean[:, 0], low[:, 0] = 1.0, 1.0  # the exact variant is what quality is measured by
         return mean, low
 
@@ -119,16 +125,21 @@ class Predictor:
                 f"The predictor in {folder} was trained for other variants, weights or another "
                 "text encoder: train one for this family (`argus train`)."
             )
+        outputs = len(found.variants) * found.weights["knots"].size
+        if found.weights["b3"].shape[1] != outputs:
+            raise ModelError(
+                f"The predictor in {folder} is of an earlier version of Argus, whose bounds were of "
+                "single pictures: train it again (`argus train`)."
+            )
         return found
 
 
-def _outputs(w: Mapping[str, Numbers], vectors: Numbers, count: int) -> tuple[Numbers, Numbers]:
-    """Means and gaps (n, v, k) of the networks' average, for embeddings (n, d)."""
+def _outputs(w: Mapping[str, Numbers], vectors: Numbers, count: int) -> Numbers:
+    """The networks' average (n, v, k), for embeddings (n, d)."""
     hidden = np.maximum(np.einsum("nd,edh->enh", vectors, w["w1"]) + w["b1"][:, None], 0)
     hidden = np.maximum(np.einsum("enh,ehi->eni", hidden, w["w2"]) + w["b2"][:, None], 0)
-    out = (np.einsum("enh,eho->eno", hidden, w["w3"]) + w["b3"][:, None]).mean(0)
-    mean, gap = out.reshape(len(vectors), 2, count, -1).transpose(1, 0, 2, 3)
-    return mean, np.logaddexp(gap, 0).astype(np.float32)
+    out: Numbers = (np.einsum("enh,eho->eno", hidden, w["w3"]) + w["b3"][:, None]).mean(0)
+    return out.reshape(len(vectors), count, -1)
 
 
 def hats(knots: Numbers, at: Numbers) -> Numbers:

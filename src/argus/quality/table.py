@@ -84,14 +84,19 @@ def by_prompt(
             f"The table has no rows of {lacking[0]!r}: it is not of the family as it is now. "
             "Calibrate again."
         )
-    wide = table.pivot_table(index="prompt", columns=["variant", "seed"], values="score")
-    seeds = sorted(table["seed"].unique())
-    columns = pd.MultiIndex.from_product([variants, seeds])
-    scores = wide.reindex(columns=columns).to_numpy(float).reshape(len(wide), len(variants), -1)
+    scores = scores_by_prompt(table, variants)
     exact = scores[:, [list(variants).index(EXACT)]]
     quality = 1 + (scores - exact) / np.nanmean(exact - float(table["s0"].iloc[0]))
-    similarity = table.groupby("prompt")["similarity"].first().reindex(wide.index)
-    return [str(prompt) for prompt in wide.index], quality, similarity.to_numpy(np.float32)
+    similarity = table.groupby("prompt")["similarity"].first()
+    return [str(prompt) for prompt in similarity.index], quality, similarity.to_numpy(np.float32)
+
+
+def scores_by_prompt(table: pd.DataFrame, variants: Sequence[str]) -> NDArray[np.float64]:
+    """The score (p, v, s) of every variant and seed, NaN where nothing was made; prompts in the
+    order of `by_prompt`."""
+    wide = table.pivot_table(index="prompt", columns=["variant", "seed"], values="score")
+    columns = pd.MultiIndex.from_product([variants, sorted(table["seed"].unique())])
+    return wide.reindex(columns=columns).to_numpy(float).reshape(len(wide), len(variants), -1)
 
 
 def steady(table: pd.DataFrame) -> pd.Series[float]:

@@ -20,7 +20,10 @@ class ArgusOptions(BaseModel):
     cache: bool = Field(True, description="Whether the cache may serve and keep this prompt.")
     slo: str | None = Field(None, description="The class of promises; the API key's by default.")
     min_quality: float | None = Field(
-        None, ge=0, le=1, description="Only variants that are worth so much, by their lower bound."
+        None,
+        ge=0,
+        le=1,
+        description="Only variants that are worth so much on average, by their lower bound.",
     )
     variant: str | None = Field(None, description="Pins a variant, as `model` FAMILY/VARIANT does.")
 
@@ -78,8 +81,9 @@ class PictureReport(BaseModel):
     """How a picture was made. `timings_ms` has queue, encode, retrieve, denoise and decode.
 
     `predicted_quality` is what the picture was expected to be worth beside the exact one's 1, and
-    `quality_bound` what nine of ten such pictures are not below; `price` is what a second of the
-    worker cost then, in quality; `saved_ms` is the worker's time that the variant saved.
+    `quality_bound` a lower bound of what such prompts get on average (of ten groups of prompts with
+    like expectations, nine are above); `price` is what a second of the worker cost then, in
+    quality; `saved_ms` is the worker's time that the variant saved.
     `decision_ms` is what led to the decision: embed, search, predict, route and fetch.
     """
 

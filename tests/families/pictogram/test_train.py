@@ -197,7 +197,7 @@ def test_the_cells_of_a_scene_say_what_they_show() -> None:
 
 def test_gradients_of_parts_are_those_of_the_whole() -> None:
     """Also laid out as the weights are, which fused optimisers take for granted."""
-    unet = new_unet("tiny").to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    unet = new_unet("tiny").to(memory_format=torch.channels_last)
     latents = torch.randn(4, LATENT_CHANNELS, 8, 8)
     inputs = (
         latents,
@@ -207,7 +207,7 @@ def test_gradients_of_parts_are_those_of_the_whole() -> None:
     loss_of = Denoising(new_scheduler().alphas_cumprod)
     chance = Chance.like(latents)
     whole = loss_of(unet, *inputs, chance)
-    whole.backward()
+    whole.backward()  # type: ignore[no-untyped-call]
     expected = {name: x.grad.clone() for name, x in unet.named_parameters() if x.grad is not None}
     chunks = zip(*(x.chunk(2) for x in (*inputs, chance)), strict=True)
     mean = Halves(list(unet.parameters()), 2).backward(
