@@ -167,7 +167,7 @@ def _drawn(scenes: list[Scene], decoder: Decoder, cached: Path) -> Tensor:
         kept = load_file(cached)["pictures"]
         if len(kept) == len(scenes):
             return kept
-    progress = Progress("pictures", -(-len(scenes) // 64), 0)
+    progress = Progress("pictures", -(-len(scenes) // 64), 0, pause=cached.parent / "PAUSE")
     parts = []
     for begin in range(0, len(scenes), 64):
         batch = pictures(scenes[begin : begin + 64])

@@ -87,7 +87,7 @@ def latents_of(scenes: list[Scene], components: Components, cached: Path) -> Ten
         latents = load_file(cached)["latents"]
         if len(latents) == len(scenes):
             return latents
-    progress = Progress("latents", -(-len(scenes) // 64), 0)
+    progress = Progress("latents", -(-len(scenes) // 64), 0, pause=cached.parent / "PAUSE")
     parts = []
     for begin in range(0, len(scenes), 64):
         parts.append(components.encode(pictures(scenes[begin : begin + 64])).half())
