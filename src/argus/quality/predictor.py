@@ -128,8 +128,8 @@ class Predictor:
         outputs = len(found.variants) * found.weights["knots"].size
         if found.weights["b3"].shape[1] != outputs:
             raise ModelError(
-                f"The predictor in {folder} is of an earlier version of Argus, whose bounds were of "
-                "single pictures: train it again (`argus train`)."
+                f"The predictor in {folder} is of an earlier version of Argus, whose bounds were "
+                "of single pictures: train it again (`argus train`)."
             )
         return found
 

@@ -22,10 +22,12 @@ from argus.families.pictogram.networks import (
     new_text_encoder,
     new_unet,
 )
+from argus.families.pictogram.scene.detector import load_detector
 from argus.families.pictogram.tokenizer import learn_tokenizer
 from argus.families.pictogram.train.__main__ import app
 from argus.families.pictogram.train.components import PATCH, Components, find_components
 from argus.families.pictogram.train.drawing import pictures, training_scenes
+from argus.families.pictogram.train.everything import app as everything
 from argus.families.pictogram.train.growing import grow, grow_text_encoder
 from argus.families.pictogram.train.halves import Halves
 from argus.families.pictogram.train.lessons import cells_of_things
@@ -78,6 +80,21 @@ def test_the_shipped_base_teaches_the_other_models(model: str, steps: int, tmp_p
     assert picture.images[0].size == (64, 64)
     configs = [path.read_text() for path in (tmp_path / "weights").rglob("*.json")]
     assert not [text for text in configs if str(BASE.parent) in text]
+
+
+def test_every_network_of_the_family_is_trained_in_turn(tmp_path: Path) -> None:
+    """At the least size there is, from the shipped weights to a small model and a detector."""
+    options = ["--share", "0.0001", "--device", "cpu", "--scenes", "64"]
+    result = CliRunner().invoke(everything, ["--work", str(tmp_path), *options])
+    assert result.exit_code == 0, result.output
+    for stage in ("guided", "small", "tiny"):
+        pipeline = StableDiffusionPipeline.from_pretrained(tmp_path / stage / "weights")
+        picture = pipeline("a red house", num_inference_steps=2, guidance_scale=1.0)
+        assert picture.images[0].size == (64, 64)
+        assert pipeline.unet.config["in_channels"] == LATENT_CHANNELS
+    load_detector(tmp_path / "detector" / "detector.safetensors")
+    again = CliRunner().invoke(everything, ["--work", str(tmp_path), *options])
+    assert "painter" not in again.output
 
 
 def test_going_on_keeps_to_the_noise_schedule_of_the_training(tmp_path: Path) -> None:

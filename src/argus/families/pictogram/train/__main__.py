@@ -93,7 +93,7 @@ def main(
     work.mkdir(parents=True, exist_ok=True)
     torch.manual_seed(seed)
     where = torch.device(device)
-    components = _components(work, go_on or model != Model.base)
+    components = _components(work, base, anew=not go_on and model == Model.base)
     plain = model == Model.base and guidance == 1
     if model == Model.base:
         pipeline = _own(
@@ -187,14 +187,14 @@ def _loss(base: Path, model: Model, pipeline: StableDiffusionPipeline, guidance:
     return (Leaps if model == Model.turbo else Denoising)(alphas, teacher)
 
 
-def _components(work: Path, shipped: bool) -> Components:
-    """The shipped ones, with more where latents have more channels now; or all anew."""
+def _components(work: Path, base: Path, anew: bool) -> Components:
+    """Those beside the base, with more where latents have more channels now; or all anew."""
     file = work / COMPONENTS.name
     if not file.exists():
-        kept = Components.load(COMPONENTS) if shipped else None
-        if kept is not None and kept.basis.shape[1] == LATENT_CHANNELS:
-            return kept
-        find_components(kept=kept).save(file)
+        kept = None if anew else Components.load(base.parent / COMPONENTS.name)
+        if kept is None or kept.basis.shape[1] < LATENT_CHANNELS:
+            kept = find_components(kept=kept)
+        kept.save(file)
     return Components.load(file)
 
 
