@@ -1,6 +1,6 @@
 """`python -m argus.families.pictogram.train.everything`: all networks of the family, in turn.
 
-The sizes of the stages are for a GPU, where they take minutes. `--share` scales them: with 0.1 it is
+The sizes of the stages are for a GPU, where they take minutes. `--share` scales them: 0.1 makes
 a pilot. Every stage goes on where it was stopped; it waits while WORK/STAGE/PAUSE exists.
 """
 
