@@ -50,7 +50,7 @@ bench: $(READY) ## every benchmark of benchmarks/ (many minutes)
 	@echo "Asking a server for whole and resumed pictures ..."
 	@$(BIN)/python benchmarks/api.py
 	@echo "Planning, routing, forecasting and simulating ..."
-	@for one in planner router forecast feedback simulator; do $(BIN)/python benchmarks/$$one.py; done
+	@for one in planner router forecast feedback simulator drift; do $(BIN)/python benchmarks/$$one.py; done
 	@for one in parts events scale; do $(BIN)/python benchmarks/evaluation.py $$one; done
 
 clean: ## remove the virtual environment and caches
