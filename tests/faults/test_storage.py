@@ -98,7 +98,7 @@ def test_a_latent_store_that_hangs_costs_no_request_its_picture(
 
 @pytest.mark.soak
 def test_whenever_the_disk_is_full_every_request_has_its_picture(serve: Serve, disk: Disk) -> None:
-    server, chance = serve(data=disk.folder, url_ttl_s=5), random.Random(1)
+    server, chance = serve(data=disk.folder, url_ttl_s=5, cache_limit=500_000), random.Random(1)
     until_s = time.monotonic() + 60 * MINUTES
     while time.monotonic() < until_s:
         with Load(server, 100, per_second=5, response_format="url") as load:
