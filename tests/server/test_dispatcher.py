@@ -16,7 +16,7 @@ from argus.config import Settings, SloClass
 from argus.control.policy import Base, Cluster, Decision, first_free
 from argus.control.request import Request
 from argus.control.variants import EXACT
-from argus.core.errors import BadRequest, ModelError
+from argus.core.errors import BadRequest, Expired, ModelError
 from argus.quality.drift import Drift
 from argus.quality.encoder import PromptEncoder
 from argus.server.dispatcher import Dispatcher
@@ -25,7 +25,7 @@ from argus.server.preparation import Preparation
 from argus.server.request import Full, ImageRequest, Picture, Shed
 from argus.server.service import Service
 from argus.server.slo import Classes
-from argus.workers.fleet import HandedBack
+from argus.workers.fleet import HandedBack, TooLate
 from argus.workers.worker import Finished, WorkerError
 from tests.conftest import constant_predictor
 from tests.server.running import Running, running
@@ -232,6 +232,34 @@ def test_a_picture_that_cannot_be_judged_is_final(
     (made,) = counter.serve(asked("a photo of my dog"))
     assert made.variant == "quick"
     assert doubting.judged == []
+
+
+class Stubborn(Base):
+    """Routes to `quick` at the second time only, else exactly."""
+
+    routed = 0
+
+    def route(self, request: Request, cluster: Cluster) -> Decision:
+        self.routed += 1
+        variant = self.table.variants.index("quick") if self.routed == 2 else EXACT
+        return Decision(variant, first_free(cluster, 0), "a test")
+
+
+def test_a_variant_without_time_left_is_never_tried_again(
+    server: Running, counter: Counter, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    policy, ran = Stubborn(*slos(server)), []
+    use(server, policy, monkeypatch)
+
+    async def no_time_then_handed_back(request: Request, *how: Any, **also: Any) -> Finished:
+        ran.append(request.variant)
+        raise TooLate("no time") if request.variant == EXACT else HandedBack
+
+    monkeypatch.setattr(server.service.fleet, "run", no_time_then_handed_back)
+    with pytest.raises(Expired):
+        counter.serve(asked())
+    assert ran == [EXACT, policy.table.variants.index("quick")]
+    assert counter.counted() == {"dropped": 1}
 
 
 # --- what is recorded of it

@@ -111,7 +111,7 @@ class Controller:
         """The decision for a request that was queued until no time was left for its variant. None
         if it is to be dropped: there is no other variant, or this happened to it before."""
         decision = self.route(request, cluster)
-        if request.too_late or decision.worker is None or decision.variant == request.variant:
+        before, request.too_late_for = request.too_late_for, request.variant
+        if before >= 0 or decision.worker is None or decision.variant == request.variant:
             return None
-        request.too_late = True
         return decision

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 
@@ -264,14 +265,10 @@ class PriceBlind(Price):
 
     informed = False
 
-    def __init__(
-        self,
-        table: VariantTable,
-        slos: Sequence[Slo],
-        tuning: PriceTuning = PriceTuning(),
-    ) -> None:
-        super().__init__(table, slos, tuning)
-        self._mean: list[float] = table.mean_quality.tolist()
+    @cached_property
+    def _mean(self) -> list[float]:
+        mean: list[float] = self.table.mean_quality.tolist()
+        return mean
 
     def valued(self, quality: planner.Numbers) -> planner.Numbers:
         return np.broadcast_to(self.table.mean_quality, quality.shape).copy()

@@ -21,9 +21,9 @@ class Request:
     `slack_s` is the time to the deadline in seconds of the table, set whenever it is routed.
 
     `variant` is the one decided on, `work_steps` the steps that it takes, and `reserved_s` the
-    seconds by which the request lengthens its worker's queue. `too_late` says that it was routed
-    again once because no time was left for its variant; `deaths` counts the workers that died while
-    running it.
+    seconds by which the request lengthens its worker's queue. `too_late_for` is the variant
+    for which no time was left, because of which it was routed again (-1: none); `deaths` counts the
+    workers that died while running it.
     """
 
     quality: Sequence[float] = ()
@@ -38,5 +38,5 @@ class Request:
     variant: int = -1
     work_steps: float = 0.0
     reserved_s: float = 0.0
-    too_late: bool = False
+    too_late_for: int = -1
     deaths: int = 0

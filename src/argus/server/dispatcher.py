@@ -150,20 +150,24 @@ class Dispatcher:
         policy doubts is better than none."""
         self._router.arrived(request)
         try:
-            while True:
-                try:
-                    decision = await self._decide(request)
-                    start = await self._fetch(request, decision)
-                    finished = await self._run(request, decision, start)
-                    await self._review(request, decision, finished)
-                    return self._finish(request, decision, finished)
-                except (LatentsUnusable, HandedBack, TooLate, Doubted) as reason:
-                    await self._again(request, reason)
+            made = await self._attempts(request)
         except Exception as error:
             if request.first is None:
                 raise
             log.info("A doubted picture is kept: it was not made again (%s)", type(error).__name__)
-            return self._finish(request, *request.first)
+            made = request.first
+        return self._finish(request, *made)
+
+    async def _attempts(self, request: ImageRequest) -> tuple[Decision, Finished]:
+        while True:
+            try:
+                decision = await self._decide(request)
+                start = await self._fetch(request, decision)
+                finished = await self._run(request, decision, start)
+                await self._review(request, decision, finished)
+                return decision, finished
+            except (LatentsUnusable, HandedBack, TooLate, Doubted) as reason:
+                await self._again(request, reason)
 
     async def _decide(self, request: ImageRequest) -> Decision:
         """Variant and worker, once any worker is ready. Raises Shed if there is none in time."""
@@ -256,12 +260,13 @@ class Dispatcher:
 
     async def _again(self, request: ImageRequest, reason: Exception) -> None:
         """Prepare a request to be routed again. Raises what ends it instead."""
-        request.hurried = isinstance(reason, TooLate)
         if isinstance(reason, LatentsUnusable):
             request.latents_unusable = True
         elif isinstance(reason, TooLate):
-            if request.replacement is not None or request.pinned or not request.governed:
+            fixed = request.replacement is not None or request.pinned or not request.governed
+            if fixed or request.too_late_for >= 0:
                 raise reason
+            request.too_late_for = request.variant
         elif isinstance(reason, HandedBack):
             if time.monotonic() >= request.limit_s:
                 raise Expired("The deadline passed while workers changed.") from None

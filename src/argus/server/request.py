@@ -41,9 +41,8 @@ class ImageRequest(Request):
     then it must be done, or, if it is pinned or not governed, be running. `looked_up` says whether
     the cache was searched. `predictor` numbers the predictor that made `prediction`.
 
-    Retried: `latents_unusable` once its neighbour's latents did not come, `hurried` if there was no
-    time left for its last variant, `replacement` is the variant that replaces `first`, a picture
-    that the policy doubts.
+    Retried: `latents_unusable` once its neighbour's latents did not come, `replacement` is the
+    variant that replaces `first`, a picture that the policy doubts.
     """
 
     prompt: str
@@ -80,7 +79,6 @@ class ImageRequest(Request):
     decision_ms: dict[str, float] = field(default_factory=dict)
 
     latents_unusable: bool = False
-    hurried: bool = False
     replacement: str | None = None
     first: tuple[Decision, Finished] | None = None
     shown: int = -1

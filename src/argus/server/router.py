@@ -94,14 +94,11 @@ class Router:
 
     def _routed(self, request: ImageRequest) -> Decision:
         cluster = self.planning.cluster()
-        if request.hurried:
-            faster = self._controller.faster(request, cluster)
-            decision = faster or Decision(EXACT, None, "no time is left")
-        else:
-            decision = self._controller.route(request, cluster)
+        decision = self._controller.route(request, cluster)
         if request.governed and decision.worker is None and self._fleet.idle and self._fleet.ready:
             decision = self._best_effort(request, f"{decision.reason}, and nobody else waits")
-        if request.hurried and (decision.worker is None or decision.variant == request.variant):
+        hopeless = decision.worker is None or decision.variant == request.too_late_for
+        if request.too_late_for >= 0 and hopeless:
             raise Expired("The deadline left no time to make the picture.")
         return decision
 
