@@ -20,11 +20,18 @@ def written_aside(path: Path) -> Iterator[Path]:
     aside = path.with_name(f"{path.name}.new")
     try:
         yield aside
+        _sync(aside)
         os.replace(aside, path)
     except BaseException:
         with suppress(OSError):
             aside.unlink()
         raise
+
+
+def _sync(path: Path) -> None:
+    """Have a file on the disk, else a power cut may leave its name and nothing in it."""
+    with path.open("rb+") as file:
+        os.fsync(file.fileno())
 
 
 def try_writing(path: Path, size_bytes: int) -> None:

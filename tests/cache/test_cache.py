@@ -20,7 +20,7 @@ from fsspec.implementations.local import LocalFileSystem
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from sqlalchemy.dialects import postgresql
-from sqlalchemy.exc import SQLAlchemyError
+from sqlalchemy.exc import OperationalError, SQLAlchemyError
 
 from argus.cache.cache import AT_ONCE, ApproximateCache, Neighbour
 from argus.cache.catalogue import Catalogue, Entry, Uses, locked
@@ -329,6 +329,22 @@ def test_latents_that_cannot_be_written_leave_nothing_behind(
     assert written
     assert not list((tmp_path / "latents").iterdir())
     assert cache.entries() == []
+
+
+def test_an_error_is_told_even_if_what_was_written_cannot_be_deleted(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def locked(*_: object) -> int:
+        raise OperationalError("INSERT", {}, Exception("the database is locked"))
+
+    def stuck(*_: object) -> None:
+        raise OSError("the store does not answer")
+
+    cache = open_cache(tmp_path)
+    monkeypatch.setattr(Catalogue, "add", locked)
+    monkeypatch.setattr(LatentStore, "delete", stuck)
+    with pytest.raises(OperationalError):
+        cache.keep(SCOPE, "a red fish", vector(1), latents(5))
 
 
 def test_a_prompt_gets_the_latents_it_lacks(tmp_path: Path) -> None:

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import itertools
+import math
 from pathlib import Path
 
 import numpy as np
@@ -19,7 +20,7 @@ def test_errors_around_nothing_are_no_drift_and_a_shift_is() -> None:
     for error in RNG.normal(0, 0.3, 500):
         drift.saw_error(float(error))
         assert not drift.errors
-    for error in RNG.normal(-0.3, 0.3, 100):
+    for error in RNG.normal(-0.3, 0.3, 200):
         drift.saw_error(float(error))
     assert drift.errors
 
@@ -29,6 +30,15 @@ def test_a_certain_but_small_error_does_not_matter() -> None:
     for _ in range(100):
         drift.saw_error(0.02 + 1e-3 * float(RNG.normal()))
     assert not drift.errors
+
+
+def test_an_error_that_is_no_number_changes_nothing() -> None:
+    drift = Drift()
+    for error in (math.nan, math.inf, -math.inf):
+        drift.saw_error(error)
+    for error in RNG.normal(-0.5, 0.3, 200):
+        drift.saw_error(float(error))
+    assert drift.errors
 
 
 def test_an_alarm_lasts_until_errors_are_made_up_for() -> None:

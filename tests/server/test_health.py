@@ -98,3 +98,31 @@ def test_a_check_finds_out_by_itself() -> None:
         works.close()
 
     run(use)
+
+
+def test_probes_that_hang_never_space_out_beyond_a_limit(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Else a store that hung for an hour is left alone for days."""
+    released, pauses, sleep = threading.Event(), list[float](), asyncio.sleep
+
+    def hang() -> None:
+        released.wait()
+
+    async def noted(pause_s: float) -> None:
+        pauses.append(pause_s)
+        await sleep(0)
+
+    async def use() -> None:
+        works = StorageHealth()
+        works.add("latents", hang)
+        works.failed("latents", OSError("no space left"))
+        while len(pauses) < 20:
+            await sleep(0.01)
+        released.set()
+        while works.degraded:
+            await sleep(0.01)
+
+    monkeypatch.setattr(health, "PROBE_LIMIT_S", 0.001)
+    monkeypatch.setattr(health, "MOST_PAUSE_S", 0.04)
+    monkeypatch.setattr(asyncio, "sleep", noted)
+    run(use)
+    assert max(pauses) == 0.04

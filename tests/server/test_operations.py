@@ -15,10 +15,13 @@ from typing import Any
 
 import httpx
 import pytest
+import uvicorn
 
 from argus.config import Settings
 from argus.core.errors import ArgusError
 from argus.quality.encoder import PromptEncoder
+from argus.server import run
+from argus.server.app import new_app
 from argus.server.service import Service
 from tests.server.running import COMMAND, Running, running, served, wait_until
 
@@ -260,3 +263,31 @@ def test_a_server_whose_model_cannot_be_loaded_says_why_and_exits(
     assert done.returncode == 3
     assert "Error: Cannot load" in " ".join(done.stderr.split())
     assert "Traceback" not in done.stderr
+
+
+def test_a_server_that_leaves_waits_for_who_reads_slowly(tiny_family: Path, tmp_path: Path) -> None:
+    service = Service(Settings(family=str(tiny_family), data=tmp_path))
+    name, size = f"{'a' * 32}.png", 50_000_000
+    (tmp_path / "pictures" / name).write_bytes(bytes(size))
+    config = uvicorn.Config(
+        new_app(service), host="127.0.0.1", port=0, timeout_graceful_shutdown=60, log_config=None
+    )
+    server = run.Server(config, service)
+    thread = threading.Thread(target=server.run)
+    thread.start()
+    try:
+        wait_until(lambda: server.started)
+        connection = HTTPConnection(*server.servers[0].sockets[0].getsockname()[:2])
+        connection.request("GET", f"/v1/images/{name}")
+        answer = connection.getresponse()
+        server.handle_exit(signal.SIGINT, None)
+        wait_until(lambda: service.draining)
+        time.sleep(10 * run.LOOK_S)
+        assert not server.should_exit
+        assert len(answer.read()) == size
+        connection.close()
+        wait_until(lambda: server.should_exit)
+    finally:
+        server.should_exit = True
+        thread.join()
+        server.ended()

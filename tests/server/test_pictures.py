@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+import time
 from pathlib import Path
 
 import pytest
@@ -45,3 +46,14 @@ def test_a_picture_that_cannot_be_written_leaves_nothing_behind(tmp_path: Path) 
     for write in (lambda: store.put(b"a picture", "png"), store.probe):
         with pytest.raises(OSError, match="Not a directory"):
             write()
+
+
+def test_a_sweep_goes_on_past_what_cannot_be_deleted(tmp_path: Path) -> None:
+    store = PictureStore(tmp_path, ttl_s=60, clock=lambda: time.time() + 61)
+    names = [store.put(b"a picture", "png") for _ in range(5)]
+    for name in names[::2]:
+        (tmp_path / name).unlink()
+        (tmp_path / name).mkdir()
+    with pytest.raises(OSError, match=r"Is a directory|not permitted"):
+        store.sweep()
+    assert {path.name for path in tmp_path.iterdir()} == set(names[::2])

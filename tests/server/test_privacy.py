@@ -147,6 +147,10 @@ def test_a_worker_tells_the_server_what_failed_and_the_log_where(
     assert MARKER not in caplog.text
 
 
+def fail_with(prompt: str) -> None:
+    raise failing_on(prompt)
+
+
 def test_an_error_that_nobody_awaited_is_logged_without_its_message(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
@@ -158,9 +162,12 @@ def test_an_error_that_nobody_awaited_is_logged_without_its_message(
 
         await asyncio.wait([asyncio.create_task(fail())])
         gc.collect()
+        asyncio.get_running_loop().call_soon(fail_with, f"a {MARKER}")
+        await asyncio.sleep(0)
 
     asyncio.run(forget())
     assert "never retrieved" in caplog.text
+    assert "Exception in callback fail_with\n" in caplog.text
     assert "in failing_on" in caplog.text
     assert MARKER not in caplog.text
 
@@ -274,3 +281,35 @@ def test_a_training_is_told_the_catalogue_in_its_environment(
     assert results.get_sample_value("argus_retrainings_total", {"result": counted}) == 1
     assert MARKER not in caplog.text
     assert ("in embed" in caplog.text) == (counted == "failed")
+
+
+def test_a_training_that_cannot_start_is_a_failed_one(
+    unstarted: Service, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(learning, "COMMAND", (str(tmp_path / "nowhere"),))
+
+    async def train() -> None:
+        await unstarted.learning.retrain("a test asks for it")
+
+    asyncio.run(train())
+    results = unstarted.metrics.registry
+    assert results.get_sample_value("argus_retrainings_total", {"result": "failed"}) == 1
+
+
+def test_a_training_ends_with_a_server_that_is_killed(
+    unstarted: Service, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    script, begun = tmp_path / "training.py", tmp_path / "begun"
+    script.write_text(
+        f"import pathlib, time\npathlib.Path({str(begun)!r}).touch()\ntime.sleep(600)"
+    )
+    monkeypatch.setattr(learning, "COMMAND", (sys.executable, str(script)))
+
+    async def train() -> None:
+        training = unstarted.learning.retrain("a test asks for it")
+        while not begun.exists():
+            await asyncio.sleep(0.01)
+        unstarted.kill()
+        await training
+
+    asyncio.run(asyncio.wait_for(train(), 60))

@@ -6,12 +6,13 @@ import asyncio
 import subprocess
 import sys
 import threading
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import Awaitable, Callable, Iterator, Mapping
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from sqlalchemy.exc import DataError
 
 from argus.cache.cache import ApproximateCache, Neighbour
 from argus.cache.catalogue import Catalogue
@@ -350,6 +351,44 @@ def test_after_a_write_that_hangs_none_is_tried_until_the_store_is_found_to_work
         while edge.storing:
             await asyncio.sleep(0.01)
         assert [one.prompt for one in cache.entries()] == ["a blue boat"]
+        await edge.close(limit_s=1)
+
+    asyncio.run(asyncio.wait_for(use(), 30))
+
+
+class Refusing(ApproximateCache):
+    """Cannot store one prompt, whatever state the store is in."""
+
+    error: Exception
+
+    def keep(
+        self, scope: Scope, prompt: str, vector: Vector, latents: Mapping[int, torch.Tensor]
+    ) -> int | None:
+        if prompt == "an odd fish":
+            raise self.error
+        return super().keep(scope, prompt, vector, latents)
+
+
+@pytest.mark.parametrize(
+    "error",
+    [DataError("INSERT", {}, ValueError("NUL")), ValueError("surrogates"), KeyError("latents")],
+)
+def test_a_request_that_cannot_be_stored_keeps_others_from_nothing(
+    tmp_path: Path, error: Exception, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Refusing, "error", error, raising=False)
+
+    async def use() -> None:
+        catalogue = Catalogue(f"sqlite:///{tmp_path}/catalogue.db")
+        cache = Refusing(catalogue, LatentStore(str(tmp_path), catalogue.id), 10**9)
+        works = StorageHealth()
+        edge = Retrieval(cache, works)
+        for prompt in ("an odd fish", "a red fish"):
+            edge.keep(SCOPE, prompt, VECTOR, {5: pack(torch.zeros(1))})
+        while edge.storing:
+            await asyncio.sleep(0.01)
+        assert works.degraded == []
+        assert [one.prompt for one in cache.entries()] == ["a red fish"]
         await edge.close(limit_s=1)
 
     asyncio.run(asyncio.wait_for(use(), 30))

@@ -216,7 +216,8 @@ class ApproximateCache:
                         self._entries += 1
                     self._bytes += sum(one.size_bytes for one in written)
         except Exception:
-            self._store.delete([one.name for one in written])
+            with suppress(Exception):  # what made writing fail may make this fail; `sweep` deletes
+                self._store.delete([one.name for one in written])
             raise
         index = self._index_if_built()
         if entry is not None and index is not None:

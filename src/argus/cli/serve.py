@@ -11,6 +11,8 @@ from rich.markup import escape
 from argus.cli.consoles import err, out
 from argus.config import read_settings
 
+EXIT_S = 3.0  # for Python to end once the server has
+
 ConfigFile = Annotated[
     Path | None, typer.Option("--config", "-c", help="YAML file of settings; or ARGUS_CONFIG.")
 ]
@@ -71,7 +73,12 @@ def serve(
     with err.status("Loading the prompt encoder …"):
         from argus.server import run  # torch takes seconds to import
 
-    run.serve(settings)
+    try:
+        run.serve(settings)
+    except BaseException:
+        run.exit_within(EXIT_S, status=1)
+        raise
+    run.exit_within(EXIT_S, status=0)
 
 
 def key(

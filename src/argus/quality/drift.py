@@ -13,7 +13,7 @@ Numbers = NDArray[np.floating[Any]]
 
 FEWEST_ERRORS = 20
 MATTERS = 0.05  # mean error, in quality, that is put up with
-PATIENCE = 15.0  # how much of chance is put up with; chosen by `benchmarks/drift.py`
+PATIENCE = 18.0  # how much of chance is put up with; chosen by `benchmarks/drift.py`
 MEMORY = 1000  # errors by which chance is judged
 LEAST_SPREAD = 0.1  # of errors, in quality
 WINDOW, FEWEST_PROMPTS = 500, 100
@@ -46,7 +46,9 @@ class Drift:
         self._mean = self._variance = self._above = self._below = 0.0
 
     def saw_error(self, error: float) -> None:
-        """A picture was worth so much more than predicted."""
+        """A picture was worth so much more than predicted. What is no number is passed over."""
+        if not np.isfinite(error):
+            return
         self._seen += 1
         weight, off = 1 / min(self._seen, MEMORY), error - self._mean
         self._mean += weight * off

@@ -34,7 +34,8 @@ from argus.server.threads import Threads, TooManyHang
 
 log = logging.getLogger(__name__)
 
-GENERATIONS = "/v1/images/generations"
+IMAGES = "/v1/images/"
+GENERATIONS = IMAGES + "generations"
 SWEEP_EVERY_S = 60.0
 ORPHANS_EVERY_S = 3600.0
 ERRORS: dict[int | str, dict[str, Any]] = {
@@ -84,7 +85,7 @@ def new_app(service: Service) -> FastAPI:
     app.state.keys = service.keys
     app.add_middleware(BodyLimit, limit=service.settings.body_limit)
     app.add_middleware(Counting, path=GENERATIONS, metrics=service.metrics)
-    app.add_middleware(Leaving, path=GENERATIONS, service=service)
+    app.add_middleware(Leaving, path=IMAGES, service=service)
     answer_errors(app)
     _operator_routes(app, service)
     _api_routes(app, service)

@@ -106,6 +106,8 @@ def image_request(
     exact = service.family.exact
     if not body.prompt.strip():
         raise invalid("prompt is blank. Say what the picture shows.", "prompt")
+    if "\0" in body.prompt:  # PostgreSQL stores none
+        raise invalid("prompt contains a NUL character: leave it out.", "prompt")
     if body.stream and (body.n or 1) > 1:
         raise invalid("stream shows one picture at a time; leave n out.", "n")
     if body.stream and body.response_format == "url":

@@ -7,12 +7,13 @@ import logging
 from collections.abc import Callable
 
 from argus.core.errors import named
-from argus.server.threads import Threads
+from argus.server.threads import Threads, TooManyHang
 
 log = logging.getLogger(__name__)
 
 PROBE_EVERY_S = 5.0
 PROBE_LIMIT_S = 5.0
+MOST_PAUSE_S = 60.0
 MOST_HUNG = 8  # probes of one kind; the pause doubles after each
 
 
@@ -68,10 +69,11 @@ class StorageHealth:
             await asyncio.sleep(pause_s)
             try:
                 await self._probe(kind)
-            except TimeoutError:
-                pause_s *= 2
+            except (TimeoutError, TooManyHang):
+                pause_s = min(2 * pause_s, MOST_PAUSE_S)
                 continue
             except Exception:
+                pause_s = PROBE_EVERY_S
                 continue
             del self._recovering[kind]
             log.warning("Recovered: %s can be stored again", kind)

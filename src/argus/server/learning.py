@@ -70,6 +70,7 @@ class Learning:
         self._since_training = self._served = 0
         self._alarmed: set[str] = set()
         self._training: asyncio.Task[None] | None = None
+        self._trainer: asyncio.subprocess.Process | None = None
         self._url = catalogue_url(settings)
         self._samples: Samples | None = None
         self._in_force = model.predictor_folder
@@ -189,17 +190,23 @@ class Learning:
 
     async def _retrain(self) -> None:
         aside = self._folder.with_name(f"{PREDICTOR}.new")
-        process = await asyncio.create_subprocess_exec(
-            *COMMAND, "train", self._settings.family or self._model.family.name,
-            "--predictor", str(self._in_force), "--out", str(aside),
-            env={**os.environ, SOURCE: self._url},  # a command line is anybody's to read
-            stderr=asyncio.subprocess.PIPE, stdout=asyncio.subprocess.DEVNULL, preexec_fn=_politely,
-        )  # fmt: skip
+        try:
+            process = await asyncio.create_subprocess_exec(
+                *COMMAND, "train", self._settings.family or self._model.family.name,
+                "--predictor", str(self._in_force), "--out", str(aside),
+                env={**os.environ, SOURCE: self._url},  # a command line is anybody's to read
+                stderr=asyncio.subprocess.PIPE, stdout=asyncio.subprocess.DEVNULL,
+                preexec_fn=_politely if hasattr(os, "nice") else None,
+            )  # fmt: skip
+        except (OSError, ValueError) as error:  # as without memory for another process
+            self._metrics.retrained.labels("failed").inc()
+            log.warning("Training cannot be started: %s", named(error))
+            return
+        self._trainer = process
         try:
             _, said = await process.communicate()
-        except asyncio.CancelledError:
-            process.kill()
-            raise
+        finally:
+            self.kill()
         if process.returncode == 0:
             await self._adopt(aside)
         elif process.returncode == NO_BETTER:
@@ -242,6 +249,13 @@ class Learning:
         size = sum(file.stat().st_size for file in files)
         probe = self._folder.with_name(f"{PREDICTOR}.probe")
         try_writing(probe, max(size, LEAST_ROOM_BYTES))
+
+    def kill(self) -> None:
+        """End a training that is under way. May be called from any thread."""
+        trainer, self._trainer = self._trainer, None
+        if trainer is not None and trainer.returncode is None:
+            with suppress(ProcessLookupError):
+                trainer.kill()
 
     def close(self) -> None:
         self._scorer.close()

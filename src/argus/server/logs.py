@@ -62,4 +62,5 @@ def log_unhandled(_: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None
     quotes them."""
     error = context.get("exception")
     told = "" if error is None else f"\n{traced(error)}"
-    log.error("%s%s", context["message"], told)
+    what = context["message"].partition("(")[0]  # asyncio names a callback with its arguments
+    log.error("%s%s", what.strip(), told)

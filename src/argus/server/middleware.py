@@ -86,7 +86,7 @@ class Counting:
 
 
 class Leaving:
-    """Counts the requests on one path that were accepted and whose answers are not out yet. Once
+    """Counts the requests below a path that were accepted and whose answers are not out yet. Once
     the server is to leave, each answer ends its connection: the client's next one is another
     server's, and none is lost on a connection that is closed just then."""
 
@@ -103,7 +103,7 @@ class Leaving:
                 message = {**message, "headers": headers}
             await send(message)
 
-        accepted = scope["path"] == self._path and not self._service.draining
+        accepted = scope["path"].startswith(self._path) and not self._service.draining
         self._service.accepted += accepted
         try:
             await self._app(scope, receive, last)

@@ -63,13 +63,19 @@ class PictureStore:
             return None
 
     def sweep(self) -> None:
-        """Delete what has expired."""
+        """Delete what has expired. Raises OSError for the first that cannot be, once all have been
+        tried."""
+        failed: OSError | None = None
         for path in self._folder.iterdir():
             try:
                 if self._expired(path):
                     path.unlink()
             except FileNotFoundError:
                 continue
+            except OSError as error:
+                failed = failed or error
+        if failed is not None:
+            raise failed
 
     def _expired(self, path: Path) -> bool:
         return self._clock() - path.stat().st_mtime > self._ttl_s

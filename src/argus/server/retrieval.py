@@ -9,7 +9,7 @@ import time
 from collections.abc import Callable, Mapping
 from typing import TypeVar
 
-from sqlalchemy.exc import IntegrityError, SQLAlchemyError
+from sqlalchemy.exc import DataError, IntegrityError, SQLAlchemyError
 from torch import Tensor
 
 from argus.cache.cache import ApproximateCache, Neighbour
@@ -32,6 +32,9 @@ COUNT_AFTER_S = 1.0  # the uses of latents are written together
 READERS = 4
 MOST_STORING = 256
 LATENTS, CATALOGUE = "latents", "catalogue"
+# what cannot be stored of one request, while others can: IntegrityError where another process has
+# just stored the same
+OF_ONE_REQUEST = (IntegrityError, DataError, LookupError, ValueError)
 
 
 class Retrieval:
@@ -168,7 +171,7 @@ class Retrieval:
                 async with self._turn:
                     if self._health.works(LATENTS, CATALOGUE):
                         await self._writing.run(store, STORE_LIMIT_S)
-            except IntegrityError as error:  # another process has just stored the same
+            except OF_ONE_REQUEST as error:
                 log.warning("Latents were not stored: %s", named(error))
             except Exception as error:
                 of = CATALOGUE if isinstance(error, SQLAlchemyError) else LATENTS

@@ -12,6 +12,7 @@ import threading
 import time
 from collections.abc import Callable
 from types import FrameType
+from typing import NoReturn
 
 import torch
 import uvicorn
@@ -27,11 +28,10 @@ log = logging.getLogger(__name__)
 KEEP_ALIVE_S = 75  # longer than clients and load balancers keep idle connections: they close first
 LAST_ANSWERS_S = 5  # to send the answers to what was cut short
 END_S = STOP_S + LAST_ANSWERS_S  # for the process to end once nothing is waited for any more
-EXIT_S = 3.0  # for Python to end once the server has
 LOOK_S = 0.02
 
 
-class _Server(uvicorn.Server):
+class Server(uvicorn.Server):
     """Leaves in steps: `/ready` answers 503 for `drain_s`, new requests do for `grace_s` or until
     the accepted ones are answered, what is left is failed, and the process ends. SIGTERM begins
     with the first step and SIGINT with the second; each further signal goes on to the next one."""
@@ -42,6 +42,7 @@ class _Server(uvicorn.Server):
         self._leaving: asyncio.Task[None] | None = None
         self._hurry = False
         self._said_ready = False
+        self._timers: list[threading.Timer] = []
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         self._loop = asyncio.get_running_loop()
@@ -57,10 +58,6 @@ class _Server(uvicorn.Server):
                 self._service.settings.data.absolute(),
             )
             log.info("Serving on http://%s:%d", host, port)
-
-    async def serve(self, sockets: list[socket.socket] | None = None) -> None:
-        await super().serve(sockets)
-        self._end_within(EXIT_S)
 
     async def on_tick(self, counter: int) -> bool:
         """Also stop when the worker says that it can never work."""
@@ -89,8 +86,13 @@ class _Server(uvicorn.Server):
         log.info("Stopping: requests are accepted for another %g s", drain_s)
         await self._wait(drain_s, lambda: False)
         self._service.drain()
-        await self._wait(grace_s, lambda: not self._service.accepted)
+        await self._wait(grace_s, lambda: not (self._service.accepted or self._unsent()))
         self.should_exit = True
+
+    def _unsent(self) -> bool:
+        """Whether a client has not read its answer to the end."""
+        transports = [connection.transport for connection in self.server_state.connections]
+        return any(transport and transport.get_write_buffer_size() for transport in transports)
 
     async def _wait(self, limit_s: float, over: Callable[[], bool]) -> None:
         until = time.monotonic() + limit_s
@@ -108,13 +110,32 @@ class _Server(uvicorn.Server):
         """End the process even if a thread of it, or a call in its loop, hangs for ever."""
 
         def end() -> None:
-            log.warning("Something hangs; the process ends without it")
-            self._service.fleet.kill()
-            os._exit(1 if self._service.problem else 0)
+            self._service.kill()
+            _exit(1 if self._service.problem else 0)
 
-        timer = threading.Timer(limit_s, end)
-        timer.daemon = True
-        timer.start()
+        self._timers.append(_timer(limit_s, end))
+
+    def ended(self) -> None:
+        """The process goes on with something else."""
+        for timer in self._timers:
+            timer.cancel()
+
+
+def exit_within(limit_s: float, status: int) -> None:
+    """End the process with a status after so long, even if threads of it keep Python waiting."""
+    _timer(limit_s, lambda: _exit(status))
+
+
+def _timer(limit_s: float, end: Callable[[], None]) -> threading.Timer:
+    timer = threading.Timer(limit_s, end)
+    timer.daemon = True
+    timer.start()
+    return timer
+
+
+def _exit(status: int) -> NoReturn:
+    log.warning("Something hangs; the process ends without it")
+    os._exit(status)
 
 
 def serve(settings: Settings) -> None:
@@ -137,11 +158,12 @@ def serve(settings: Settings) -> None:
         log_config=None,  # ours, set above
         access_log=True,
     )
-    server = _Server(config, service)
+    server = Server(config, service)
     try:
         server.run()
     finally:
-        service.fleet.kill()
+        server.ended()
+        service.kill()
         lock.release()
     log.info("Stopped")
     if service.problem is not None:

@@ -290,6 +290,11 @@ class Service:
                 await self.fleet.stop(grace_s=0.0)
         await settled
 
+    def kill(self) -> None:
+        """End every process of this server at once. May be called from any thread."""
+        self.fleet.kill()
+        self.learning.kill()
+
 
 def _way_s(encoder: PromptEncoder, exact: Variant, prompt: str) -> float:
     """Seconds that a request spends in the server itself: its prompt embedded, its picture
