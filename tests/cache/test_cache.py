@@ -331,6 +331,26 @@ def test_latents_that_cannot_be_written_leave_nothing_behind(
     assert cache.entries() == []
 
 
+def test_a_disk_smaller_than_the_limit_keeps_what_is_worth_most(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pipe = LocalFileSystem.pipe_file
+
+    def small(files: LocalFileSystem, path: str, data: bytes) -> None:
+        used = sum(one.stat().st_size for one in (tmp_path / "latents").iterdir())
+        if used + len(data) > 20_000:
+            raise OSError(errno.ENOSPC, "no space left")
+        pipe(files, path, data)
+
+    monkeypatch.setattr(LocalFileSystem, "pipe_file", small)
+    cache = open_cache(tmp_path)
+    for n in range(100):
+        assert cache.keep(SCOPE, f"{n} red fish", vector(1, n), latents(5)) is not None
+    held = [one.prompt for one in cache.entries()]
+    assert held[:3] == ["99 red fish", "98 red fish", "97 red fish"]
+    assert cache.size_bytes <= 20_000
+
+
 def test_an_error_is_told_even_if_what_was_written_cannot_be_deleted(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import logging
 import threading
 import time
@@ -22,6 +23,7 @@ log = logging.getLogger(__name__)
 
 ROOM = 0.02  # share of the limit that one round of eviction frees beyond what it must
 ORPHAN_AGE_S = 600.0
+FULL = (errno.ENOSPC, errno.EDQUOT)
 AT_ONCE = 32  # latents removed or counted in one transaction, so that none is locked for long
 ROUNDS = 2  # of a search that meets entries which another process removed
 
@@ -185,8 +187,8 @@ class ApproximateCache:
         """Store a full run's latents by K. Gives the entry's id, or None if nothing was stored.
 
         A prompt that the scope already holds gets those K that it lacks; one that another thread
-        is storing is left to it. Evicts what is worth least. What was written before an error is
-        deleted again.
+        is storing is left to it. Evicts what is worth least, to stay below the limit and on a disk
+        that is full before the limit is reached. What was written before an error is deleted again.
         """
         one = (scope.key, prompt)
         with self._lock:
@@ -194,6 +196,11 @@ class ApproximateCache:
                 return None
             self._keeping.add(one)
         try:
+            return self._keep(scope, prompt, vector, latents)
+        except OSError as error:
+            if error.errno not in FULL:
+                raise
+            self._evict(self._bytes)  # the disk is smaller than the limit, or others fill it
             return self._keep(scope, prompt, vector, latents)
         finally:
             self._keeping.discard(one)
@@ -223,7 +230,7 @@ class ApproximateCache:
         if entry is not None and index is not None:
             index.add(scope.key, entry, vector)
         if self._bytes > self._limit:
-            self._evict()
+            self._evict(self._limit)
         return entry if written else None
 
     def stored(self, scope: Scope, prompt: str) -> Entry | None:
@@ -260,10 +267,10 @@ class ApproximateCache:
             ]
         )
 
-    def _evict(self) -> None:
-        """Remove the least worth keeping until a little room is left below the limit."""
+    def _evict(self, limit_bytes: int) -> None:
+        """Remove the least worth keeping until a little room is left below a limit."""
         self.count_uses()
-        excess = self._catalogue.size_bytes() - self._limit * (1 - ROOM)
+        excess = self._catalogue.size_bytes() - limit_bytes * (1 - ROOM)
         chosen = []
         for entry, k, size in self._catalogue.least_worth(self._eviction):
             if excess <= 0:
