@@ -10,6 +10,7 @@ from rich.markup import escape
 
 from argus.cli.consoles import err, out
 from argus.config import read_settings
+from argus.workers import forking
 
 EXIT_S = 3.0  # for Python to end once the server has
 
@@ -70,6 +71,7 @@ def serve(
         "grace_s": grace_s,
     }
     settings, _ = read_settings(flags, config)
+    forking.prepare(settings.device)
     with err.status("Loading the prompt encoder …"):
         from argus.server import run  # torch takes seconds to import
 

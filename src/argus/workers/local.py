@@ -7,19 +7,17 @@ import contextlib
 import itertools
 import logging
 import math
-import multiprocessing
-import sys
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from multiprocessing.connection import Connection
-from multiprocessing.context import ForkServerContext, SpawnContext
 from multiprocessing.process import BaseProcess
 from queue import SimpleQueue
 from threading import Thread
 
 from argus.core.errors import NotEnoughMemory
 from argus.core.job import Job
+from argus.workers import forking
 from argus.workers.messages import (
     Answer,
     Beat,
@@ -44,7 +42,6 @@ log = logging.getLogger(__name__)
 MAX_DEATHS = 3
 FIRST_PAUSE_S, LONGEST_PAUSE_S = 0.5, 30.0
 PARTING_S = 5.0
-PRELOADED = ["argus.engine.engine"]  # by the fork server
 LOOK_S = 0.25  # between two looks at whether a process hangs
 FIRST_TIMES = 10  # factor of the allowed silence before a model's first picture: kernels are chosen
 
@@ -251,7 +248,8 @@ class LocalWorker:
                 await ended.wait()
 
     async def _spawn(self, ended: asyncio.Event) -> BaseProcess:
-        context, model = _context(self.model), self.model
+        model = self.model
+        context = forking.context(model.device)
         ours, theirs = context.Pipe()
         process = context.Process(target=run_worker, args=(theirs, model), daemon=True)
         await asyncio.to_thread(process.start)  # which waits while the fork server imports
@@ -353,20 +351,6 @@ class LocalWorker:
         for pending in self._pending.values():
             if not pending.answer.done():
                 pending.answer.set_exception(error)
-
-
-def _context(model: Model) -> SpawnContext | ForkServerContext:
-    """How to start a process for a model.
-
-    On Linux, processes for the CPU are forked from a server process that has imported the libraries
-    and done nothing else: seconds sooner than a new interpreter, and with the libraries' memory
-    shared. CUDA cannot be used in a fork once anything has asked for its devices, as imports may.
-    """
-    if sys.platform != "linux" or model.device != "cpu":
-        return multiprocessing.get_context("spawn")
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(PRELOADED)
-    return context
 
 
 def _end(process: BaseProcess) -> None:
