@@ -57,15 +57,15 @@ Share = Annotated[float, BeforeValidator(_share), Field(ge=0, le=1)]
 
 
 def without_passwords(value: str) -> str:
-    """A URL, or anything else, as it may be shown."""
+    """A value with the password of a URL removed."""
     value = re.sub(r"://([^:/@]*):.*@", r"://\1:***@", value)
     return re.sub(r"([?&;][^=&;]*(?:pass|secret|token|key)[^=&;]*=)[^&;]*", r"\1***", value)
 
 
 class SloClass(BaseModel):
-    """A class of promises. `latency` is a multiple of what the exact variant's picture takes alone
-    on an idle worker, or seconds; `quality` is the least, by the predictor's lower bound; `keys`
-    are the names of API keys whose requests are of this class unless they say so."""
+    """An SLO class. `latency` is a multiple of the exact variant's latency on an idle worker, or
+    seconds; `quality` is the least lower bound of a picture's predicted quality; `keys` are the
+    names of API keys whose requests have this class by default."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
@@ -89,7 +89,7 @@ class SloClass(BaseModel):
 
 
 class Settings(BaseSettings):
-    """What a server runs with. Every field's description is what `argus config show` explains."""
+    """A server's settings. `argus config show` prints the fields' descriptions."""
 
     model_config = SettingsConfigDict(env_prefix=PREFIX, extra="forbid", frozen=True)
 
@@ -190,7 +190,7 @@ class Settings(BaseSettings):
 
 
 class _Environment(EnvSettingsSource):
-    """The variables, of which those of several values are JSON."""
+    """Settings from environment variables; lists and mappings are JSON."""
 
     def decode_complex_value(self, field_name: str, field: FieldInfo, value: Any) -> Any:
         try:
@@ -214,7 +214,7 @@ class _Environment(EnvSettingsSource):
 def read_settings(
     flags: Mapping[str, Any], file: Path | None = None
 ) -> tuple[Settings, dict[str, str]]:
-    """The settings in force, and for those that are not defaults where they come from.
+    """The settings in force, and the origin of each that is not a default.
 
     `flags` that are None were not given. Without `file`, ARGUS_CONFIG may name one.
     Raises BadRequest naming the setting, where it was set, and what would be right.
@@ -239,7 +239,7 @@ def read_settings(
 
 
 def _warn_of_slips() -> None:
-    """Say which variables look like settings and are none. Others may be somebody else's."""
+    """Warn of variables that look like misspelt settings; other programs may own the rest."""
     names = [FILE_VARIABLE, *(PREFIX + name.upper() for name in Settings.model_fields)]
     for given in sorted(os.environ):
         if given.upper() not in names and given.upper().startswith(PREFIX):

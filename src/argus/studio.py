@@ -1,4 +1,4 @@
-"""What `import argus` offers: load a model, make pictures, see how they were made."""
+"""The Python API: load a model, make pictures, and see how they were made."""
 
 from __future__ import annotations
 
@@ -68,7 +68,7 @@ def check_path(path: Path) -> None:
 
 
 class Studio:
-    """A loaded model with the settings its family makes its best pictures with."""
+    """A loaded model with its family's settings for exact pictures."""
 
     def __init__(self, engine: Engine, model: str, settings: Variant) -> None:
         self._engine = engine

@@ -1,1 +1,1 @@
-"""The approximate cache: half-finished pictures of earlier prompts, found by similarity."""
+"""The approximate cache: latents of half-finished pictures, found by similarity of prompts."""

@@ -39,12 +39,12 @@ class Neighbour:
 
 
 class ApproximateCache:
-    """Latents of full runs by prompt, at most `limit_bytes` of them; `eviction` as in `ORDERS`.
+    """Latents of full runs by prompt, `limit_bytes` at most; `eviction` is one of `ORDERS`.
 
-    What is on disk is whole or absent: objects are written before the catalogue names them and
-    deleted after it has forgotten them; `sweep` removes what a crash leaves in between. Several
-    processes may use one catalogue; each sees what the others removed when it comes upon it, and
-    what they added when it starts. Threads may share one cache.
+    Objects are written before the catalogue names them and deleted after it has removed them;
+    `sweep` deletes what a crash leaves in between. Several processes may use one catalogue; each
+    notices removals by others when it meets them, and additions by others when it starts. Threads
+    may share one cache.
     """
 
     def __init__(
@@ -141,10 +141,9 @@ class ApproximateCache:
         return latents
 
     def count_uses(self) -> None:
-        """Write down which latents were fetched since the last time.
+        """Write the counts of fetched latents to the catalogue.
 
-        Raises SQLAlchemyError if the catalogue cannot be written; what is left is written next
-        time.
+        Raises SQLAlchemyError if the catalogue cannot be written; the rest is written next time.
         """
         with self._noting:
             uses, self._uses = list(self._uses.items()), {}
@@ -162,7 +161,7 @@ class ApproximateCache:
         self._uses[of] = uses if known is None else known + uses
 
     def probe(self) -> None:
-        """Read the newest latents, if there are any, to see how the store is.
+        """Read the newest latents, if there are any, to test the store.
 
         Raises OSError while it cannot be read.
         """
@@ -174,7 +173,7 @@ class ApproximateCache:
                         self._store.get(stored)
 
     def probe_store(self) -> None:
-        """Raises OSError, or what its kind of store does, unless latents can be written."""
+        """Raises OSError, or the store's own error, unless latents can be written."""
         self._store.probe()
 
     def probe_catalogue(self) -> None:
@@ -184,7 +183,7 @@ class ApproximateCache:
     def keep(
         self, scope: Scope, prompt: str, vector: Vector, latents: Mapping[int, Tensor]
     ) -> int | None:
-        """Store a full run's latents by K. Gives the entry's id, or None if nothing was stored.
+        """Store a full run's latents by K. Returns the entry's id, or None if nothing was stored.
 
         A prompt that the scope already holds gets those K that it lacks; one that another thread
         is storing is left to it. Evicts what is worth least, to stay below the limit and on a disk
@@ -247,10 +246,7 @@ class ApproximateCache:
     def remove(
         self, entry: int | None = None, prompt: str | None = None, namespace: str | None = None
     ) -> int:
-        """Remove entries by id, by exact prompt, by namespace; gives how many there were.
-
-        What is given narrows; with nothing given, everything goes.
-        """
+        """Remove the entries that match every argument given, or all; returns their number."""
         found = self._catalogue.entries(namespace, prompt, entry)
         for one in found:
             self._forget(self._catalogue.remove_entry(one.id))
@@ -268,7 +264,7 @@ class ApproximateCache:
         )
 
     def _evict(self, limit_bytes: int) -> None:
-        """Remove the least worth keeping until a little room is left below a limit."""
+        """Evict latents in the order of `eviction` until a little room is left below a limit."""
         self.count_uses()
         excess = self._catalogue.size_bytes() - limit_bytes * (1 - ROOM)
         chosen = []
@@ -291,7 +287,7 @@ class ApproximateCache:
             self._recount()
 
     def _drop(self, removed: list[Removed]) -> None:
-        """Remove from the index and the store what has left the catalogue."""
+        """Remove latents that left the catalogue from the index and the store."""
         index = self._index_if_built()
         for one in removed:
             if one.scope is not None and index is not None:

@@ -1,4 +1,4 @@
-"""What the cache holds: entries, their latents, and how often each was used. The truth on disk."""
+"""The catalogue of the cache on disk: entries, their latents, and the uses of each."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ ORDERS: dict[str, tuple[sa.ColumnElement[float], ...]] = {
 
 @dataclass(frozen=True)
 class Entry:
-    """A cached prompt. `skips` are the K whose latents are there, ascending."""
+    """A cached prompt. `skips` are the steps K with stored latents, ascending."""
 
     id: int
     scope: str
@@ -66,7 +66,7 @@ class Entry:
 
 @dataclass(frozen=True)
 class Stats:
-    """What the cache holds. `uses` counts fetches; `namespaces` maps each to its entries."""
+    """Totals of the cache. `uses` counts fetches; `namespaces` maps each to its entries."""
 
     entries: int
     latents: int
@@ -77,7 +77,8 @@ class Stats:
 
 @dataclass(frozen=True)
 class Uses:
-    """How often latents were fetched since that was last written down, and when last."""
+    """Number of fetches of latents since the last write to the catalogue, and the time of the
+    last."""
 
     count: int
     last_at: float
@@ -96,7 +97,7 @@ class Removed:
 
 
 class Catalogue:
-    """SQLAlchemy Core on SQLite by default; any database SQLAlchemy speaks to by URL.
+    """The catalogue in a database: SQLite by default, or any that SQLAlchemy supports, by URL.
 
     `id` tells a catalogue's objects from another's in the same store.
     """
@@ -117,7 +118,7 @@ class Catalogue:
         latents: Iterable[StoredLatents],
         now: float,
     ) -> int:
-        """Add an entry with its latents, all or nothing. Gives its id."""
+        """Add an entry with its latents in one transaction. Returns its id."""
         with self._engine.begin() as connection:
             (entry,) = connection.execute(
                 _entries.insert()
@@ -135,7 +136,8 @@ class Catalogue:
         return int(entry)
 
     def add_latents(self, entry: int, latents: Iterable[StoredLatents], now: float) -> bool:
-        """Add latents to an entry that lacks them. False, and nothing is added, if it is gone."""
+        """Add latents to an entry that lacks them. Returns False, and adds nothing, if the entry is
+        gone."""
         with self._engine.connect() as connection:
             connection.execute(_latents.insert(), _rows(entry, latents, now))
             there = connection.execute(locked(entry)).first() is not None
@@ -153,7 +155,7 @@ class Catalogue:
         entry: int | None = None,
         limit: int | None = None,
     ) -> list[Entry]:
-        """Entries, newest first; what is given narrows."""
+        """Entries, newest first, filtered by the arguments that are not None."""
         given = ((_entries.c.namespace, namespace), (_entries.c.prompt, prompt))
         conditions = [column == value for column, value in given if value is not None]
         if entry is not None:
@@ -242,7 +244,7 @@ class Catalogue:
         return Stats(sum(namespaces.values()), int(count), int(size), int(uses), namespaces)
 
     def least_worth(self, order: str = "lcbfu") -> Iterator[tuple[int, int, int]]:
-        """(entry, K, bytes) in the order of `ORDERS` in which they should go."""
+        """(entry, K, bytes) in the order of eviction, one of `ORDERS`."""
         query = sa.select(_latents.c.entry, _latents.c.k, _latents.c.size_bytes).order_by(
             *ORDERS[order]
         )
@@ -280,7 +282,7 @@ class Catalogue:
         return self.remove_latents((entry, k) for k in skips)
 
     def probe(self) -> None:
-        """Write something that changes nothing. Raises SQLAlchemyError if that cannot be."""
+        """Write something that changes nothing. Raises SQLAlchemyError if the write fails."""
         with self._engine.begin() as connection:
             connection.execute(_identity.update().values(id=_identity.c.id))
 
@@ -323,9 +325,9 @@ def new_engine(url: str) -> sa.Engine:
 
 
 def locked(entry: int) -> sa.Select[tuple[int]]:
-    """Lock an entry's row until the transaction ends, before it is seen which latents it has left.
-    Otherwise two transactions that each remove one of the last two would both leave the entry. On
-    SQLite this is a plain SELECT: a transaction that has written is the only one there."""
+    """Select an entry's row and lock it until the transaction ends, before its remaining latents
+    are read. Otherwise two transactions that each remove one of the last two would both leave the
+    entry. On SQLite this is a plain SELECT, since only one transaction writes at a time."""
     return sa.select(_entries.c.id).where(_entries.c.id == entry).with_for_update()
 
 

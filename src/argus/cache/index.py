@@ -66,14 +66,15 @@ class SimilarityIndex:
             return set() if there is None else set(there.entries)
 
     def nearest(self, scope: str, vector: Vector, count: int = 1) -> list[tuple[int, float]]:
-        """The `count` entries nearest to a vector with their cosines to it, nearest first."""
+        """The `count` entries nearest to a vector, with their cosine similarities, nearest
+        first."""
         with self._lock:
             there = self._scopes.get(scope)
             return [] if there is None else there.nearest(vector, count)
 
 
 class _Array:
-    """Unit vectors (n, d), each compared with at every search."""
+    """Unit vectors (n, d), searched exhaustively."""
 
     def __init__(self, entries: list[int], vectors: NDArray[np.float32]) -> None:
         self.entries = list(entries)
@@ -136,7 +137,7 @@ class _Graph:
 
 
 def _unit(vectors: NDArray[np.float32]) -> NDArray[np.float32]:
-    """Vectors (..., d) at length 1; those of zeros stay."""
+    """Vectors (..., d) normalised to length 1; zero vectors stay zero."""
     length = np.linalg.norm(vectors, axis=-1, keepdims=True)
     length[length == 0] = 1
     unit: NDArray[np.float32] = vectors / length

@@ -1,4 +1,4 @@
-"""What has to be equal before one run's latents may serve another."""
+"""The settings that must be equal for one run's latents to serve another."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from dataclasses import asdict, dataclass
 
 @dataclass(frozen=True)
 class Scope:
-    """The settings of a run, and whose it is. Entries are only ever matched within one scope.
+    """The settings of a run, and its namespace. Entries match only within one scope.
 
     `namespace` keeps tenants apart; `width` and `height` are pixels.
     """

@@ -1,4 +1,4 @@
-"""The HTTP API: OpenAI's Images API, and what an operator asks a server."""
+"""The HTTP API: OpenAI's Images API, and the routes for operators."""
 
 from __future__ import annotations
 
@@ -177,8 +177,8 @@ def _model(service: Service, name: str) -> ModelData:
 
 
 def _sweep(service: Service) -> list[asyncio.Task[None]]:
-    """Delete pictures that have expired and, rarely, latents that crashes left behind: apart, so
-    that a latent store that hangs keeps no picture on the disk."""
+    """Delete expired pictures and, rarely, latents that crashes left behind. The two are separate
+    tasks, so that a latent store that hangs keeps no picture on the disk."""
     orphans = Threads("cache-sweep", 1)
 
     async def forget_orphans() -> None:

@@ -39,8 +39,8 @@ RETRY_S = 5  # while models are loaded
 class Dispatcher:
     """Serves requests with a fleet. For use from one asyncio loop.
 
-    `router` may still be on its way; requests wait for it. `on_picture` is told of every picture
-    that was made.
+    `router` may not be set yet; requests wait for it. `on_picture` is called with every finished
+    picture.
     """
 
     def __init__(
@@ -65,7 +65,7 @@ class Dispatcher:
 
     @property
     def in_flight(self) -> int:
-        """Pictures that were accepted and are not answered yet."""
+        """Number of accepted pictures that are not answered yet."""
         return self._in_flight
 
     async def serve(self, request: ImageRequest) -> list[Picture]:
@@ -99,7 +99,7 @@ class Dispatcher:
             self._metrics.in_flight.set(self._in_flight)
 
     async def _until_closed(self, serving: Coroutine[Any, Any, list[Picture]]) -> list[Picture]:
-        """What a request's work gives. Raises Closed at `close`, whatever the work waits for."""
+        """Await a request's work. Raises Closed at `close`, whatever the work waits for."""
         work = asyncio.create_task(serving)
         end = asyncio.get_running_loop().create_future()
         self._ends.add(end)
@@ -135,7 +135,7 @@ class Dispatcher:
                 task.cancel()
 
     def _refuse(self, request: ImageRequest) -> NoReturn:
-        """There is no room for a request, which counts as demand all the same. Raises Full."""
+        """Refuse a request because the queue is full; it still counts as demand. Raises Full."""
         router = self._routing
         if not request.pinned and router.done() and router.exception() is None:
             router.result().planning.controller.refused(request.count)
@@ -146,8 +146,8 @@ class Dispatcher:
     # --- one picture
 
     async def _make(self, request: ImageRequest) -> Picture:
-        """One picture. What goes wrong is mended by routing it again (`_again`); one that the
-        policy doubts is better than none."""
+        """Make one picture. Failures route the request again (`_again`); if that fails too, a
+        picture that the policy doubts is returned."""
         self._router.arrived(request)
         try:
             made = await self._attempts(request)
@@ -170,7 +170,8 @@ class Dispatcher:
                 await self._again(request, reason)
 
     async def _decide(self, request: ImageRequest) -> Decision:
-        """Variant and worker, once any worker is ready. Raises Shed if there is none in time."""
+        """Decide variant and worker once a worker is ready. Raises Shed if none can finish in
+        time."""
         if not self._fleet.ready:
             await self._some_worker(request)
         decision, ms = await timed(self._router.decide(request))
@@ -273,7 +274,7 @@ class Dispatcher:
             await asyncio.sleep(0)
 
     def _finish(self, request: ImageRequest, decision: Decision, finished: Finished) -> Picture:
-        """Keep the latents, and account for the picture."""
+        """Store the latents, and record the picture's account."""
         if finished.kept:
             self._retrieval.keep(
                 request.scope, request.prompt, request.embedding.vector, finished.kept
@@ -322,7 +323,7 @@ class Dispatcher:
             self._count_shadow(decision.instead_of)
 
     def _count_shadow(self, decision: Decision) -> None:
-        """Count what the policy would have done."""
+        """Count the decision that the policy would have made."""
         if decision.worker is None:
             self._metrics.shadow.labels("shed").inc()
             return
@@ -336,13 +337,13 @@ class Dispatcher:
 
 
 def _look_at(work: asyncio.Task[list[Picture]]) -> None:
-    """Asyncio logs errors that nobody looked at."""
+    """Retrieve the task's error, which asyncio would log otherwise."""
     if not work.cancelled():
         work.exception()
 
 
 def _outcome_of(error: BaseException) -> str:
-    """What is counted for every picture of a request that ended with an error."""
+    """The outcome to count for every picture of a request that failed."""
     if isinstance(error, Full | Shed):
         return "shed"
     if isinstance(error, Expired):

@@ -1,4 +1,4 @@
-"""Errors as the OpenAI API words them."""
+"""Errors in the OpenAI API's format."""
 
 from __future__ import annotations
 
@@ -14,7 +14,8 @@ from argus.server.schema import ArgusOptions, GenerationRequest
 
 
 class ApiError(HTTPException):
-    """An answer that is an error. `param` names the field to mend, `code` the kind for machines."""
+    """An error answer. `param` names the field to correct, `code` the kind of error for
+    programs."""
 
     def __init__(
         self,
@@ -48,7 +49,7 @@ def invalid(message: str, param: str | None) -> ApiError:
 
 
 def answer_errors(app: FastAPI) -> None:
-    """Give the app's every error OpenAI's form."""
+    """Answer every error of the app in OpenAI's format."""
 
     def answer(error: ApiError) -> JSONResponse:
         return JSONResponse(error.body, error.status_code, headers=error.headers)

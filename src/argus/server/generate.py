@@ -102,7 +102,7 @@ def image_request(
     tenant: str,
     on_preview: OnPreview | None = None,
 ) -> ImageRequest:
-    """What a client asks for, checked against the family that serves it. Raises ApiError."""
+    """The checked request of a client. Raises ApiError."""
     exact = service.family.exact
     if not body.prompt.strip():
         raise invalid("prompt is blank. Say what the picture shows.", "prompt")
@@ -166,7 +166,7 @@ def image_request(
 
 
 def _pinned(service: Service, body: GenerationRequest, options: ArgusOptions) -> str | None:
-    """The variant that the request pins, in one way or the other. Raises ApiError."""
+    """The variant that the request pins, by `model` or `argus.variant`. Raises ApiError."""
     variant = service.variant_of(body.model) if body.model else None
     if options.variant is None:
         return variant
@@ -184,7 +184,7 @@ def _pinned(service: Service, body: GenerationRequest, options: ArgusOptions) ->
 
 
 def report(service: Service, picture: Picture) -> PictureReport:
-    """How a picture was made, as its tenant may know it."""
+    """The report of how a picture was made, without other tenants' prompts."""
     request, decision, job = picture.request, picture.decision, picture.job
     assert decision.worker is not None
     neighbour, similarity = None, request.similarity

@@ -1,4 +1,4 @@
-"""Whether what a server keeps can be stored."""
+"""Tracks whether pictures, latents and other state can be stored."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ MOST_HUNG = 8  # probes of one kind; the pause doubles after each
 
 
 class StorageHealth:
-    """Knows which kinds of what is kept (pictures, latents, …) cannot be stored now.
+    """Tracks which kinds of state (pictures, latents, …) cannot be stored now.
 
-    Whoever fails to store something says so; that kind is then left alone until a probe of it
-    works, which a thread of its own tries every few seconds. Only changes are logged. For use from
-    one asyncio loop.
+    A failed write is reported by `failed`; nothing of that kind is written until a probe succeeds,
+    which runs every few seconds in a thread of its own. Only changes are logged. For use from one
+    asyncio loop.
     """
 
     def __init__(self) -> None:
@@ -31,8 +31,8 @@ class StorageHealth:
         self._recovering: dict[str, asyncio.Task[None]] = {}
 
     def add(self, kind: str, probe: Callable[[], None]) -> None:
-        """A kind, and what raises as long as nothing of that kind can be stored. The probe may
-        block or hang."""
+        """Add a kind with a probe, which raises as long as nothing of that kind can be stored. The
+        probe may block or hang."""
         self._probes[kind] = probe
         self._threads[kind] = Threads(f"{kind}-probe", 1, MOST_HUNG)
 
@@ -50,10 +50,10 @@ class StorageHealth:
         return self._recovering.keys().isdisjoint(kinds)
 
     def failed(self, kind: str, error: Exception) -> None:
-        """Something of a kind could not be stored."""
+        """Report that something of a kind could not be stored."""
         if kind in self._recovering:
             return
-        log.warning("Degraded: %s cannot be stored (%s), and are done without", kind, named(error))
+        log.warning("Degraded: %s cannot be stored (%s)", kind, named(error))
         self._recovering[kind] = asyncio.create_task(self._recover(kind))
 
     async def check(self, kind: str) -> None:

@@ -19,7 +19,7 @@ _LINE = re.compile(r"(?P<name>[\w.@-]{1,64})\s+(?P<hash>[0-9a-f]{64})")
 
 
 def read_keys(file: Path) -> dict[str, str]:
-    """The hash of every key by name. Raises BadRequest for a file that is not of that form."""
+    """The hash of every key by name. Raises BadRequest for a file of another form."""
     if not file.is_file():
         raise BadRequest(
             f"There is no API key file {file.absolute()}: make one with `argus key NAME`."
@@ -38,7 +38,7 @@ def read_keys(file: Path) -> dict[str, str]:
 
 
 def add_key(file: Path, name: str) -> str:
-    """Append a new key to `file` and give it; only its hash is kept.
+    """Append a new key to `file` and return it; only its hash is stored.
 
     Raises BadRequest for a name that is taken or has other characters than letters, digits, ._@-.
     """
@@ -85,5 +85,5 @@ class KeyRing:
 
 
 def _hash(key: str) -> str:
-    """SHA-256 does: the keys are 32 random bytes, so nobody can try them all."""
+    """SHA-256 is enough: the keys are 32 random bytes, too many to try."""
     return hashlib.sha256(key.encode()).hexdigest()

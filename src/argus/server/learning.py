@@ -1,4 +1,4 @@
-"""Measures what served pictures were worth, notices when predictions drift, and trains anew."""
+"""Measures the quality of served pictures, detects drift of predictions, and retrains."""
 
 from __future__ import annotations
 
@@ -48,8 +48,8 @@ COMMAND = (sys.executable, "-c", "from argus.cli.main import main; main()")
 
 
 class Learning:
-    """Takes a share of the approximate pictures that were served; while workers idle, has each
-    made again exactly, scores both and keeps the sample. For use from one asyncio loop."""
+    """Samples a share of the served approximate pictures. While workers are idle, makes the exact
+    picture of each, scores both and stores the sample. For use from one asyncio loop."""
 
     def __init__(
         self,
@@ -77,7 +77,7 @@ class Learning:
         self.drift = _drift_of(predictions.predictor)
 
     def saw(self, picture: Picture) -> None:
-        """A picture was served."""
+        """Sample a served picture, perhaps, and test its prompt for drift."""
         predictor, request = self._predictions.predictor, picture.request
         if predictor is None:
             return
@@ -101,7 +101,7 @@ class Learning:
             self._waiting.append(picture)
 
     async def run(self) -> None:
-        """Measure while workers idle, for ever."""
+        """Measure sampled pictures while workers are idle; does not return."""
         while True:
             await asyncio.sleep(LOOK_S)
             if not self._waiting or not self._fleet.idle:
@@ -112,7 +112,8 @@ class Learning:
                 log.warning("A served picture could not be measured (%s)", type(error).__name__)
 
     async def measure(self, picture: Picture) -> Sample | None:
-        """Make a served picture's exact twin and compare them; None if no worker can now."""
+        """Make a served picture's exact twin and compare them; None if no worker has the exact
+        model."""
         table, exact = self._model.table, self._model.family.exact
         prompt, seed = picture.request.prompt, picture.job.seed
         cluster = self._fleet.cluster()
@@ -147,7 +148,7 @@ class Learning:
         return sample
 
     async def _store(self, sample: Sample) -> None:
-        """Keep a sample for the next training, if it can be stored."""
+        """Store a sample for the next training, if possible."""
         if not self._health.works(SAMPLES):
             return
         try:
@@ -161,7 +162,8 @@ class Learning:
         self._samples.add(sample)
 
     def _saw(self, sample: Sample, current: bool) -> None:
-        """A sample, and whether the predictor in force predicted it."""
+        """Test a new sample for drift; `current` says whether the predictor in force predicted
+        it."""
         self._since_training += 1
         self._metrics.measured.labels(sample.variant).observe(sample.quality)
         if sample.predicted is not None:
@@ -181,7 +183,7 @@ class Learning:
         self._alarmed = (self._alarmed | {test}) if drifted else (self._alarmed - {test})
 
     def retrain(self, why: str) -> asyncio.Task[None]:
-        """Train in a process of its own, unless that is under way."""
+        """Train in a process of its own, unless a training is running."""
         if self._training is None or self._training.done():
             log.warning("Training the predictor anew: %s", why)
             self._since_training = 0
@@ -220,7 +222,7 @@ class Learning:
             await self._writing.run(lambda: shutil.rmtree(aside), REPLACE_LIMIT_S)
 
     async def _adopt(self, aside: Path) -> None:
-        """Put a trained predictor in force, and where the next start finds it."""
+        """Use a trained predictor, and save it where the next start finds it."""
 
         def replaced() -> Predictor:
             found = Predictor.load(aside, self._model.made_for)
@@ -271,8 +273,8 @@ def _drift_of(predictor: Predictor | None) -> Drift:
 
 
 def _harmless(said: str) -> str:
-    """Of what a training said: a sentence for who runs it, or where it failed, and no messages that
-    may quote prompts."""
+    """The lines of a training's output that name an error or a place in the code: none that may
+    quote prompts."""
     kept = ("Error:", "  File ")
     return "\n".join([line for line in said.splitlines() if line.startswith(kept)][-10:])
 

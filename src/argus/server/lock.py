@@ -1,4 +1,4 @@
-"""One server a data folder."""
+"""A data folder serves one server at a time."""
 
 from __future__ import annotations
 
@@ -19,14 +19,15 @@ NAME = "server.lock"
 
 
 class DataLock:
-    """Holds a data folder for this process until it ends, however it ends, or releases it.
+    """Locks a data folder for this process until it ends, in any way, or releases the lock.
 
-    The lock is the kernel's, on a file in the folder; what the file says is who took it last. On
+    The lock is the kernel's, on a file in the folder; the file's text names the last holder. On
     Windows nothing is locked.
     """
 
     def __init__(self, folder: Path) -> None:
-        """Raises InUse if another process holds the folder, BadRequest if there can be none."""
+        """Raises InUse if another process has the folder, BadRequest if the folder cannot be
+        made."""
         file = folder.absolute() / NAME
         try:
             file.parent.mkdir(parents=True, exist_ok=True)
@@ -66,7 +67,7 @@ def _lock(file: int) -> None:
 
 
 def _said(file: int) -> str:
-    """Who holds the file, as it says itself; empty if its disk was full."""
+    """The holder that the file names; empty if its disk was full."""
     try:
         facts = json.loads(os.pread(file, 4096, 0))
         return f" (pid {facts['pid']} on {facts['host']}, since {facts['since']})"

@@ -1,4 +1,4 @@
-"""The server's log. What users ask for is not in it, whatever fails."""
+"""The server's log. It never contains users' prompts."""
 
 from __future__ import annotations
 
@@ -27,8 +27,7 @@ class WithoutMessages(logging.Formatter):
 
 
 def set_up(level: str) -> None:
-    """Log to stderr at `level`, the libraries at most at info and where they are chatty at
-    warning."""
+    """Log to stderr at `level`; libraries at info at most, some at warning."""
     handler = logging.StreamHandler()
     handler.setFormatter(WithoutMessages("%(asctime)s %(levelname)s %(name)s: %(message)s"))
     logging.basicConfig(level=max(logging.INFO, _number(level)), handlers=[handler])
@@ -58,8 +57,8 @@ def _access(record: logging.LogRecord) -> bool:
 
 
 def log_unhandled(_: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
-    """What the event loop does with errors that nobody awaited: as by default, but asyncio's own
-    quotes them."""
+    """Log an error that no task awaited, without its message, which asyncio's handler would
+    print."""
     error = context.get("exception")
     told = "" if error is None else f"\n{traced(error)}"
     what = context["message"].partition("(")[0]  # asyncio names a callback with its arguments

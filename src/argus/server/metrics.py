@@ -1,4 +1,4 @@
-"""What the server counts and times, for Prometheus."""
+"""The server's counters, gauges and histograms, for Prometheus."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ _QUALITY = (-0.5, 0, 0.25, 0.5, 0.7, 0.8, 0.9, 0.95, 1, 1.05, 1.25, 1.5)
 
 
 class Metrics:
-    """One registry a server, so that several live in one process."""
+    """One registry for each server, so that a process can have several."""
 
     def __init__(self) -> None:
         self.registry = registry = CollectorRegistry()

@@ -1,4 +1,4 @@
-"""What happens to every request before it is understood: its body is limited, it is counted."""
+"""Middleware: limits bodies, counts answers, and ends connections at shutdown."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ CLIENT_LEFT = 499  # nobody reads it; nginx's number for the metrics
 
 
 class BodyLimit:
-    """Counts a body while it is read, and refuses it past `limit` bytes."""
+    """Refuses a body of more than `limit` bytes while it is read."""
 
     def __init__(self, app: ASGIApp, limit: int) -> None:
         self._app, self._limit = app, limit

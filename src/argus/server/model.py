@@ -1,4 +1,4 @@
-"""The family a server serves: where its weights are, what they cost, what marks their latents."""
+"""The family that a server serves: folders of weights, costs, and the scope of its latents."""
 
 from __future__ import annotations
 
@@ -30,13 +30,13 @@ CPU_WORKERS = 2  # one stays with the exact model while the other moves
 
 @dataclass(frozen=True)
 class ServedFamily:
-    """A family with its models' folders. `id` names the exact model's weights, so that latents of
-    others never match.
+    """A family with its models' folders. `id` names the exact model's weights, so that other
+    models' latents never match.
 
     `table` has the variants that are served, `models` what a worker loads for each of the table's,
-    `devices` where each worker is. Without a `predictor` nobody knows what a prompt can bear;
-    without a profile the table's costs are guesses (`profiled`). `made_for` is the fingerprint of
-    what predictors are trained for.
+    `devices` where each worker is. Without a `predictor` qualities are unknown; without a profile
+    the table's costs are guesses (`profiled`). `made_for` is the fingerprint of what predictors are
+    trained for.
     """
 
     family: Family
@@ -96,18 +96,18 @@ class ServedFamily:
 
     @property
     def folder(self) -> Path:
-        """Where the exact model and its text encoder are."""
+        """The folder of the exact model and its text encoder."""
         return self.folders[self.family.exact.model]
 
     @property
     def variants(self) -> dict[str, Variant]:
-        """Those of the family's variants that are served."""
+        """The family's variants that are served."""
         return self.family.variants
 
     def scope(
         self, namespace: str, width: int, height: int, guidance: float, negative_prompt: str
     ) -> Scope:
-        """What latents of an exact run with these settings are kept under."""
+        """The cache scope of an exact run with these settings."""
         exact = self.family.exact
         return Scope(
             namespace, self.id, exact.sampler, width, height, exact.steps, guidance,
@@ -115,12 +115,12 @@ class ServedFamily:
         )  # fmt: skip
 
     def model_at(self, number: int, model: int) -> Model:
-        """What worker `number` loads for the table's `model`."""
+        """The model that worker `number` loads for the table's `model`."""
         return replace(self.models[model], device=self.devices[number])
 
 
 def _samplers(family: Family) -> dict[str, str]:
-    """The one sampler that each model is loaded with: its first variant's."""
+    """The sampler that each model is loaded with: that of its first variant."""
     samplers: dict[str, str] = {}
     for variant in family.variants.values():
         samplers.setdefault(variant.model, variant.sampler)
@@ -128,7 +128,7 @@ def _samplers(family: Family) -> dict[str, str]:
 
 
 def profile_of(settings: Settings, family: Family, device: str) -> Profile | None:
-    """What was measured of the family on such a device, if it was.
+    """The family's profile on such a device, or None.
 
     Raises ModelError for a profile that cannot be read or is of another family.
     """
@@ -148,16 +148,16 @@ def profile_of(settings: Settings, family: Family, device: str) -> Profile | Non
 
 
 def _best_batch(profile: Profile | None, model: str) -> int:
-    """As many pictures at once as the profile finds worth it; the engine's limit without one."""
+    """The largest batch that the profile finds useful; the engine's limit without a profile."""
     return MAX_BATCH if profile is None else profile.models[model].best_batch
 
 
 def _predictor(
     settings: Settings, family: Family, made_for: str
 ) -> tuple[Predictor | None, Path | None]:
-    """The predictor and its folder: what a server trained itself before what ships.
+    """The predictor and its folder: one that the server trained, else the one that ships.
 
-    Raises ModelError for one that was asked for and cannot be used.
+    Raises ModelError for a configured one that cannot be used.
     """
     if settings.predictor is not None:
         return Predictor.load(settings.predictor, made_for), settings.predictor

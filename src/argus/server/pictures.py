@@ -1,4 +1,4 @@
-"""Pictures as files, and for a while under URLs nobody can guess."""
+"""Pictures as files, served for a limited time under URLs that cannot be guessed."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def encode_picture(image: Image.Image, output_format: str) -> bytes:
 
 
 class PictureStore:
-    """A folder of pictures, each of which can be had for `ttl_s` seconds."""
+    """A folder of pictures, each of which can be read for `ttl_s` seconds."""
 
     def __init__(self, folder: Path, ttl_s: float, clock: Callable[[], float] = time.time) -> None:
         self._folder, self._ttl_s, self._clock = folder, ttl_s, clock
@@ -41,7 +41,7 @@ class PictureStore:
         folder.mkdir(parents=True, exist_ok=True)
 
     def put(self, data: bytes, output_format: str) -> str:
-        """Save a picture's file and give its name. Raises OSError."""
+        """Save a picture's file and return its name. Raises OSError."""
         name = f"{secrets.token_urlsafe(24)}.{output_format}"
         self._largest = max(self._largest, len(data))
         with written_aside(self._folder / name) as aside:
@@ -53,7 +53,7 @@ class PictureStore:
         try_writing(self._folder / "probe", max(ROOM * self._largest, LEAST_ROOM_BYTES))
 
     def get(self, name: str) -> bytes | None:
-        """A picture's file, or None if there is none or its time is over."""
+        """A picture's file, or None if it does not exist or has expired."""
         if _NAME.fullmatch(name) is None:
             return None
         path = self._folder / name
@@ -63,8 +63,7 @@ class PictureStore:
             return None
 
     def sweep(self) -> None:
-        """Delete what has expired. Raises OSError for the first that cannot be, once all have been
-        tried."""
+        """Delete expired pictures. Raises the first OSError, after all have been tried."""
         failed: OSError | None = None
         for path in self._folder.iterdir():
             try:
@@ -82,7 +81,7 @@ class PictureStore:
 
 
 class Pictures:
-    """A picture store as requests see it: a disk that is full or hangs keeps none waiting."""
+    """A picture store for asyncio: no request waits for a disk that is full or hangs."""
 
     def __init__(self, store: PictureStore, health: StorageHealth) -> None:
         self._store, self._health = store, health
@@ -104,12 +103,12 @@ class Pictures:
             return None
 
     async def get(self, name: str) -> bytes | None:
-        """A picture's file, or None if there is none or its time is over.
+        """A picture's file, or None if it does not exist or has expired.
 
         Raises OSError or TooManyHang if it cannot be read.
         """
         return await self._reading.run(lambda: self._store.get(name), READ_LIMIT_S)
 
     async def sweep(self) -> None:
-        """Delete what has expired. Raises OSError; ends when the store does, if it hangs."""
+        """Delete expired pictures. Raises OSError; waits as long as the store hangs."""
         await self._sweeping.run(self._store.sweep)

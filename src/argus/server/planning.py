@@ -1,4 +1,4 @@
-"""Plans for real workers: looks at the load by the clock, asks for plans, and has workers moved."""
+"""Plans for real workers: measures the load every window, computes plans, and applies them."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ log = logging.getLogger(__name__)
 
 
 class Planning:
-    """Drives a controller with the wall's clock and a fleet. `changed` is set when a worker comes
-    or goes.
+    """Drives a controller with the monotonic clock and a fleet. `changed` is set when a worker
+    starts or dies.
 
-    `usable` gives the share of cached latents that come in time. With `moves` off the workers hold
-    what they hold, and the policy routes as if they held what it planned: their queues are those of
-    exact pictures, longer than its own would be.
+    `usable` returns the share of fetches that bring latents in time. Without `moves` (shadow mode)
+    workers keep their models, and the policy routes as if its plan were applied; the queues that it
+    sees are those of exact pictures, longer than its own would be.
     """
 
     def __init__(
@@ -39,15 +39,15 @@ class Planning:
         self.changed = asyncio.Event()
 
     def cluster(self) -> Cluster:
-        """The workers as the policy sees them."""
+        """The cluster state that the policy sees."""
         cluster = self._fleet.cluster()
         if self._planned:
             cluster.models = self._planned
         return cluster
 
     async def run(self) -> None:
-        """Plan every window, and at once when the controller or a worker gives reason to; does not
-        end. Looks and windows go by the clock: a plan that a worker caused moves neither."""
+        """Plan at every window, and at once when the controller or a worker's change requires it;
+        does not return. A plan between two windows does not move the windows."""
         controller, looks = self.controller, 0
         at = time.monotonic() + controller.look_s
         while True:
@@ -68,7 +68,7 @@ class Planning:
                 log.exception("A plan failed; the last one stays")
 
     def plan(self) -> None:
-        """Ask the policy what the workers are to hold, and have them hold it."""
+        """Compute the policy's placement of models, and apply it."""
         fleet, metrics = self._fleet, self._metrics
         plan = self.controller.plan(
             fleet.cluster(),

@@ -1,4 +1,5 @@
-"""The predictor in force, in the order of the table; another may take its place at any time."""
+"""The predictor in force, with its variants in the table's order; it may be replaced at any
+time."""
 
 from __future__ import annotations
 
@@ -10,8 +11,8 @@ from argus.quality.predictor import Prediction, Predictor
 
 
 class Predictions:
-    """Without a predictor it predicts nothing. `number` counts the predictors that were in force:
-    it says which of them predicted something."""
+    """Predicts nothing without a predictor. `number` counts the predictors so far, and identifies
+    the one that made a prediction."""
 
     def __init__(self, predictor: Predictor | None, table: VariantTable) -> None:
         self._variants = table.variants
@@ -30,7 +31,7 @@ class Predictions:
         self.number += 1
 
     def predict(self, vector: Vector, similarity: float | None) -> Prediction | None:
-        """Of every variant of the table (v,)."""
+        """The prediction for every variant of the table (v,)."""
         if self._predictor is None:
             return None
         found = self._predictor.predict(vector, similarity)

@@ -1,4 +1,4 @@
-"""What is known of a request before it is decided how its pictures are made."""
+"""Prepares a request for the decision: deadline, embedding, neighbours, predictions."""
 
 from __future__ import annotations
 
@@ -25,11 +25,11 @@ T = TypeVar("T")
 
 
 class Preparation:
-    """Steps 1 to 4 of a request's way: its deadline, its prompt's embedding and neighbours, and
-    what is predicted of every variant.
+    """Sets a request's deadline, its prompt's embedding and neighbours, and the predicted quality
+    of every variant.
 
-    `encoder` and `router` may still be on their way; requests wait for them. `rollout` is the share
-    of requests that the policy decides; the others are made exactly.
+    `encoder` and `router` may not be set yet; requests wait for them. `rollout` is the share of
+    requests that the policy decides; the others are made exactly.
     """
 
     def __init__(
@@ -47,7 +47,7 @@ class Preparation:
         self._rollout, self._timeout_s = rollout, timeout_s
 
     async def prepare(self, request: ImageRequest) -> list[ImageRequest]:
-        """Fill in a request; gives one for each of its pictures."""
+        """Prepare a request; returns one request for each of its pictures."""
         request.arrived_s = time.monotonic()
         encoder = await asyncio.shield(asyncio.wrap_future(self._encoder))
         router = await asyncio.shield(asyncio.wrap_future(self._router))
@@ -109,7 +109,7 @@ class Preparation:
 
 
 async def timed(awaitable: Awaitable[T]) -> tuple[T, float]:
-    """What is awaited, and the milliseconds it took."""
+    """The awaited result, and the milliseconds it took."""
     begun = time.perf_counter()
     result = await awaitable
     return result, 1000 * (time.perf_counter() - begun)

@@ -1,4 +1,4 @@
-"""A request as the server carries it through, the picture it becomes, and why it may not."""
+"""A request in the server, its finished picture, and the errors that end or reroute it."""
 
 from __future__ import annotations
 
@@ -85,7 +85,7 @@ class ImageRequest(Request):
 
     @property
     def pinned(self) -> bool:
-        """Whether the request itself says how its pictures are made."""
+        """Whether the request pins a variant or a number of steps."""
         return self.pinned_variant is not None or self.pinned_steps is not None
 
     @property
@@ -106,7 +106,7 @@ class ImageRequest(Request):
         return pictures
 
     def show(self, index: int, image: Image.Image) -> None:
-        """Hand up an unfinished picture; one that is made again shows nothing twice."""
+        """Pass on a preview; a picture that is made again shows none twice."""
         if index > self.shown and self.on_preview is not None:
             self.shown = index
             self.on_preview(index, image)
@@ -157,7 +157,7 @@ class Picture:
 
 
 class Shed(Exception):
-    """No worker can meet the deadline; `retry_after_s` is when one should."""
+    """No worker can meet the deadline; one should after `retry_after_s`."""
 
     def __init__(self, reason: str, retry_after_s: int) -> None:
         super().__init__(f"This request was shed: {reason}.")
@@ -165,11 +165,11 @@ class Shed(Exception):
 
 
 class Closed(Exception):
-    """The server ends, and with it whatever it had not answered."""
+    """The server ended before it answered."""
 
 
 class Full(Exception):
-    """No room for more pictures; `retry_after_s` is when there should be."""
+    """The queue is full; it should have room after `retry_after_s`."""
 
     def __init__(self, waiting: int, limit: int, retry_after_s: int) -> None:
         super().__init__(f"{waiting} pictures are waiting or running, and {limit} may.")

@@ -1,4 +1,4 @@
-"""The cache as a request sees it: never in the way."""
+"""The cache for asyncio: its failures and delays cost a request its shortcut and nothing else."""
 
 from __future__ import annotations
 
@@ -32,18 +32,18 @@ COUNT_AFTER_S = 1.0  # the uses of latents are written together
 READERS = 4
 MOST_STORING = 256
 LATENTS, CATALOGUE = "latents", "catalogue"
-# what cannot be stored of one request, while others can: IntegrityError where another process has
-# just stored the same
+# errors of one request's data, which say nothing about the store; IntegrityError: another process
+# has just stored the same
 OF_ONE_REQUEST = (IntegrityError, DataError, LookupError, ValueError)
 
 
 class Retrieval:
-    """Asks the cache from an asyncio loop. What it cannot find, read or store in time is done
-    without, and logged; nothing is raised. What could not be stored is not tried again until
-    `health` says that it can be.
+    """Uses the cache from an asyncio loop. Failures and timeouts are logged, never raised: a search
+    then finds nothing, a fetch returns None, latents are not stored. After a failed write, writes
+    stop until `health` reports that the store works.
 
-    Searches, fetches and storing have threads of their own: none waits for another, and calls that
-    hang hold up neither later ones nor the end of the process.
+    Searches, fetches and writes have separate threads: none waits for another, and calls that hang
+    delay neither later calls nor the end of the process.
     """
 
     def __init__(self, cache: ApproximateCache, health: StorageHealth | None = None) -> None:
@@ -67,17 +67,17 @@ class Retrieval:
 
     @property
     def shut(self) -> bool:
-        """Whether the latent store is given up for now: nothing that needs latents makes sense."""
+        """Whether the circuit breaker is open: fetches fail at once."""
         return self._breaker.open
 
     @property
     def failing(self) -> bool:
-        """Whether the latent store was given up and has not been found to answer since."""
+        """Whether the breaker opened and no fetch has succeeded since."""
         return self._breaker.failing
 
     @property
     def storing(self) -> int:
-        """Full runs whose latents are not stored yet."""
+        """Number of full runs whose latents are not stored yet."""
         return len(self._storing)
 
     async def load(self) -> None:
@@ -120,7 +120,7 @@ class Retrieval:
         return pack(latents)
 
     async def _count(self, after_s: float = 0.0) -> None:
-        """Write down which latents were fetched."""
+        """Write the counts of fetched latents to the catalogue."""
         await asyncio.sleep(after_s)
         if not self._health.works(CATALOGUE):
             return  # they are remembered
@@ -130,15 +130,15 @@ class Retrieval:
             self._health.failed(CATALOGUE, error)
 
     async def watch(self, limit_s: float) -> None:
-        """See now and then whether a store that failed answers again, within `limit_s` seconds;
-        does not end."""
+        """Probe a store that failed now and then, for at most `limit_s` seconds; does not
+        return."""
         while True:
             await asyncio.sleep(PROBE_S)
             if self._breaker.doubted and not self._breaker.open:
                 await self._asked(self._cache.probe, limit_s)
 
     async def _asked(self, read: Callable[[], T], limit_s: float) -> T | None:
-        """What a reader of the store returns; None if it fails or takes too long."""
+        """The result of a read from the store; None if it fails or takes too long."""
         trial = self._breaker.begin()
         try:
             result = await self._fetching.run(read, min(limit_s, LIMIT_S))
@@ -154,8 +154,8 @@ class Retrieval:
         return result
 
     def keep(self, scope: Scope, prompt: str, vector: Vector, packed: Mapping[int, bytes]) -> None:
-        """Store a full run's latents behind its answer, unless that is known to fail or too many
-        wait for it already."""
+        """Store a full run's latents in the background, unless the store is known to fail or too
+        many runs wait already."""
         if not self._health.works(LATENTS, CATALOGUE):
             return
         if self.storing >= MOST_STORING:
@@ -182,8 +182,8 @@ class Retrieval:
         task.add_done_callback(self._storing.discard)
 
     async def close(self, limit_s: float) -> None:
-        """Wait for what is being stored and for uses to be counted, but no longer than `limit_s`
-        seconds; drop the rest."""
+        """Wait up to `limit_s` seconds for writes to finish and uses to be counted; drop the
+        rest."""
         if self._count_later is not None:
             self._count_later.cancel()
         last = {*self._storing, asyncio.create_task(self._count())}

@@ -1,5 +1,5 @@
-"""Which variant and worker serve a request: what it pins, what a rollout leaves exact, or what the
-policy decides."""
+"""Decides variant and worker of a request: the pinned variant, the exact one outside a rollout's
+share, or the policy's choice."""
 
 from __future__ import annotations
 
@@ -35,8 +35,8 @@ FUTURE = ("oracle",)  # they know what is to come
 
 
 class Router:
-    """Decides for requests that are prepared. There is one once workers work; `classes` are the SLO
-    classes that it promises."""
+    """Decides for prepared requests. The server makes it once workers are ready; `classes` are the
+    SLO classes in force."""
 
     def __init__(
         self,
@@ -60,8 +60,8 @@ class Router:
         self._exact_model: list[bool] = same.tolist()
 
     def arrived(self, request: ImageRequest) -> None:
-        """Count a request into what plans are made for. One that is not governed is made exactly
-        whatever the policy says; a pinned one is no matter of plans."""
+        """Count a request as demand for the planner. One that is not governed counts as exact
+        demand; a pinned one is not counted."""
         if request.pinned:
             return
         self._update(request, self._stored(request))
@@ -70,10 +70,10 @@ class Router:
         self._controller.arrived(request)
 
     async def decide(self, request: ImageRequest) -> Decision:
-        """The variant and worker of a request; no worker if it is to be shed.
+        """The decision for a request; its worker is None if the request is to be shed.
 
-        Raises Expired for one that was routed anew for lack of time and has none left for anything
-        else, and WorkerError when nobody holds the model of a variant that must be.
+        Raises Expired for a request that was routed again for lack of time and fits no variant, and
+        WorkerError when no worker can hold the model of a pinned variant.
         """
         stored = self._stored(request)
         if request.pinned:
@@ -103,8 +103,8 @@ class Router:
         return decision
 
     def _best_effort(self, request: ImageRequest, reason: str) -> Decision:
-        """The best picture that a worker can make now, however late: better than none, where no
-        other request waits."""
+        """The best picture that a worker can make now, even if late, when no other request is
+        queued."""
         cluster = self._fleet.cluster()
         held, model = set(cluster.models), self._table.model.tolist()
         able = [v for v, allowed in enumerate(request.allowed) if allowed and model[v] in held]
@@ -114,8 +114,8 @@ class Router:
         return Decision(best, first_free(cluster, model[best]), reason, best_effort=True)
 
     async def _held(self, variant: str, reason: str, request: ImageRequest) -> Decision:
-        """A decision whatever the policy says, for the worker that holds the variant's model and is
-        free first; one loads it if none does."""
+        """A decision without the policy, for the worker with the variant's model that is free
+        first; a worker loads the model if none has it."""
         v = self._numbers[variant]
         model = int(self._table.model[v])
         if model not in self._fleet.targets:
@@ -137,8 +137,8 @@ class Router:
     async def replacement(
         self, request: ImageRequest, decision: Decision, image: Image.Image
     ) -> str | None:
-        """The variant that is to replace a picture by the policy's judgement; None if the picture
-        will do or cannot be judged, and for policies that judge none.
+        """The variant that replaces a picture which the policy rejects; None if it accepts the
+        picture, the picture cannot be scored, or the policy reviews no pictures.
 
         Raises WorkerError where the family has no scorer or no predictor.
         """
@@ -158,7 +158,7 @@ class Router:
         return None if found is None else self._table.variants[found]
 
     def retry_after_s(self, request: ImageRequest) -> int:
-        """Seconds until the queues should be short enough for a request like this one."""
+        """Estimated seconds until the queues are short enough for such a request."""
         wait_s = shortest_wait_s(self._fleet.cluster()) or 0.0
         cheapest_s = request.size_factor * float(self._table.alone_s.min())
         slack_s = request.slack_s if math.isfinite(request.slack_s) else 0.0
@@ -170,14 +170,14 @@ class Router:
         return float(alone[EXACT].min() - alone[variant].min()) * self._fleet.scale
 
     def _stored(self, request: ImageRequest) -> Sequence[int]:
-        """The K of the neighbour's latents that may be fetched."""
+        """The steps K for which the neighbour's latents can be fetched."""
         if request.neighbour is None or request.latents_unusable:
             return ()
         return request.neighbour.skips
 
     def _update(self, request: ImageRequest, stored: Sequence[int]) -> None:
-        """Fill in what the policy needs to know: which variants can serve the request, with the
-        latents that are `stored`, and their predicted quality."""
+        """Set what the policy needs: the variants that can serve the request, given the `stored`
+        latents, and their predicted quality."""
         told, neighbour = request.prediction, request.neighbour
         allowed = [not k or k in stored for k in self._skips]
         least = max(request.least_quality, request.slo_class.floor)
@@ -196,7 +196,7 @@ class Router:
             request.quality = np.nan_to_num(told.mean, nan=0.0).tolist()
 
     def _would_be(self, decision: Decision, request: ImageRequest) -> str:
-        """What the policy would have done, where it does not decide."""
+        """The decision that the policy would have made, for requests that it does not govern."""
         if decision.worker is None:
             return f"shadow: Argus would have shed this request: {decision.reason}"
         told = request.prediction
@@ -205,13 +205,15 @@ class Router:
 
 
 def shortest_wait_s(cluster: Cluster) -> float | None:
-    """Seconds of the variant table until a worker that serves runs one more; None if none does."""
+    """Least seconds (of the variant table) until a serving worker can start one more request; None
+    if no worker serves."""
     waits = [wait for wait, held in zip(cluster.wait_s, cluster.models, strict=True) if held >= 0]
     return min(waits, default=None)
 
 
 def live_policy(name: str, table: VariantTable, slos: Sequence[Slo]) -> Policy:
-    """Raises BadRequest for a policy that there is not, or that knows the future."""
+    """The policy of a name. Raises BadRequest for an unknown one, and one that needs future
+    arrivals."""
     if name in FUTURE:
         raise BadRequest(f"The policy {name!r} knows the future: simulate it (`argus simulate`).")
     return new_policy(name, table, slos)

@@ -1,4 +1,4 @@
-"""Runs the server until it is told to stop."""
+"""Runs the server until it is signalled to stop."""
 
 from __future__ import annotations
 
@@ -32,9 +32,10 @@ LOOK_S = 0.02
 
 
 class Server(uvicorn.Server):
-    """Leaves in steps: `/ready` answers 503 for `drain_s`, new requests do for `grace_s` or until
-    the accepted ones are answered, what is left is failed, and the process ends. SIGTERM begins
-    with the first step and SIGINT with the second; each further signal goes on to the next one."""
+    """Shuts down in steps: for `drain_s`, `/ready` answers 503 and requests are served; for up to
+    `grace_s`, new requests are refused until the accepted ones are answered; then the rest fails
+    and the process ends. SIGTERM begins with the first step, SIGINT with the second; each further
+    signal skips to the next."""
 
     def __init__(self, config: uvicorn.Config, service: Service) -> None:
         super().__init__(config)
@@ -60,7 +61,7 @@ class Server(uvicorn.Server):
             log.info("Serving on http://%s:%d", host, port)
 
     async def on_tick(self, counter: int) -> bool:
-        """Also stop when the worker says that it can never work."""
+        """Also stop when no worker can ever work."""
         if self._service.ready and not self._said_ready:
             self._said_ready = True
             log.info("Ready: the model is loaded")
@@ -90,7 +91,7 @@ class Server(uvicorn.Server):
         self.should_exit = True
 
     def _unsent(self) -> bool:
-        """Whether a client has not read its answer to the end."""
+        """Whether a client has not read all of its answer."""
         transports = [connection.transport for connection in self.server_state.connections]
         return any(transport and transport.get_write_buffer_size() for transport in transports)
 
@@ -101,7 +102,7 @@ class Server(uvicorn.Server):
         self._hurry = False
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
-        """Answer what is left, then close the connections."""
+        """Answer the remaining requests, then close the connections."""
         self._end_within(END_S)
         await self._service.close()
         await super().shutdown(sockets)
@@ -116,13 +117,13 @@ class Server(uvicorn.Server):
         self._timers.append(_timer(limit_s, end))
 
     def ended(self) -> None:
-        """The process goes on with something else."""
+        """Cancel the timers that would end the process."""
         for timer in self._timers:
             timer.cancel()
 
 
 def exit_within(limit_s: float, status: int) -> None:
-    """End the process with a status after so long, even if threads of it keep Python waiting."""
+    """End the process with a status after `limit_s`, even if a thread of it hangs."""
     _timer(limit_s, lambda: _exit(status))
 
 

@@ -1,6 +1,6 @@
-"""Measured truth: what served pictures were really worth, kept beside the cache's catalogue.
+"""Samples: the measured quality of served pictures, stored in the catalogue's database.
 
-The latest `KEPT`, of requests that let their prompts be kept.
+The newest `KEPT`, of requests whose prompts may be stored.
 """
 
 from __future__ import annotations
@@ -37,11 +37,11 @@ _samples = sa.Table(
 
 @dataclass(frozen=True)
 class Sample:
-    """A served picture beside the exact one of its prompt and seed, and whose it is.
+    """A served picture's quality beside the exact picture of its prompt and seed.
 
     `score` and `s_exact` are the scorer's, `quality` is 1 + (score - s_exact) / mean gain;
-    `predicted` and `low` were predicted. `made_for` is the fingerprint of the family, `at` seconds
-    since the epoch.
+    `predicted` and `low` are the prediction's mean and bound. `made_for` is the fingerprint of the
+    family, `at` seconds since the epoch.
     """
 
     namespace: str
@@ -59,7 +59,7 @@ class Sample:
 
 
 class Samples:
-    """In the database that `url` names. Safe to call from any thread."""
+    """The samples in the database at `url`. Safe to call from any thread."""
 
     def __init__(self, url: str) -> None:
         self._engine = new_engine(url)
@@ -67,7 +67,7 @@ class Samples:
         _meta.create_all(self._engine)
 
     def _drop_nameless(self) -> None:
-        """Remove what earlier versions kept: nobody could say whose those prompts are."""
+        """Remove samples of earlier versions, which have no namespace."""
         known = sa.inspect(self._engine)
         if known.has_table(_samples.name):
             columns = {column["name"] for column in known.get_columns(_samples.name)}
@@ -75,7 +75,7 @@ class Samples:
                 _samples.drop(self._engine)
 
     def add(self, sample: Sample, kept: int = KEPT) -> None:
-        """Keep one, and of all the newest `kept`."""
+        """Add a sample, and remove all but the newest `kept`."""
         oldest = sa.select(_samples.c.id).order_by(_samples.c.id.desc()).offset(kept).limit(1)
         with self._engine.begin() as connection:
             connection.execute(_samples.insert().values(**asdict(sample)))
@@ -84,8 +84,8 @@ class Samples:
                 connection.execute(_samples.delete().where(_samples.c.id <= last))
 
     def remove(self, namespace: str | None = None, prompt: str | None = None) -> int:
-        """Remove those of a namespace, of a prompt, or of both; gives how many there were. With
-        nothing given, all go."""
+        """Remove the samples of a namespace, of a prompt, or of both, or all samples; returns how
+        many were removed."""
         given = {"namespace": namespace, "prompt": prompt}
         those = [_samples.c[name] == value for name, value in given.items() if value is not None]
         with self._engine.begin() as connection:

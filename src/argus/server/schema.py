@@ -1,4 +1,4 @@
-"""What the API takes and gives: the OpenAI Images API, and an `argus` object for what is ours."""
+"""The API's bodies: the OpenAI Images API, and an `argus` object for Argus's own fields."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ MAX_PICTURES = 10
 
 
 class ArgusOptions(BaseModel):
-    """What is asked of Argus beyond the OpenAI API."""
+    """Options beyond the OpenAI API."""
 
     model_config = ConfigDict(extra="forbid", strict=True)
 

@@ -16,7 +16,8 @@ if TYPE_CHECKING:
 
 
 class ScoringThread:
-    """Scores pictures by the family's scorer, in a thread; it is loaded when it is first needed."""
+    """Scores pictures by the family's scorer, in a thread. The scorer is loaded at the first
+    use."""
 
     def __init__(self, model: ServedFamily) -> None:
         self._spec = model.family.scorer

@@ -1,4 +1,4 @@
-"""All a server is made of, put together from its settings."""
+"""Builds a server's parts from its settings, and starts and stops them."""
 
 from __future__ import annotations
 
@@ -108,7 +108,7 @@ class Service:
 
     @property
     def model_names(self) -> list[str]:
-        """What a request may name: the family, or one of its variants."""
+        """The names that a request's `model` may have: the family, and its variants."""
         name = self.family.name
         return [name, *(f"{name}/{variant}" for variant in self.model.variants)]
 
@@ -148,7 +148,7 @@ class Service:
         return sides
 
     def unavailable(self) -> ApiError:
-        """Why no picture can be made now."""
+        """The error that says why no picture can be made now."""
         if self.leaving:
             return ApiError(
                 503, "The server is shutting down: ask again.", "shutting_down",
@@ -161,7 +161,7 @@ class Service:
 
     @property
     def problem(self) -> Exception | None:
-        """What keeps this server from ever making a picture."""
+        """The error that keeps this server from ever making a picture, or None."""
         for loading in (self._encoder, self._router):
             failed = loading.exception() if loading.done() else None
             if isinstance(failed, Exception):
@@ -175,18 +175,18 @@ class Service:
 
     @property
     def degraded(self) -> list[str]:
-        """What cannot be stored now, or not be read (latents). Requests are served without."""
+        """The kinds of state that cannot be stored now, or not be read (latents)."""
         unread = {LATENTS} if self.retrieval.failing else set()
         return sorted(unread.union(self.health.degraded))
 
     @property
     def router(self) -> Router | None:
-        """What decides for requests, once workers work."""
+        """The router, once workers are ready."""
         done = self._router.done() and self._router.exception() is None
         return self._router.result() if done else None
 
     def start(self) -> None:
-        """Load the model in the workers and the prompt encoder here, side by side."""
+        """Load the model in the workers and, at the same time, the prompt encoder here."""
         self.loop = asyncio.get_running_loop()
         self.fleet.start()
         Thread(target=self._load_encoder, daemon=True).start()
@@ -201,7 +201,7 @@ class Service:
             self._encoder.set_exception(error)
 
     async def _start(self) -> None:
-        """Once the workers are there: see how fast they are, and put the policy in charge."""
+        """Once workers are ready: measure how fast they are, and start the policy."""
         loading = asyncio.create_task(self.retrieval.load())
         self._tasks.append(loading)
         try:
@@ -228,7 +228,7 @@ class Service:
         )
 
     def _new_router(self, classes: Classes) -> Router:
-        """The policy in charge, for workers that are as fast as they are now."""
+        """The router for workers that are as fast as they are now."""
         slowness = self.fleet.scale
         policy = live_policy(self.policy, self.model.table, classes.slos(slowness))
         controller = Controller(
@@ -250,7 +250,7 @@ class Service:
             self.router.planning.changed.set()
 
     def measure(self) -> None:
-        """Bring those metrics up to date that nothing else does."""
+        """Update the metrics that are read only when they are asked for."""
         metrics, models = self.metrics, self.model.table.models
         for number, (worker, queue) in enumerate(zip(self.workers, self.fleet.queues, strict=True)):
             metrics.worker_ready.labels(number).set(worker.state is State.READY)
@@ -266,17 +266,17 @@ class Service:
         metrics.cache_bytes.set(self.cache.size_bytes)
 
     def leave(self) -> None:
-        """Say in `/ready` that no more requests are to come; those that do are served."""
+        """Answer 503 to `/ready`; requests are still served."""
         self.leaving = True
 
     def drain(self) -> None:
-        """Refuse new requests; those that were accepted are served."""
+        """Refuse new requests; accepted ones are still served."""
         self.leaving = self.draining = True
 
     async def close(self) -> None:
-        """Fail what is not answered, end the workers. May be called twice.
+        """Fail unanswered requests and end the workers. May be called twice.
 
-        Takes no longer than `STOP_S`, whatever hangs.
+        Takes at most `STOP_S`, whatever hangs.
         """
         self.drain()
         self.dispatcher.close()
@@ -297,8 +297,8 @@ class Service:
 
 
 def _way_s(encoder: PromptEncoder, exact: Variant, prompt: str) -> float:
-    """Seconds that a request spends in the server itself: its prompt embedded, its picture
-    encoded."""
+    """Seconds that a request spends in the server itself: embedding the prompt, encoding the
+    picture."""
     image = Image.new("RGB", (exact.width, exact.height))
     times = []
     for _ in range(TRIALS):
@@ -310,7 +310,7 @@ def _way_s(encoder: PromptEncoder, exact: Variant, prompt: str) -> float:
 
 
 def _policy_name(settings: Settings, model: ServedFamily) -> str:
-    """The policy in force. Raises BadRequest and ModelError for one that cannot be."""
+    """The policy's name. Raises BadRequest and ModelError for one that cannot be used."""
     if settings.policy is None:
         if model.predictor is not None and model.profiled:
             return DEFAULT_POLICY

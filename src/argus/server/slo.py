@@ -1,4 +1,4 @@
-"""Classes of promises: how soon an answer is there, and what its picture is worth at least."""
+"""SLO classes: the latency of an answer, and the least quality of its picture."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from argus.control.policy import Slo
 from argus.server.errors import invalid
 
 DEFAULT = "default"
-MARGIN = 0.2  # of a deadline, for what nobody predicts: the way back, a busy machine
+MARGIN = 0.2  # of a deadline, for what is not predicted: sending the answer, a busy machine
 
 
 @dataclass(frozen=True)
@@ -25,8 +25,8 @@ class ServedSlo(Slo):
 class Classes:
     """The classes of the settings, where the exact variant's picture takes `exact_s` alone.
 
-    There is always one named `default`; where nobody said what it promises and nothing was
-    `measured`, it promises nothing.
+    One is always named `default`. Without a setting for it, and without a profile (`measured`), it
+    has no deadline.
     """
 
     def __init__(self, given: Mapping[str, SloClass], exact_s: float, measured: bool) -> None:
@@ -43,7 +43,8 @@ class Classes:
         return self._all[name]
 
     def slos(self, scale: float) -> list[Slo]:
-        """By class, what is left for waiting and making, in seconds that are `scale` of ours."""
+        """For each class, the seconds for queueing and running, divided by `scale`, the fleet's
+        slowness."""
         return [Slo((1 - MARGIN) * one.deadline_s / scale, one.floor) for one in self._all.values()]
 
     def __str__(self) -> str:

@@ -15,7 +15,7 @@ from argus.server.pictures import PictureStore
 
 
 def catalogue_url(settings: Settings) -> str:
-    """Where the catalogue is, and with it what was measured of served pictures."""
+    """The URL of the catalogue's database, which also has the samples."""
     data = settings.data.absolute()
     return settings.cache_catalogue or f"sqlite:///{data / 'catalogue.db'}"
 
@@ -42,7 +42,7 @@ def open_cache(settings: Settings) -> ApproximateCache:
 
 
 def open_pictures(folder: Path, ttl_s: float) -> PictureStore:
-    """The store of pictures in a folder. Raises BadRequest when there can be none."""
+    """The store of pictures in a folder. Raises BadRequest when the folder cannot be used."""
     try:
         return PictureStore(folder, ttl_s)
     except OSError as error:

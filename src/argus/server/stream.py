@@ -37,7 +37,7 @@ Event = tuple[str, dict[str, Any]]
 async def stream(
     service: Service, body: GenerationRequest, tenant: str, request: Request
 ) -> StreamingResponse:
-    """Answer a tenant's request with events; the first one is there when this returns.
+    """Answer a tenant's request with events. Returns once the first event is known.
 
     Raises ApiError for what fails before that; later failures are an `error` event.
     """
@@ -69,7 +69,7 @@ def _worded(event: Event) -> str:
 
 
 class _Making:
-    """A picture in the making. Whoever stops listening to its events frees its work."""
+    """A picture that is being made. Closing its events cancels the work."""
 
     def __init__(self, service: Service, body: GenerationRequest, tenant: str) -> None:
         self._service, self._format = service, body.output_format or "png"

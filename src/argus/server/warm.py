@@ -12,7 +12,7 @@ from argus.server.model import ServedFamily
 
 
 class Warmer:
-    """Makes exact pictures and keeps their latents, as the server with these settings would."""
+    """Makes exact pictures and stores their latents, as the server with these settings would."""
 
     def __init__(self, settings: Settings, cache: ApproximateCache, namespace: str) -> None:
         self._cache = cache
@@ -27,7 +27,7 @@ class Warmer:
         self._scope = model.scope(namespace, exact.width, exact.height, exact.guidance, "")
 
     def warm(self, prompt: str) -> bool:
-        """Whether latents of the prompt were lacking and now are there."""
+        """Make and store a prompt's latents. False if they were all stored already."""
         held = self._cache.stored(self._scope, prompt)
         lacking = set(self._family.skips) - set(held.skips if held else ())
         if not lacking:
