@@ -29,7 +29,7 @@ from argus.control.variants import Flags
 from argus.simulator.cluster import Happening, Simulation
 from argus.simulator.report import Report
 from argus.simulator.requests import ON_TIME
-from argus.simulator.runs import Promised, Scenario, kinds_of, most_load, simulate
+from argus.simulator.runs import Scenario, Target, kinds_of, most_load, simulate
 from argus.simulator.traces import rates_of
 from argus.simulator.world import World
 from argus.simulator.worlds import load_world, workers_of
@@ -75,8 +75,8 @@ def beaten(
         one = scenario(here, world, trace, seed, every, workers)
         known: dict[float, Report] = {}
         for quality in (0.95, 0.90):
-            promised = Promised(violations, quality)
-            carried = most_load(one, name, promised, STEPS, top, known) * one.scaled.max()
+            target = Target(violations, quality)
+            carried = most_load(one, name, target, STEPS, top, known) * one.scaled.max()
             loads.setdefault((quality, name), []).append(float(carried))
     for quality in (0.95, 0.90):
         cells = []

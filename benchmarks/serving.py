@@ -420,7 +420,7 @@ def world_of(
         similarity=np.full(len(asked), np.nan),
         drawing=Drawing(0.0, 1, 1),
         store=Store(0.004, 3.0),
-        doubt=0.1,
+        judging_error=0.1,
         slo=slo,
         sources={},
         neighbourhood=Neighbourhood(vectors[len(earlier) :], vectors[: len(earlier)], worth),

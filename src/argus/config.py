@@ -111,7 +111,7 @@ class Settings(BaseSettings):
     )
     slo: dict[str, SloClass] = Field(
         {},
-        description="Classes of promises by name: latency (3x the exact variant's, or 12s), "
+        description="SLO classes by name: latency (3x the exact variant's, or 12s), "
         "quality (the least), keys (API keys of this class). `default` is 3x unless it is given.",
         examples=['{"default": {"latency": "3x", "quality": 0.9}}'],
     )

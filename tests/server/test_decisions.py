@@ -137,7 +137,7 @@ def test_where_nobody_waits_late_is_better_than_refused_and_moves_no_model(
         wait_until(lambda: server.service.fleet.cluster().models == [1, 1])
         made = server.generate("a hasty fish").json()["argus"][0]
         assert (made["variant"], made["on_time"]) == ("other", False)
-        assert "nobody else waits" in made["reason"]
+        assert "no other request waits" in made["reason"]
         assert server.service.fleet.targets == [1, 1]
 
 

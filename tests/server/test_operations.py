@@ -235,7 +235,7 @@ def ask(
     [
         ({"family": "nosuch"}, "There is no family 'nosuch'"),
         ({"policy": "best"}, "use price, price-blind"),
-        ({"policy": "oracle"}, "knows the future"),
+        ({"policy": "oracle"}, "needs to know future arrivals"),
         ({"device": "tpu"}, "use cpu, cuda"),
         ({"dtype": "int4"}, "use one of float32"),
         ({"api_key_file": Path("nowhere")}, "argus key NAME"),

@@ -30,7 +30,7 @@ from argus.server.logs import WithoutMessages, log_unhandled
 from argus.server.request import ImageRequest, Picture
 from argus.server.samples import Sample, Samples
 from argus.server.service import Service
-from argus.workers.process import _told
+from argus.workers.process import _public
 from tests.conftest import WIDTH
 from tests.server.running import served, wait_until
 
@@ -142,7 +142,7 @@ def test_a_traceback_in_the_log_says_where_and_not_what(
 def test_a_worker_tells_the_server_what_failed_and_the_log_where(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
-    assert MARKER in str(_told(failing_on(f"a {MARKER}")))  # for who asked
+    assert MARKER in str(_public(failing_on(f"a {MARKER}")))  # for who asked
     assert "in failing_on" in caplog.text
     assert MARKER not in caplog.text
 

@@ -11,7 +11,7 @@ from argus.control.policies import POLICIES, new_policy
 from argus.control.policy import Slo
 from argus.simulator.cluster import Happening, Setup, Simulation
 from argus.simulator.requests import DROPPED, FAILED, LATE, ON_TIME, SHED, Requests
-from argus.simulator.runs import Promised, Scenario, most_load, simulate
+from argus.simulator.runs import Scenario, Target, most_load, simulate
 from argus.simulator.traces import PAPER_CAPACITY
 from argus.simulator.world import Drawing, Neighbourhood, Store, World
 from tests.control.tables import inputs, small_table
@@ -30,7 +30,7 @@ def world(types: int = 1, **changes: object) -> World:
         similarity=rng.uniform(0.5, 1.0, 400),
         drawing=Drawing(novel=0.02, alive=100, capacity=200),
         store=Store(median_s=0.01, tail=2.0),
-        doubt=0.05,
+        judging_error=0.05,
         slo=3.0,
         sources={},
     )
@@ -288,6 +288,6 @@ def test_predictions_route_and_the_truth_scores() -> None:
 def test_more_load_is_found_for_a_looser_promise() -> None:
     made = scenario(3.0, minutes=4)
     tight, loose = (
-        most_load(made, "price", Promised(0.05, quality), steps=5) for quality in (0.97, 0.8)
+        most_load(made, "price", Target(0.05, quality), steps=5) for quality in (0.97, 0.8)
     )
     assert 0 < tight < loose

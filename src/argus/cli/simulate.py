@@ -68,7 +68,7 @@ def simulate(
     as_json: Annotated[bool, typer.Option("--json", help="A JSON object as last line.")] = False,
 ) -> None:
     """Serve a trace with every policy on a virtual cluster, and compare them."""
-    from argus.simulator.runs import Promised, Scenario, kinds_of, most_load
+    from argus.simulator.runs import Scenario, Target, kinds_of, most_load
     from argus.simulator.runs import simulate as run
     from argus.simulator.traces import load_trace
     from argus.simulator.worlds import load_world, workers_of
@@ -100,12 +100,12 @@ def simulate(
         console=err, transient=True,
     )  # fmt: skip
     if find_load:
-        promised = Promised(max_violations, min_quality)
+        target = Target(max_violations, min_quality)
         with progress:
             task = progress.add_task("finding loads", total=len(names))
             loads = {}
             for name in names:
-                loads[name] = most_load(scenario, name, promised)
+                loads[name] = most_load(scenario, name, target)
                 progress.advance(task)
         out.print(_loads_table(loads, scenario.scaled.max() / load))
         if as_json:

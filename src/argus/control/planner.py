@@ -151,8 +151,8 @@ class _Programme:
         at = fd * r_count + fr
         free = np.full(len(places), -math.inf)
         # every request is served or shed
-        everyone = np.arange(p_count)
-        self._add([(p, ys, 1.0), (everyone, self._z + everyone, 1.0)], np.ones(p_count), 1.0)
+        all_prompts = np.arange(p_count)
+        self._add([(p, ys, 1.0), (all_prompts, self._z + all_prompts, 1.0)], np.ones(p_count), 1.0)
         # served requests of a class and variant are its flow
         used = demand.slo[p] * v_count + v
         balance = [(used, ys, demand.rates[p]), (k * v_count + fv, xs, -1.0)]

@@ -229,7 +229,7 @@ class Price(Base):
                 if worth > best:
                     best = worth
         if not options:
-            return Decision(EXACT, None, "nobody can keep the promise")
+            return Decision(EXACT, None, "no variant meets the deadline")
         tied = [option for option in options if option[0] > best - tuning.tie]
         if len(tied) > 1:
             total = sum(self._served) + 1

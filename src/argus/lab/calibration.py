@@ -278,11 +278,11 @@ class _Bench:
         return rows
 
 
-def _others(prompts: Sequence[str], everyone: Sequence[str]) -> list[str]:
+def _others(prompts: Sequence[str], all_prompts: Sequence[str]) -> list[str]:
     """For every prompt one that is far from it in the list of all prompts."""
-    at = {prompt: i for i, prompt in enumerate(everyone)}
-    far = max(1, len(everyone) // 2)
-    return [everyone[(at[prompt] + far) % len(everyone)] for prompt in prompts]
+    at = {prompt: i for i, prompt in enumerate(all_prompts)}
+    far = max(1, len(all_prompts) // 2)
+    return [all_prompts[(at[prompt] + far) % len(all_prompts)] for prompt in prompts]
 
 
 class _Donors:

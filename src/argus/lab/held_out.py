@@ -78,11 +78,11 @@ def regret(data: Examples, guess: Numbers, costs: Numbers) -> list[Regret]:
     """The regret, by load, of routing by a guess (p, v) of quality, with `costs` (v,) as of
     `costs_of`."""
     q, known = _never(data.quality), _never(guess)
-    belief, everyone = believed(q), np.zeros(len(q), np.int64)
+    belief, all_prompts = believed(q), np.zeros(len(q), np.int64)
     found = []
     for load in LOADS:
         budget = float(costs[0]) / load
-        blind = judged(q, costs, budget, everyone)
+        blind = judged(q, costs, budget, all_prompts)
         truth = judged_knowing(q, belief, costs, budget)
         found.append(Regret(load, blind, judged_by(known, q, costs, budget), truth))
     return found

@@ -122,8 +122,8 @@ def train(
     mean, _ = held_out(plain)
     plain["trust"] = _trust(data, mean, usual)
     mean, wide = held_out(plain)
-    everyone = np.ones(len(fold), dtype=bool)
-    plain["widening"] = _widening(data, wide, everyone)
+    every_row = np.ones(len(fold), dtype=bool)
+    plain["widening"] = _widening(data, wide, every_row)
     low = wide.copy()
     for e in range(FOLDS):  # from the other prompts, so that bounds are held out as well
         low[fold == e] -= _widening(data, wide, fold != e)

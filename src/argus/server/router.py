@@ -96,7 +96,7 @@ class Router:
         cluster = self.planning.cluster()
         decision = self._controller.route(request, cluster)
         if request.governed and decision.worker is None and self._fleet.idle and self._fleet.ready:
-            decision = self._best_effort(request, f"{decision.reason}, and nobody else waits")
+            decision = self._best_effort(request, f"{decision.reason}, and no other request waits")
         hopeless = decision.worker is None or decision.variant == request.too_late_for
         if request.too_late_for >= 0 and hopeless:
             raise Expired("The deadline left no time to make the picture.")
@@ -215,5 +215,7 @@ def live_policy(name: str, table: VariantTable, slos: Sequence[Slo]) -> Policy:
     """The policy of a name. Raises BadRequest for an unknown one, and one that needs future
     arrivals."""
     if name in FUTURE:
-        raise BadRequest(f"The policy {name!r} knows the future: simulate it (`argus simulate`).")
+        raise BadRequest(
+            f"The policy {name!r} needs to know future arrivals: simulate it (`argus simulate`)."
+        )
     return new_policy(name, table, slos)

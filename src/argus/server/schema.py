@@ -18,7 +18,7 @@ class ArgusOptions(BaseModel):
     model_config = ConfigDict(extra="forbid", strict=True)
 
     cache: bool = Field(True, description="Whether the cache may serve and keep this prompt.")
-    slo: str | None = Field(None, description="The class of promises; the API key's by default.")
+    slo: str | None = Field(None, description="The SLO class; the API key's by default.")
     min_quality: float | None = Field(
         None, ge=0, le=1, description="Only variants that are worth so much, by their lower bound."
     )

@@ -217,7 +217,7 @@ class Service:
             exact_s += await asyncio.to_thread(_way_s, encoder, exact, job.prompt)
             classes = Classes(self.settings.slo, exact_s, self.model.profiled)
             router = self._new_router(classes)
-            log.info("An exact picture takes %.2f s here; promised: %s", exact_s, classes)
+            log.info("An exact picture takes %.2f s here; deadlines: %s", exact_s, classes)
             self._router.set_result(router)
         except Exception as error:
             self._router.set_exception(error)

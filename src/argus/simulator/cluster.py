@@ -85,7 +85,7 @@ class Simulation:
         self._random = np.random.default_rng(setup.seed)
         table = world.table
         told = world.truth if setup.truthful and not world.judged_apart else world.predicted
-        self._told = (
+        self._predictions = (
             told if policy.informed else np.broadcast_to(table.mean_quality, told.shape)
         ).tolist()
         self._truth = world.truth
@@ -176,7 +176,7 @@ class Simulation:
             number=number,
             prompt=prompt,
             near=near,
-            quality=self._told[prompt],
+            quality=self._predictions[prompt],
             allowed=self._all if near else self._free,
             deadline_s=self.now + (1 - setup.margin) * setup.slo.deadline_s,
             expires_s=self.now + setup.slo.deadline_s,
@@ -193,7 +193,7 @@ class Simulation:
         worth = near.worth(near.vectors[prompt], similarity)
         self._similarity[prompt], self._truth[prompt] = similarity, worth
         if self.policy.informed:
-            self._told[prompt] = worth.tolist()
+            self._predictions[prompt] = worth.tolist()
 
     def _is_near(self, number: int) -> bool:
         """Whether the request's prompt has a neighbour in the cache now."""
@@ -320,7 +320,7 @@ class Simulation:
                 self._nearby.add(prompt)
             elif variant == EXACT:
                 self.cache.add(int(self.requests.topic[request.number]))
-            judged = quality + self.world.doubt * self._random.normal()
+            judged = quality + self.world.judging_error * self._random.normal()
             again = self.policy.review(self._asked(request), variant, judged)
             if again is not None and self.now < request.expires_s:
                 replacement = first_free(self._state(), self._model[again])

@@ -86,7 +86,7 @@ def simulate(
 
 
 @dataclass(frozen=True)
-class Promised:
+class Target:
     """The SLO of a run: the highest ratio of violations and the least effective quality."""
 
     violations: float
@@ -96,13 +96,13 @@ class Promised:
 def most_load(
     scenario: Scenario,
     name: str,
-    promised: Promised,
+    target: Target,
     steps: int = 7,
     top: float = 4.0,
     known: dict[float, Report] | None = None,
 ) -> float:
     """The highest load, as a multiple of the trace's rates, at which a policy meets the SLO
-    `promised`; 0 if it meets it at none, and at most `top`.
+    `target`; 0 if it meets it at none, and at most `top`.
 
     The trace keeps its shape; its height is found by `steps` bisections. `known` caches reports by
     load for other SLOs.
@@ -114,8 +114,7 @@ def most_load(
             reports[load], _ = simulate(replace(scenario, load=load), name)
         whole = reports[load].whole
         return (
-            whole.violation_ratio <= promised.violations
-            and whole.effective_quality >= promised.quality
+            whole.violation_ratio <= target.violations and whole.effective_quality >= target.quality
         )
 
     low, high = 0.0, top

@@ -55,7 +55,7 @@ class World:
     """A variant table, and prompts (p,) that are drawn at random.
 
     `truth` (p, v) is the quality, `predicted` (p, v) what an informed policy gets, `similarity`
-    (p,) that of the neighbour when it is cached (NaN: it has none). `doubt` is the standard
+    (p,) that of the neighbour when it is cached (NaN: it has none). `judging_error` is the standard
     deviation of a discriminator's error. `sources` says of every parameter whether it is sourced,
     fitted or assumed. `slo` is the deadline in multiples of the exact variant's latency.
     `capacity_qpm` are the exact pictures a minute that traces are scaled to; None: what the workers
@@ -71,7 +71,7 @@ class World:
     similarity: Numbers
     drawing: Drawing
     store: Store
-    doubt: float
+    judging_error: float
     slo: float
     sources: dict[str, str]
     capacity_qpm: float | None = None

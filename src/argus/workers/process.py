@@ -152,7 +152,7 @@ class _Worker:
                     on_preview=self._shower(task) if task.previews else None,
                 )
             except Exception as error:
-                self._pipe.send(Failed(task.number, _told(error)))
+                self._pipe.send(Failed(task.number, _public(error)))
             else:
                 self._tasks[ticket] = task
 
@@ -181,12 +181,12 @@ class _Worker:
 
 def _answer(number: int, outcome: Result | Exception) -> Done | Failed:
     if isinstance(outcome, Exception):
-        return Failed(number, _told(outcome))
+        return Failed(number, _public(outcome))
     kept = {k: pack(latents) for k, latents in outcome.kept.items()}
     return Done(number, Finished(outcome.image, kept, outcome.timings_ms))
 
 
-def _told(error: Exception) -> ArgusError:
+def _public(error: Exception) -> ArgusError:
     """The error as one that a client can be shown."""
     if isinstance(error, ArgusError):
         return error
