@@ -61,10 +61,14 @@ def simulate(
         Path | None, typer.Option("--out", "-o", help="Folder for tables and the figure.")
     ] = None,
     find_load: Annotated[
-        bool, typer.Option("--find-load", help="Find the most load each carries at a promise.")
+        bool, typer.Option("--find-load", help="Find the most load that each carries.")
     ] = False,
-    max_violations: Annotated[float, typer.Option(help="The promise, with --find-load.")] = 0.01,
-    min_quality: Annotated[float, typer.Option(help="The promise, with --find-load.")] = 0.95,
+    max_violations: Annotated[
+        float, typer.Option(help="Most violations of the deadline, with --find-load.")
+    ] = 0.01,
+    min_quality: Annotated[
+        float, typer.Option(help="Least effective quality, with --find-load.")
+    ] = 0.95,
     as_json: Annotated[bool, typer.Option("--json", help="A JSON object as last line.")] = False,
 ) -> None:
     """Serve a trace with every policy on a virtual cluster, and compare them."""
