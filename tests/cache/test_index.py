@@ -42,15 +42,17 @@ def test_the_nearest_are_found_in_order_whatever_the_size(count: int, by_adding:
     known = vectors(count)
     index = built(known, by_adding=by_adding)
     assert len(index) == count
+    right, wanted = 0, min(5, count)
     for query in vectors(20, seed=1):
         expected = cosines(known, query)
         found = index.nearest("all", query, 5)
-        assert len(found) == min(5, count)
+        assert len(found) == wanted
         similarities = [similarity for _, similarity in found]
         assert similarities == sorted(similarities, reverse=True)
-        assert similarities == pytest.approx(sorted(expected, reverse=True)[:5], abs=2e-3)
         for entry, similarity in found:
             assert similarity == pytest.approx(expected[entry], abs=2e-3)
+        right += sum(similarity >= np.sort(expected)[-wanted] - 2e-3 for similarity in similarities)
+    assert right >= 0.95 * 20 * wanted  # a graph misses one now and then
 
 
 def test_a_vector_of_zeros_is_like_nothing() -> None:

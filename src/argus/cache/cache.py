@@ -199,7 +199,7 @@ class ApproximateCache:
         except OSError as error:
             if error.errno not in FULL:
                 raise
-            self._evict(self._bytes)  # the disk is smaller than the limit, or others fill it
+            self._free_disk()  # it is smaller than the limit, or others fill it
             return self._keep(scope, prompt, vector, latents)
         finally:
             self._keeping.discard(one)
@@ -229,7 +229,7 @@ class ApproximateCache:
         if entry is not None and index is not None:
             index.add(scope.key, entry, vector)
         if self._bytes > self._limit:
-            self._evict(self._limit)
+            self._evict()
         return entry if written else None
 
     def stored(self, scope: Scope, prompt: str) -> Entry | None:
@@ -263,22 +263,34 @@ class ApproximateCache:
             ]
         )
 
-    def _evict(self, limit_bytes: int) -> None:
-        """Evict latents in the order of `eviction` until a little room is left below a limit."""
+    def _evict(self) -> None:
+        """Evict latents in the order of `eviction` until a little room is left below the limit."""
         self.count_uses()
-        excess = self._catalogue.size_bytes() - limit_bytes * (1 - ROOM)
-        chosen = []
-        for entry, k, size in self._catalogue.least_worth(self._eviction):
-            if excess <= 0:
-                break
-            chosen.append((entry, k))
-            excess -= size
+        excess = self._catalogue.size_bytes() - self._limit * (1 - ROOM)
+        chosen = self._least_worth(excess)
         try:
             while chosen:
                 self._drop(self._catalogue.remove_latents(chosen[:AT_ONCE]))
                 del chosen[:AT_ONCE]
         finally:
             self._recount()
+
+    def _free_disk(self) -> None:
+        """Evict a little, objects first, since the catalogue may need room to write."""
+        chosen = self._least_worth(ROOM * self._bytes)
+        stored = [self._catalogue.latents(entry, k) for entry, k in chosen]
+        self._store.delete([one.name for one in stored if one is not None])
+        self._forget(self._catalogue.remove_latents(chosen))
+
+    def _least_worth(self, size_bytes: float) -> list[tuple[int, int]]:
+        """(entry, K) of the first latents in the order of `eviction` with so many bytes in all."""
+        chosen = []
+        for entry, k, size in self._catalogue.least_worth(self._eviction):
+            if size_bytes <= 0:
+                break
+            chosen.append((entry, k))
+            size_bytes -= size
+        return chosen
 
     def _forget(self, removed: list[Removed]) -> None:
         try:
