@@ -22,10 +22,10 @@ def simulate(
     trace: Annotated[
         str,
         typer.Option(
-            help="bursty, twitter, diurnal, poisson or step, scaled to what the world carries; or "
-            "a CSV of your own with a column at_s (arrivals in seconds from its beginning, used as "
-            "they are), per_minute (rates, used as they are) or requests (a curve, scaled as "
-            "twitter's)."
+            help="bursty, twitter, diurnal, poisson or step, scaled to what the world carries; "
+            "gentd26:FILE, a production service's requests in less time, scaled likewise; or a CSV "
+            "of your own with a column at_s (arrivals in seconds from its beginning, used as they "
+            "are), per_minute (rates, used as they are) or requests (a curve, scaled as twitter's)."
         ),
     ] = "bursty",
     policies: Annotated[str, typer.Option(help="Policies, parted by commas, or all.")] = "all",
@@ -97,6 +97,7 @@ def simulate(
         load,
         own=asked.own and not scale,
         at_s=asked.at_s,
+        topics=asked.topics,
     )
     names = _names(policies)
     progress = Progress(

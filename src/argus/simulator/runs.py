@@ -9,7 +9,7 @@ import numpy as np
 
 from argus.control.policies import new_policy
 from argus.control.policy import Policy, Slo
-from argus.control.variants import Numbers
+from argus.control.variants import Numbers, Whole
 from argus.simulator.cluster import Happening, Setup, Simulation
 from argus.simulator.report import Report, report
 from argus.simulator.requests import Requests
@@ -24,8 +24,9 @@ class Scenario:
     `rates` (minutes,) are requests a minute before they are multiplied by `load`. Unless they are
     the user's `own`, they are for the published cluster, and are scaled to the exact pictures a
     minute of this one (the world's `capacity_qpm`, or what the workers serve). Arrivals are random,
-    or at `at_s` (n,) seconds, ascending, if those are given for an `own` workload and the load is
-    1. `slo_multiple` is the deadline in multiples of the exact variant's latency.
+    or at `at_s` (n,) seconds, ascending: an `own` workload's if the load is 1, another's in less
+    time the higher the load and the capacity are. `topics` (n,) are theirs; None: drawn at random.
+    `slo_multiple` is the deadline in multiples of the exact variant's latency.
     """
 
     world: World
@@ -37,6 +38,7 @@ class Scenario:
     events: tuple[tuple[float, Happening], ...] = ()
     own: bool = False
     at_s: Numbers | None = None
+    topics: Whole | None = None
 
     @property
     def slo(self) -> Slo:
@@ -47,19 +49,37 @@ class Scenario:
         """Requests a minute (minutes,) of this scenario."""
         if self.own:
             return self.load * self.rates
+        times = self._times_s
+        if times is None:
+            return self._height * self.rates
+        return np.bincount((times // 60).astype(int)).astype(float)
+
+    @property
+    def _height(self) -> float:
+        """The load beside the published cluster's."""
         carried = 60 * self.world.capacity_rps(list(self.kinds))
-        capacity = self.world.capacity_qpm or carried
-        scaled: Numbers = self.load * self.rates * capacity / PAPER_CAPACITY
-        return scaled
+        return self.load * (self.world.capacity_qpm or carried) / PAPER_CAPACITY
+
+    @property
+    def _times_s(self) -> Numbers | None:
+        """Seconds (n,) at which requests arrive, None if at random."""
+        if self.at_s is None:
+            return None
+        if self.own:
+            return self.at_s if self.load == 1 else None
+        return self.at_s / self._height
 
     def requests(self) -> Requests:
         """New requests, the same for every policy."""
         rng = np.random.default_rng(self.seed)
-        times = self.at_s if self.own and self.load == 1 else None
+        times = self._times_s
         if times is None:
             times = arrivals(self.scaled, rng)
-        prompts = rng.integers(len(self.world.truth), size=len(times))
-        return Requests.new(times, prompts, topics(len(times), self.world.drawing, rng))
+        if self.topics is None or self._times_s is None:
+            prompts = rng.integers(len(self.world.truth), size=len(times))
+            return Requests.new(times, prompts, topics(len(times), self.world.drawing, rng))
+        of_topic = rng.integers(len(self.world.truth), size=self.topics.max() + 1)
+        return Requests.new(times, of_topic[self.topics], self.topics)
 
 
 def simulate(

@@ -19,6 +19,8 @@ BURSTY_MINUTES, BURSTY_LOW, BURSTY_HIGH = 840, 50.0, 390.0
 BURSTS = ((150, 270), (410, 540), (675, 800))
 PAPER_CAPACITY = 8 * 14.29 * 1.65
 TWITTER_MINUTES, TWITTER_LOW, TWITTER_HIGH = 800, 80.0, 210.0
+GENTD26 = "gentd26:"
+GENTD26_SHARE = 0.5  # of the published cluster's capacity: the mean load it is scaled to
 
 
 def bursty() -> Numbers:
@@ -73,18 +75,24 @@ TRACES: dict[str, Callable[[], Numbers]] = {
 class Trace:
     """`rates` (minutes,) are requests a minute: the user's `own`, or for the published cluster, to
     be scaled to the simulated one. `at_s` (n,) are arrival times in seconds, ascending, where they
-    are known."""
+    are known: those of an `own` trace as they are, others for the published cluster, so that a
+    cluster of twice its capacity gets them in half of the time. `topics` (n,) number what each
+    arrival asks for, where that is known."""
 
     rates: Numbers
     own: bool = False
     at_s: Numbers | None = None
+    topics: Whole | None = None
 
     def first(self, minutes: int | None) -> Trace:
         """The trace's first minutes; all of it for None."""
         if minutes is None:
             return self
-        at_s = None if self.at_s is None else self.at_s[self.at_s < 60.0 * minutes]
-        return replace(self, rates=self.rates[:minutes], at_s=at_s)
+        if self.at_s is None:
+            return replace(self, rates=self.rates[:minutes])
+        early = self.at_s < 60.0 * minutes
+        topics = None if self.topics is None else self.topics[early]
+        return replace(self, rates=self.rates[:minutes], at_s=self.at_s[early], topics=topics)
 
 
 def load_trace(name: str) -> Trace:
@@ -96,9 +104,13 @@ def load_trace(name: str) -> Trace:
     """
     if name in TRACES:
         return Trace(TRACES[name]())
+    if name.startswith(GENTD26):
+        return gentd26(Path(name.removeprefix(GENTD26)))
     file = Path(name)
     if not file.is_file():
-        raise BadRequest(f"There is no trace {name!r}: use {', '.join(TRACES)}, or a CSV file.")
+        raise BadRequest(
+            f"There is no trace {name!r}: use {', '.join(TRACES)}, {GENTD26}FILE, or a CSV file."
+        )
     try:
         table = pd.read_csv(file)
     except ValueError as error:
@@ -111,6 +123,36 @@ def load_trace(name: str) -> Trace:
     if "requests" in table:
         return Trace(twitter(_numbers(file, table["requests"])))
     raise BadRequest(f"{file} needs a column at_s (seconds), per_minute (rates) or requests.")
+
+
+def gentd26(file: Path) -> Trace:
+    """The requests of a production service (GenTD26, alibaba/clusterdata), from its CSV.
+
+    Of text-to-image requests that succeeded, each of the `n` pictures is an arrival at the same
+    time. Time is compressed until the mean load is `GENTD26_SHARE` of the published cluster's
+    capacity: what comes in bursts, comes in bursts still. Prompts are not published; a request
+    whose lengths, model and steps are those of the same user's last one is taken for a re-roll of
+    the same prompt, any other for a new one (`topics`). Raises BadRequest for another file.
+    """
+    try:
+        table = pd.read_csv(file)
+        table = table[(table["type"] == "text") & (table["status"] == "succeed")]
+        table = table.sort_values("at_s", kind="stable")
+        same = ["prompt_chars", "negative_chars", "model", "steps"]
+        asked = table.fillna(dict.fromkeys(same, 0)).groupby(same, sort=False).ngroup()
+        new = asked != asked.groupby(table["user"]).shift()
+        count = table["n"].fillna(1).clip(lower=1).to_numpy(int)
+        numbers = np.where(new, np.cumsum(new) - 1, -1)
+        users = pd.Series(numbers, index=table.index).where(new).groupby(table["user"]).ffill()
+    except (OSError, ValueError, KeyError) as error:
+        raise BadRequest(f"{file} is no table of GenTD26's requests: {error}") from None
+    if table.empty:
+        raise BadRequest(f"{file} has no text-to-image request that succeeded.")
+    at_s = np.repeat(_numbers(file, table["at_s"]), count)
+    minutes = len(at_s) / (GENTD26_SHARE * PAPER_CAPACITY)
+    at_s = (at_s - at_s[0]) * 60.0 * minutes / max(float(at_s[-1] - at_s[0]), 1.0)
+    rates = np.bincount((at_s // 60).astype(int)).astype(float)
+    return Trace(rates, at_s=at_s, topics=np.repeat(users.to_numpy(int), count))
 
 
 def rates_of(name: str) -> Numbers:
