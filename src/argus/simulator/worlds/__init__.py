@@ -17,6 +17,7 @@ from argus.core.errors import BadRequest
 from argus.core.profile import Profile
 from argus.families.catalog import find_family
 from argus.quality import table
+from argus.simulator.scored import Source, world_of
 from argus.simulator.world import Drawing, Store, World
 
 FOLDER = Path(__file__).parent
@@ -27,8 +28,9 @@ def world_names() -> list[str]:
     return sorted(file.stem for file in FOLDER.glob("*.yaml"))
 
 
-def load_world(name: str) -> World:
-    """A world by name or from a YAML file.
+def load_world(name: str, source: Source | None = None) -> World:
+    """A world by name or from a YAML file; a scored one with the scores and predictions of a
+    `source`.
 
     Raises BadRequest for a missing or incomplete world, and for a parameter without its mark.
     """
@@ -37,6 +39,10 @@ def load_world(name: str) -> World:
     sources: dict[str, str] = {}
     plain = _plain(content, "", sources)
     try:
+        if content.get("kind") == "scored":
+            return _scored(plain, sources, source or Source())
+        if source is not None:
+            raise BadRequest(f"The world {name} is not made of scores; sd35 is.")
         return _KINDS[content.get("kind", "modelled")](plain, sources)
     except (KeyError, TypeError, IndexError) as error:
         raise BadRequest(f"The world {file} is incomplete: {error!r}.") from error
@@ -256,6 +262,18 @@ def _measured(spec: dict[str, Any], sources: dict[str, str]) -> World:
         slo=float(spec["slo"]),
         sources=sources,
     )
+
+
+def _scored(spec: dict[str, Any], sources: dict[str, str], source: Source) -> World:
+    """A world from a table of scores: the user's, or public data."""
+    given = spec["scores"]
+    file = source.file
+    if file is None:
+        try:
+            file = _reference(given["file"])
+        except BadRequest as error:
+            raise BadRequest(f"{error} Or give the file as --scores. {given['get']}") from None
+    return world_of(spec, source, file, sources)
 
 
 def _reference(name: str) -> Path:

@@ -1,0 +1,196 @@
+"""Worlds from a table of scores: what Argus would bring a cluster of somebody's own models."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import yaml
+
+from argus.control.variants import EXACT, Numbers, VariantTable
+from argus.core.errors import BadRequest, ModelError
+from argus.quality.scores import Scores, read_scores
+from argus.simulator.world import Drawing, Pictures, Store, World
+
+HELD_OUT = "held_out.parquet"
+SLO, WORKERS = 3.0, [8]
+UNIT = "quality 0 is what 1 % of the exact variant's pictures score less than"
+
+
+@dataclass(frozen=True)
+class Source:
+    """Where a scored world's scores and predictions come from.
+
+    `file` holds the scores; None: the world's own, which is public data. Predictions are those of
+    the `predictor` in a folder that `argus train --table` wrote, by networks that were not trained
+    on the prompt; without one they are learned now, from the prompts embedded by `encoder` (a
+    name that `quality.sentences.load_encoder` takes). With `ranks` quality is on the scale of the
+    scores' ranks, with the same mean of the variant that scores least. Pictures are judged by the
+    scores of the `judges` among the seeds; None: by all.
+    """
+
+    file: Path | None = None
+    predictor: Path | None = None
+    encoder: str = "words"
+    ranks: bool = False
+    judges: tuple[int, ...] | None = None
+
+
+def read_costs(file: Path) -> dict[str, Any]:
+    """A file of variants' costs, as `world_of` takes them.
+
+    It is YAML or JSON: `variants` maps each to its `seconds` a picture on a worker alone and, if it
+    is not for a variant of the same `model`, the seconds `load_s` to load it. `exact`, `workers`
+    and `slo` are optional. Raises BadRequest for anything else.
+    """
+    try:
+        content = yaml.safe_load(file.read_text())
+    except (OSError, ValueError, yaml.YAMLError) as error:
+        raise BadRequest(f"The costs {file} cannot be read: {error}") from error
+    variants = content.get("variants") if isinstance(content, dict) else None
+    if not isinstance(variants, dict) or not variants:
+        raise BadRequest(
+            f"{file} says nothing of `variants`: give each its `seconds` a picture and the seconds "
+            "`load_s` to load its model (docs/your-models.md)."
+        )
+    for name, one in variants.items():
+        if not isinstance(one, dict):
+            raise BadRequest(f"{file}: the variant {name} needs `seconds` and `load_s`.")
+        for key in ("seconds", "load_s"):
+            value = one.get(key, 0.0 if key == "load_s" else None)
+            number = isinstance(value, (int, float)) and not isinstance(value, bool)
+            if not number or not np.isfinite(value) or value < (key == "load_s") * 0 or (
+                key == "seconds" and value <= 0
+            ):
+                raise BadRequest(f"{file}: {key} of {name} is {value!r}; it must be a number.")
+    return {"name": file.stem, "scores": {"exact": content.get("exact")}, **content}
+
+
+def world_of(spec: dict[str, Any], source: Source, file: Path, sources: dict[str, str]) -> World:
+    """The world of a `spec` (as `sd35.yaml` without marks) and the scores of a file.
+
+    The truth, which `oracle` knows, is the mean of the pictures that judge. Raises BadRequest if
+    scores and costs are not of the same variants.
+    """
+    asked, given = spec["variants"], spec["scores"]
+    scores = read_scores(file, given.get("exact"))
+    lacking = [name for name in asked if name not in scores.variants]
+    if lacking:
+        raise BadRequest(f"{file} has no scores of {lacking[0]!r}.")
+    exact = scores.variants[EXACT]
+    if exact not in asked:
+        raise BadRequest(
+            f"The costs lack {exact!r}, which scores best: name another variant as `exact`."
+        )
+    scores = scores.only([exact, *(name for name in asked if name != exact)])
+    quality = quality_of(scores, given.get("unrelated"), given.get("unit"), source.ranks)
+    predicted = predictions(scores, quality, source)
+    judges = [scores.seeds.index(seed) for seed in source.judges or scores.seeds]
+    complete = ~np.isnan(quality[:, :, judges]).any(axis=(1, 2))
+    if not complete.any():
+        raise BadRequest(f"{file} has no prompt with pictures of every seed.")
+    drawn = quality[complete][:, :, judges]
+    return World(
+        name=spec["name"],
+        table=_table(spec, scores.variants, predicted.mean(axis=0)),
+        truth=drawn.mean(axis=2),
+        predicted=predicted[complete],
+        similarity=np.full(int(complete.sum()), np.nan),
+        drawing=Drawing(0.0, 1, 1),
+        store=Store(0.1, 1.0),
+        doubt=float(spec.get("discriminator", {"noise": 0.0})["noise"]),
+        slo=float(spec.get("slo", SLO)),
+        sources=sources,
+        pictures=Pictures(drawn, scores.values[complete][:, :, judges]),
+    )
+
+
+def quality_of(
+    scores: Scores, unrelated: float | None, unit: float | None, ranks: bool = False
+) -> Numbers:
+    """Quality (p, v, s) of scores; on the scale of their `ranks` with the same least mean."""
+    quality = scores.quality(unrelated, unit)
+    if not ranks:
+        return quality
+    ranked = scores.ranks().quality(unit=1.0) - 1
+    lost, by_rank = (np.nanmean(q, axis=(0, 2)).min() for q in (quality - 1, ranked))
+    result: Numbers = 1 + ranked * (lost / by_rank if by_rank < 0 else 1.0)
+    return result
+
+
+def predictions(scores: Scores, quality: Numbers, source: Source) -> Numbers:
+    """Predicted qualities (p, v), each by networks that were not trained on the prompt."""
+    if source.predictor is not None:
+        return _foretold(scores, source.predictor)
+    from argus.lab import training
+    from argus.quality.sentences import load_encoder
+
+    encoder = load_encoder(source.encoder, scores.prompts)
+    data = training.scored(scores, quality, encoder)
+    return training.train(data, source.encoder, epochs=0, kernel=True).mean
+
+
+def _foretold(scores: Scores, folder: Path) -> Numbers:
+    """What a predictor says of the prompts: what it said of those it was trained on when they were
+    held out, and what it says now of new ones."""
+    from argus.quality.predictor import Predictor, facts_of
+    from argus.quality.sentences import embed_all, load_encoder
+
+    facts = facts_of(folder)
+    if "encoder" not in facts:
+        raise ModelError(f"{folder} holds no predictor that `argus train --table` made.")
+    predictor = Predictor.load(folder, facts["made_for"])
+    lacking = [name for name in scores.variants if name not in predictor.variants]
+    if lacking or predictor.variants[EXACT] != scores.variants[EXACT]:
+        what = f"the variant {lacking[0]!r}" if lacking else "this exact variant"
+        raise ModelError(f"The predictor in {folder} was not trained for {what}.")
+    told = pd.read_parquet(folder / HELD_OUT)
+    wide = told.pivot_table(index="prompt", columns="variant", values="mean")
+    known = wide.reindex(index=list(scores.prompts), columns=list(scores.variants)).to_numpy(float)
+    new = np.flatnonzero(np.isnan(known).any(axis=1))
+    if len(new):
+        words = (folder / "words.json").is_file()
+        encoder = load_encoder(str(folder) if words else facts["encoder"])
+        vectors = embed_all(encoder, [scores.prompts[i] for i in new])
+        mean, _ = predictor.predict_all(vectors, np.full(len(new), np.nan, np.float32))
+        columns = [predictor.variants.index(name) for name in scores.variants]
+        known[new] = mean[:, columns]
+    return known
+
+
+def _table(spec: dict[str, Any], variants: Sequence[str], usual: Numbers) -> VariantTable:
+    """The variant table: variants of the same `model` share its workers."""
+    costs = [spec["variants"][name] for name in variants]
+    models = [str(one.get("model", name)) for name, one in zip(variants, costs, strict=True)]
+    names = list(dict.fromkeys(models))
+    slowest = {m: max(c["seconds"] for c, of in zip(costs, models, strict=True) if of == m)
+               for m in names}  # fmt: skip
+    load_s = {m: max(c.get("load_s", 0.0) for c, of in zip(costs, models, strict=True) if of == m)
+              for m in names}  # fmt: skip
+    steps = {m: max(c.get("steps", 1) for c, of in zip(costs, models, strict=True) if of == m)
+             for m in names}  # fmt: skip
+    batching = spec.get("batching", {"batches": [1], "gain": [1.0]})
+    batches, gain = np.array(batching["batches"]), np.array(batching["gain"])
+    step_s = np.array([slowest[m] / steps[m] for m in names])[:, None] * batches / gain
+    return VariantTable(
+        variants=("exact", *variants[1:]),
+        strategies=(
+            "exact",
+            *("steps" if model == models[EXACT] else "model" for model in models[1:]),
+        ),
+        models=tuple(names),
+        types=tuple(spec.get("types", ["worker"])),
+        model=np.array([names.index(model) for model in models]),
+        steps=np.array([steps[m] * one["seconds"] / slowest[m]
+                        for m, one in zip(models, costs, strict=True)]),
+        skip=np.zeros(len(variants), dtype=np.int64),
+        least_similarity=np.zeros(len(variants)),
+        mean_quality=usual,
+        batches=batches,
+        step_s=step_s[None],
+        load_s=np.array([[load_s[m] for m in names]]),
+    )
