@@ -46,20 +46,26 @@ class Scores:
         chosen = [self.variants.index(name) for name in variants]
         return Scores(self.prompts, tuple(variants), self.seeds, self.values[:, chosen])
 
-    def quality(self, unrelated: float | None = None, unit: float | None = None) -> Numbers:
-        """Quality (p, v, s): 1 + (s_v - s_exact) / unit, both of the same prompt and seed, so that
-        the exact variant's is 1. The `unit` is the mean of s_exact less the score of `unrelated`
-        pictures (s₀), which is by default the score that 1 % of the exact variant's are below."""
-        exact = self.values[:, :1]
-        if unit is None:
-            low = float(np.nanquantile(exact, WORST)) if unrelated is None else unrelated
-            unit = float(np.nanmean(exact)) - low
-        if unit <= 0:
+    def zero(self, unrelated: float | None = None) -> float:
+        """The score of quality 0: that of `unrelated` pictures, or what is taken for it."""
+        return float(np.nanquantile(self.values[:, 0], WORST)) if unrelated is None else unrelated
+
+    def unit(self, unrelated: float | None = None) -> float:
+        """The difference of scores that is a quality of 1: the exact variant's mean less `zero`.
+        Raises BadRequest if that is not above 0."""
+        mean, zero = float(np.nanmean(self.values[:, 0])), self.zero(unrelated)
+        if mean <= zero:
             raise BadRequest(
-                f"The exact variant {self.variants[0]} scores {np.nanmean(exact):.4g} on average: "
-                f"unrelated pictures must score less than that, not {unrelated}."
+                f"The exact variant {self.variants[0]} scores {mean:.4g} on average: unrelated "
+                f"pictures must score less than that, not {zero:.4g}."
             )
-        return 1 + (self.values - exact) / unit
+        return mean - zero
+
+    def quality(self, unit: float) -> Numbers:
+        """Quality (p, v, s): 1 + (s_v - s_exact) / unit, both of the same prompt and seed, so that
+        the exact variant's is 1."""
+        quality: Numbers = 1 + (self.values - self.values[:, :1]) / unit
+        return quality
 
 
 def read_scores(file: Path, exact: str | None = None) -> Scores:

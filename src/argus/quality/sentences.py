@@ -129,25 +129,12 @@ class WordEncoder:
     @classmethod
     def fit(cls, prompts: Sequence[str], size: int = SIZE) -> WordEncoder:
         """Raises ModelError for prompts that share no words."""
-        from scipy.sparse import csr_matrix
         from scipy.sparse.linalg import svds
 
-        counts = [Counter(_terms(prompt)) for prompt in prompts]
-        seen = Counter(term for one in counts for term in one)
-        terms = sorted(term for term, count in seen.items() if count >= FEWEST)
+        terms, idf = vocabulary(prompts)
         if len(terms) < 2:
             raise ModelError("These prompts share no words: nothing can be learned from them.")
-        at = {term: i for i, term in enumerate(terms)}
-        idf = np.array([1 + np.log((1 + len(prompts)) / (1 + seen[term])) for term in terms])
-        rows, columns, values = [], [], []
-        for row, one in enumerate(counts):
-            for term in one.keys() & at.keys():
-                rows.append(row)
-                columns.append(at[term])
-                values.append((1 + np.log(one[term])) * idf[at[term]])
-        table = csr_matrix((values, (rows, columns)), shape=(len(prompts), len(terms)))
-        norms = np.sqrt(np.asarray(table.multiply(table).sum(axis=1)).ravel())
-        table = csr_matrix(table.multiply(1 / np.maximum(norms, 1e-9)[:, None]))
+        table = tf_idf(prompts, terms, idf)
         most = min(size, min(table.shape) - 1)
         start = np.random.default_rng(0).standard_normal(min(table.shape))
         _, _, right = svds(table, most, v0=start)
@@ -177,6 +164,30 @@ class WordEncoder:
             return cls(terms, load_file(folder / cls.VECTORS)["vectors"])
         except (OSError, ValueError, KeyError, SafetensorError) as error:
             raise ModelError(f"{folder} holds no encoder that can be read: {error}") from error
+
+
+def vocabulary(prompts: Sequence[str]) -> tuple[list[str], NDArray[np.float64]]:
+    """Words and pairs of words that are in several prompts, and their inverse document
+    frequencies (t,)."""
+    seen = Counter(term for prompt in prompts for term in set(_terms(prompt)))
+    terms = sorted(term for term, count in seen.items() if count >= FEWEST)
+    idf = np.array([1 + np.log((1 + len(prompts)) / (1 + seen[term])) for term in terms])
+    return terms, idf
+
+
+def tf_idf(prompts: Sequence[str], terms: Sequence[str], idf: NDArray[np.float64]) -> Any:
+    """The sparse table (p, t) of TF-IDF with sublinear counts, its rows of unit length."""
+    from scipy.sparse import csr_matrix
+
+    at = {term: i for i, term in enumerate(terms)}
+    rows, columns, values = [], [], []
+    for row, prompt in enumerate(prompts):
+        known = Counter(term for term in _terms(prompt) if term in at)
+        found = np.array([(1 + np.log(n)) * idf[at[term]] for term, n in known.items()])
+        rows += [row] * len(known)
+        columns += [at[term] for term in known]
+        values += (found / max(float(np.linalg.norm(found)), 1e-9)).tolist()
+    return csr_matrix((values, (rows, columns)), shape=(len(prompts), len(terms)))
 
 
 def _terms(prompt: str) -> list[str]:

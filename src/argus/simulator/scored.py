@@ -17,8 +17,8 @@ from argus.quality.scores import Scores, read_scores
 from argus.simulator.world import Drawing, Pictures, Store, World
 
 HELD_OUT = "held_out.parquet"
-SLO, WORKERS = 3.0, [8]
-UNIT = "quality 0 is what 1 % of the exact variant's pictures score less than"
+WORDS = "words"  # the encoder that needs no download
+SLO, WORKERS = 3.0, 8
 
 
 @dataclass(frozen=True)
@@ -35,18 +35,30 @@ class Source:
 
     file: Path | None = None
     predictor: Path | None = None
-    encoder: str = "words"
+    encoder: str = WORDS
     ranks: bool = False
     judges: tuple[int, ...] | None = None
 
 
-def read_costs(file: Path) -> dict[str, Any]:
-    """A file of variants' costs, as `world_of` takes them.
+def world_of_table(
+    source: Source, costs: Path, unrelated: float | None = None
+) -> tuple[World, list[int]]:
+    """The world of the table of scores and a file of costs, and its number of workers.
 
-    It is YAML or JSON: `variants` maps each to its `seconds` a picture on a worker alone and, if it
-    is not for a variant of the same `model`, the seconds `load_s` to load it. `exact`, `workers`
-    and `slo` are optional. Raises BadRequest for anything else.
+    Costs are YAML or JSON: `variants` maps each to its `seconds` a picture on a worker alone and
+    the seconds `load_s` to load its model; variants with the same `model` share its workers.
+    `exact`, `workers` and `slo` are optional. `unrelated` is the score of quality 0 (s₀). Raises
+    BadRequest for anything else.
     """
+    spec = _costs(costs)
+    assert source.file is not None
+    given = {"exact": spec.get("exact"), "unrelated": unrelated}
+    sources = {"variants": f"sourced: {costs}", "scores": f"sourced: {source.file}"}
+    world = world_of({"name": costs.stem, **spec, "scores": given}, source, source.file, sources)
+    return world, [int(spec.get("workers", WORKERS))]
+
+
+def _costs(file: Path) -> dict[str, Any]:
     try:
         content = yaml.safe_load(file.read_text())
     except (OSError, ValueError, yaml.YAMLError) as error:
@@ -54,20 +66,23 @@ def read_costs(file: Path) -> dict[str, Any]:
     variants = content.get("variants") if isinstance(content, dict) else None
     if not isinstance(variants, dict) or not variants:
         raise BadRequest(
-            f"{file} says nothing of `variants`: give each its `seconds` a picture and the seconds "
-            "`load_s` to load its model (docs/your-models.md)."
+            f"{file} has no `variants`: give each its `seconds` a picture and the seconds `load_s` "
+            "to load its model (docs/your-models.md)."
         )
     for name, one in variants.items():
-        if not isinstance(one, dict):
-            raise BadRequest(f"{file}: the variant {name} needs `seconds` and `load_s`.")
-        for key in ("seconds", "load_s"):
-            value = one.get(key, 0.0 if key == "load_s" else None)
-            number = isinstance(value, (int, float)) and not isinstance(value, bool)
-            if not number or not np.isfinite(value) or value < (key == "load_s") * 0 or (
-                key == "seconds" and value <= 0
-            ):
-                raise BadRequest(f"{file}: {key} of {name} is {value!r}; it must be a number.")
-    return {"name": file.stem, "scores": {"exact": content.get("exact")}, **content}
+        if not isinstance(one, dict) or "seconds" not in one:
+            raise BadRequest(f"{file}: the variant {name} needs `seconds` a picture.")
+        _number(file, f"seconds of {name}", one["seconds"], 1e-9)
+        _number(file, f"load_s of {name}", one.get("load_s", 0.0))
+    _number(file, "workers", content.get("workers", WORKERS), 1)
+    _number(file, "slo", content.get("slo", SLO), 1)
+    return dict(content)
+
+
+def _number(file: Path, what: str, value: Any, least: float = 0.0) -> None:
+    number = isinstance(value, (int, float)) and not isinstance(value, bool)
+    if not number or not np.isfinite(value) or value < least:
+        raise BadRequest(f"{file}: {what} is {value!r}; it must be a number of {least:g} or more.")
 
 
 def world_of(spec: dict[str, Any], source: Source, file: Path, sources: dict[str, str]) -> World:
@@ -87,8 +102,9 @@ def world_of(spec: dict[str, Any], source: Source, file: Path, sources: dict[str
             f"The costs lack {exact!r}, which scores best: name another variant as `exact`."
         )
     scores = scores.only([exact, *(name for name in asked if name != exact)])
-    quality = quality_of(scores, given.get("unrelated"), given.get("unit"), source.ranks)
-    predicted = predictions(scores, quality, source)
+    unit = given.get("unit") or scores.unit(given.get("unrelated"))
+    quality = quality_of(scores, unit, source.ranks)
+    predicted = predictions(scores, quality, unit, source)
     judges = [scores.seeds.index(seed) for seed in source.judges or scores.seeds]
     complete = ~np.isnan(quality[:, :, judges]).any(axis=(1, 2))
     if not complete.any():
@@ -109,23 +125,24 @@ def world_of(spec: dict[str, Any], source: Source, file: Path, sources: dict[str
     )
 
 
-def quality_of(
-    scores: Scores, unrelated: float | None, unit: float | None, ranks: bool = False
-) -> Numbers:
-    """Quality (p, v, s) of scores; on the scale of their `ranks` with the same least mean."""
-    quality = scores.quality(unrelated, unit)
+def quality_of(scores: Scores, unit: float, ranks: bool = False) -> Numbers:
+    """Quality (p, v, s) of scores; with `ranks` on the scale of their ranks, with the same mean of
+    the variant that loses most."""
+    quality = scores.quality(unit)
     if not ranks:
         return quality
-    ranked = scores.ranks().quality(unit=1.0) - 1
-    lost, by_rank = (np.nanmean(q, axis=(0, 2)).min() for q in (quality - 1, ranked))
+    ranked = scores.ranks().quality(1.0) - 1
+    lost, by_rank = (float(np.nanmean(q, axis=(0, 2)).min()) for q in (quality - 1, ranked))
     result: Numbers = 1 + ranked * (lost / by_rank if by_rank < 0 else 1.0)
     return result
 
 
-def predictions(scores: Scores, quality: Numbers, source: Source) -> Numbers:
-    """Predicted qualities (p, v), each by networks that were not trained on the prompt."""
+def predictions(scores: Scores, quality: Numbers, unit: float, source: Source) -> Numbers:
+    """Predicted qualities (p, v), each by a regression that was not trained on the prompt."""
     if source.predictor is not None:
-        return _foretold(scores, source.predictor)
+        if source.ranks:
+            raise BadRequest("A predictor was trained on scores: leave it out, or the ranks.")
+        return predicted_by(source.predictor, scores, unit)
     from argus.lab import training
     from argus.quality.sentences import load_encoder
 
@@ -134,9 +151,9 @@ def predictions(scores: Scores, quality: Numbers, source: Source) -> Numbers:
     return training.train(data, source.encoder, epochs=0, kernel=True).mean
 
 
-def _foretold(scores: Scores, folder: Path) -> Numbers:
-    """What a predictor says of the prompts: what it said of those it was trained on when they were
-    held out, and what it says now of new ones."""
+def predicted_by(folder: Path, scores: Scores, unit: float) -> Numbers:
+    """Qualities (p, v) that a predictor predicts of the prompts, in the `unit` of the world: of
+    those it was trained on, what it said when they were held out."""
     from argus.quality.predictor import Predictor, facts_of
     from argus.quality.sentences import embed_all, load_encoder
 
@@ -159,7 +176,8 @@ def _foretold(scores: Scores, folder: Path) -> Numbers:
         mean, _ = predictor.predict_all(vectors, np.full(len(new), np.nan, np.float32))
         columns = [predictor.variants.index(name) for name in scores.variants]
         known[new] = mean[:, columns]
-    return known
+    result: Numbers = 1 + (known - 1) * (float(predictor.weights["scores"][1]) / unit)
+    return result
 
 
 def _table(spec: dict[str, Any], variants: Sequence[str], usual: Numbers) -> VariantTable:
@@ -185,8 +203,9 @@ def _table(spec: dict[str, Any], variants: Sequence[str], usual: Numbers) -> Var
         models=tuple(names),
         types=tuple(spec.get("types", ["worker"])),
         model=np.array([names.index(model) for model in models]),
-        steps=np.array([steps[m] * one["seconds"] / slowest[m]
-                        for m, one in zip(models, costs, strict=True)]),
+        steps=np.array(
+            [steps[m] * one["seconds"] / slowest[m] for m, one in zip(models, costs, strict=True)]
+        ),
         skip=np.zeros(len(variants), dtype=np.int64),
         least_similarity=np.zeros(len(variants)),
         mean_quality=usual,
