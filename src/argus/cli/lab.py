@@ -136,15 +136,14 @@ def calibrate(
 def train(
     family: Annotated[
         str | None,
-        typer.Argument(
-            help="A family's name, or its YAML file's path; none for a table of scores."
-        ),
+        typer.Argument(help="A family's name or YAML file; none for a table of scores."),
     ] = None,
     table: Annotated[
         Path | None,
         typer.Option(
-            help="What `argus calibrate` wrote. Default: the family's own. Without a family: scores "
-            "of your own models, parquet or CSV, with columns prompt, seed and one for each variant."
+            help="What `argus calibrate` wrote. Default: the family's own. Without a family: "
+            "scores of your own models, parquet or CSV, with columns prompt, seed and one for each "
+            "variant."
         ),
     ] = None,
     encoder: Annotated[

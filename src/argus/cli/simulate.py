@@ -108,9 +108,9 @@ def simulate(
     as_json: Annotated[bool, typer.Option("--json", help="A JSON object as last line.")] = False,
 ) -> None:
     """Serve a trace with every policy on a virtual cluster, and compare them."""
-    from argus.simulator.scored import WORDS, Source, world_of_table
     from argus.simulator.runs import Promised, Scenario, kinds_of, most_load
     from argus.simulator.runs import simulate as run
+    from argus.simulator.scored import WORDS, Source, world_of_table
     from argus.simulator.traces import load_trace
     from argus.simulator.worlds import load_world, workers_of
 

@@ -34,8 +34,8 @@ class Scores:
     values: Numbers
 
     def ranks(self) -> Scores:
-        """The same with every score's share of scores that are lower: another scale for it, which
-        keeps the order and nothing else."""
+        """The same with the share of all scores that are no higher in place of each: another scale,
+        which keeps the order and nothing else."""
         known = ~np.isnan(self.values)
         ranked = np.full_like(self.values, np.nan)
         ranked[known] = rankdata(self.values[known]) / known.sum()

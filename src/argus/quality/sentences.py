@@ -6,6 +6,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import re
 from collections import Counter
@@ -192,7 +193,7 @@ def tf_idf(prompts: Sequence[str], terms: Sequence[str], idf: NDArray[np.float64
 
 def _terms(prompt: str) -> list[str]:
     words = re.findall(r"\w+", prompt.lower())
-    return words + [f"{a} {b}" for a, b in zip(words, words[1:], strict=False)]
+    return words + [f"{a} {b}" for a, b in itertools.pairwise(words)]
 
 
 def embed_all(

@@ -26,18 +26,16 @@ class Source:
     """Where a scored world's scores and predictions come from.
 
     `file` holds the scores; None: the world's own, which is public data. Predictions are those of
-    the `predictor` in a folder that `argus train --table` wrote, by networks that were not trained
-    on the prompt; without one they are learned now, from the prompts embedded by `encoder` (a
-    name that `quality.sentences.load_encoder` takes). With `ranks` quality is on the scale of the
-    scores' ranks, with the same mean of the variant that scores least. Pictures are judged by the
-    scores of the `judges` among the seeds; None: by all.
+    the `predictor` in a folder that `argus train --table` wrote; without one they are learned now,
+    from the prompts embedded by `encoder` (a name that `quality.sentences.load_encoder` takes). No
+    prompt is predicted by what was trained on it. With `ranks` quality is on the scale of the
+    scores' ranks, with the same mean of the variant that loses most.
     """
 
     file: Path | None = None
     predictor: Path | None = None
     encoder: str = WORDS
     ranks: bool = False
-    judges: tuple[int, ...] | None = None
 
 
 def world_of_table(
@@ -54,7 +52,7 @@ def world_of_table(
     assert source.file is not None
     given = {"exact": spec.get("exact"), "unrelated": unrelated}
     sources = {"variants": f"sourced: {costs}", "scores": f"sourced: {source.file}"}
-    world = world_of({"name": costs.stem, **spec, "scores": given}, source, source.file, sources)
+    world = read_world({"name": costs.stem, **spec, "scores": given}, source, source.file, sources)
     return world, [int(spec.get("workers", WORKERS))]
 
 
@@ -85,70 +83,82 @@ def _number(file: Path, what: str, value: Any, least: float = 0.0) -> None:
         raise BadRequest(f"{file}: {what} is {value!r}; it must be a number of {least:g} or more.")
 
 
-def world_of(spec: dict[str, Any], source: Source, file: Path, sources: dict[str, str]) -> World:
-    """The world of a `spec` (as `sd35.yaml` without marks) and the scores of a file.
+def read_world(spec: dict[str, Any], source: Source, file: Path, sources: dict[str, str]) -> World:
+    """The world of a `spec` (as `sd35.yaml` without marks) and the scores of a file, with
+    predictions. Raises BadRequest if scores and costs are not of the same variants."""
+    scores = priced(spec, read_scores(file, spec["scores"].get("exact")), file)
+    scale, unit = scale_of(spec, scores, source.ranks)
+    if source.predictor is None:
+        predicted = learned(scale, unit, source.encoder)
+    elif source.ranks:
+        raise BadRequest("A predictor was trained on scores: leave it out, or the ranks.")
+    else:
+        predicted = predicted_by(source.predictor, scores, unit)
+    return world_of(spec, scale, unit, predicted, sources)
 
-    The truth, which `oracle` knows, is the mean of the pictures that judge. Raises BadRequest if
-    scores and costs are not of the same variants.
-    """
-    asked, given = spec["variants"], spec["scores"]
-    scores = read_scores(file, given.get("exact"))
+
+def priced(spec: dict[str, Any], scores: Scores, file: Path) -> Scores:
+    """The scores of the variants that have costs."""
+    asked, exact = spec["variants"], scores.variants[EXACT]
     lacking = [name for name in asked if name not in scores.variants]
     if lacking:
         raise BadRequest(f"{file} has no scores of {lacking[0]!r}.")
-    exact = scores.variants[EXACT]
     if exact not in asked:
         raise BadRequest(
             f"The costs lack {exact!r}, which scores best: name another variant as `exact`."
         )
-    scores = scores.only([exact, *(name for name in asked if name != exact)])
+    return scores.only([exact, *(name for name in asked if name != exact)])
+
+
+def scale_of(spec: dict[str, Any], scores: Scores, ranks: bool = False) -> tuple[Scores, float]:
+    """The scores and the difference of them that is a quality of 1; with `ranks` the scores' ranks,
+    and the unit by which the variant that loses most has the same mean quality."""
+    given = spec["scores"]
     unit = given.get("unit") or scores.unit(given.get("unrelated"))
-    quality = quality_of(scores, unit, source.ranks)
-    predicted = predictions(scores, quality, unit, source)
-    judges = [scores.seeds.index(seed) for seed in source.judges or scores.seeds]
-    complete = ~np.isnan(quality[:, :, judges]).any(axis=(1, 2))
+    if not ranks:
+        return scores, unit
+    ranked = scores.ranks()
+    lost, by_rank = (
+        float((1 - np.nanmean(one.quality(1.0), axis=(0, 2))).max()) for one in (scores, ranked)
+    )
+    return ranked, unit * by_rank / lost if lost > 0 and by_rank > 0 else 1.0
+
+
+def world_of(
+    spec: dict[str, Any], scores: Scores, unit: float, predicted: Numbers, sources: dict[str, str]
+) -> World:
+    """The world of scores on some scale and its unit, and predicted qualities (p, v).
+
+    Prompts without all pictures are left out. The truth, which `oracle` knows, is the mean of a
+    prompt's pictures.
+    """
+    quality = scores.quality(unit)
+    complete = ~np.isnan(quality).any(axis=(1, 2))
     if not complete.any():
-        raise BadRequest(f"{file} has no prompt with pictures of every seed.")
-    drawn = quality[complete][:, :, judges]
+        raise BadRequest("No prompt has pictures of every seed by all variants.")
+    drawn = quality[complete]
     return World(
         name=spec["name"],
         table=_table(spec, scores.variants, predicted.mean(axis=0)),
         truth=drawn.mean(axis=2),
         predicted=predicted[complete],
-        similarity=np.full(int(complete.sum()), np.nan),
+        similarity=np.full(len(drawn), np.nan),
         drawing=Drawing(0.0, 1, 1),
         store=Store(0.1, 1.0),
         doubt=float(spec.get("discriminator", {"noise": 0.0})["noise"]),
         slo=float(spec.get("slo", SLO)),
         sources=sources,
-        pictures=Pictures(drawn, scores.values[complete][:, :, judges]),
+        pictures=Pictures(drawn, scores.values[complete]),
     )
 
 
-def quality_of(scores: Scores, unit: float, ranks: bool = False) -> Numbers:
-    """Quality (p, v, s) of scores; with `ranks` on the scale of their ranks, with the same mean of
-    the variant that loses most."""
-    quality = scores.quality(unit)
-    if not ranks:
-        return quality
-    ranked = scores.ranks().quality(1.0) - 1
-    lost, by_rank = (float(np.nanmean(q, axis=(0, 2)).min()) for q in (quality - 1, ranked))
-    result: Numbers = 1 + ranked * (lost / by_rank if by_rank < 0 else 1.0)
-    return result
-
-
-def predictions(scores: Scores, quality: Numbers, unit: float, source: Source) -> Numbers:
+def learned(scores: Scores, unit: float, encoder: str) -> Numbers:
     """Predicted qualities (p, v), each by a regression that was not trained on the prompt."""
-    if source.predictor is not None:
-        if source.ranks:
-            raise BadRequest("A predictor was trained on scores: leave it out, or the ranks.")
-        return predicted_by(source.predictor, scores, unit)
     from argus.lab import training
     from argus.quality.sentences import load_encoder
 
-    encoder = load_encoder(source.encoder, scores.prompts)
-    data = training.scored(scores, quality, encoder)
-    return training.train(data, source.encoder, epochs=0, kernel=True).mean
+    data = training.scored(scores, scores.quality(unit), load_encoder(encoder, scores.prompts))
+    return training.train(data, encoder, epochs=0, kernel=True).mean
 
 
 def predicted_by(folder: Path, scores: Scores, unit: float) -> Numbers:
