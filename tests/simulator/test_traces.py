@@ -28,6 +28,7 @@ def test_a_production_service_is_replayed_picture_by_picture_in_less_time(tmp_pa
     trace = load_trace(f"gentd26:{file}")
     assert trace.at_s is not None
     assert trace.topics is not None
+    assert trace.compressed
     assert trace.topics.tolist() == [0, 1, 1, 1, 1, 1, 1, 2, 3]  # G1's second is a re-roll
     gaps = np.diff(np.unique(trace.at_s))
     assert gaps / gaps[0] == pytest.approx([1, 0.1, 0.3, 0.6])  # as in the file
@@ -40,7 +41,9 @@ def test_twice_the_load_gets_the_same_arrivals_in_half_of_the_time(tmp_path: Pat
     file = tmp_path / "gentd26.csv"
     file.write_text(GENTD26)
     trace, world = load_trace(f"gentd26:{file}"), load_world("paper-a100")
-    once = Scenario(world, (0,), trace.rates, 6.0, at_s=trace.at_s, topics=trace.topics)
+    once = Scenario(
+        world, (0,), trace.rates, 6.0, at_s=trace.at_s, topics=trace.topics, compressed=True
+    )
     twice = replace(once, load=2.0)
     assert twice.requests().arrived_s == pytest.approx(once.requests().arrived_s / 2)
     found = once.requests()

@@ -26,6 +26,7 @@ from argus.files import written_aside
 
 FamilyName = Annotated[str, typer.Argument(help="A family's name, or the path of its YAML file.")]
 Device = Annotated[str | None, typer.Option(help="cpu, cuda or cuda:N.")]
+SCORED_EPOCHS = 60  # networks for bounds alone
 Precision = Annotated[str | None, typer.Option(help="float32, float16 or bfloat16.")]
 
 
@@ -133,9 +134,34 @@ def calibrate(
 
 
 def train(
-    family: FamilyName,
+    family: Annotated[
+        str | None,
+        typer.Argument(help="A family's name or YAML file; none for a table of scores."),
+    ] = None,
     table: Annotated[
-        Path | None, typer.Option(help="What `argus calibrate` wrote. Default: the family's own.")
+        Path | None,
+        typer.Option(
+            help="What `argus calibrate` wrote. Default: the family's own. Without a family: "
+            "scores of your own models, parquet or CSV, with columns prompt, seed and one for each "
+            "variant."
+        ),
+    ] = None,
+    encoder: Annotated[
+        str,
+        typer.Option(
+            help="With a table of scores: words, or the folder or hub id of a sentence encoder."
+        ),
+    ] = "words",
+    exact: Annotated[
+        str | None,
+        typer.Option(help="With a table of scores: the best variant. Default: of the best mean."),
+    ] = None,
+    unrelated: Annotated[
+        float | None,
+        typer.Option(
+            help="With a table of scores: the mean score of pictures of other prompts, quality 0. "
+            "Default: what 1 % of the best variant's pictures score less than."
+        ),
     ] = None,
     profile: Annotated[
         Path | None, typer.Option(help="What `argus profile` wrote. Default: the family's own.")
@@ -159,9 +185,15 @@ def train(
     """Train what predicts the quality of every variant, and report how well it does on prompts it
     never saw.
 
+    With --table alone it learns from scores of any models, for `argus simulate --table`.
     With --from-catalogue it is written only if it is better on samples that it was not trained on;
     the exit status is 6 if it is not.
     """
+    if family is None:
+        if table is None:
+            raise BadRequest("Name a family, or give a table of scores with --table.")
+        _train_on_scores(table, encoder, exact, unrelated, output, seed)
+        return
     chosen = find_family(family)
     if from_catalogue is not None:
         _train_anew(chosen, from_catalogue, table, predictor, output, seed)
@@ -176,9 +208,9 @@ def train(
 
     rows = read(table or Path(chosen.folder) / "quality.parquet")
     costs = held_out.costs_of(chosen, Profile.read(profile or Path(chosen.folder) / "profile.json"))
-    encoder = PromptEncoder.load(model_folder(chosen.models[chosen.exact.model]))
+    embedder = PromptEncoder.load(model_folder(chosen.models[chosen.exact.model]))
     with err.status("Embedding prompts …") as status:
-        data = training.examples(rows, chosen, encoder)
+        data = training.examples(rows, chosen, embedder)
         trained = training.train(
             data, family_fingerprint(chosen), seed,
             on_epoch=lambda done, of: status.update(f"Training: epoch {done} of {of} …"),
@@ -212,6 +244,60 @@ def train(
             "prompts": len(data.prompts),
             "errors": {name: asdict(one) for name, one in errors.items()},
             "regret": [asdict(at) for at in regrets],
+        },
+    )
+    err.print(f"Wrote {output}", highlight=False)
+
+
+def _train_on_scores(
+    table: Path, source: str, exact: str | None, unrelated: float | None, output: Path, seed: int
+) -> None:
+    import hashlib
+
+    import numpy as np
+
+    from argus.lab import held_out, training
+    from argus.quality.scores import read_scores
+    from argus.quality.sentences import WordEncoder, load_encoder
+
+    scores = read_scores(table, exact)
+    encoder = load_encoder(source, scores.prompts)
+    unit = scores.unit(unrelated)
+    quality = scores.quality(unit)
+    made_for = hashlib.sha256(json.dumps([scores.variants, source]).encode()).hexdigest()[:16]
+    with err.status("Embedding prompts …") as status:
+        data = training.scored(scores, quality, encoder)
+        trained = training.train(
+            data, made_for, seed, SCORED_EPOCHS,
+            on_epoch=lambda done, of: status.update(f"Training: epoch {done} of {of} …"),
+            kernel=True,
+        )  # fmt: skip
+        errors = held_out.errors(data, trained)
+    shown = Table("variant", "mean quality", "error", "rank", "above bound", "correlation")
+    for v, (name, one) in enumerate(errors.items(), start=1):
+        truth = np.nanmean(quality[:, v], axis=1)
+        told_apart = np.ptp(trained.mean[:, v]) > 0 and np.ptp(truth) > 0
+        found = np.corrcoef(trained.mean[:, v], truth)[0, 1] if told_apart else 0.0
+        shown.add_row(
+            name, f"{np.nanmean(truth):.3f}", f"{one.error:.3f}", f"{one.rank:.2f}",
+            f"{one.covered:.1%}", f"{found:.2f}",
+        )  # fmt: skip
+    shown.caption = (
+        f"{len(data.prompts):,} prompts, each predicted by a network that never saw it; the best "
+        f"variant, of quality 1, is {scores.variants[0]}"
+    )
+    out.print(shown, highlight=False)
+    output.mkdir(parents=True, exist_ok=True)
+    held_out.write(data, trained, output / "held_out.parquet")
+    if isinstance(encoder, WordEncoder):
+        encoder.save(output)
+    trained.predictor.weights["scores"] = np.array([scores.zero(unrelated), unit], np.float32)
+    trained.predictor.save(
+        output,
+        {
+            "encoder": source,
+            "prompts": len(data.prompts),
+            "errors": {name: asdict(one) for name, one in errors.items()},
         },
     )
     err.print(f"Wrote {output}", highlight=False)

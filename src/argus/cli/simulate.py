@@ -57,6 +57,46 @@ def simulate(
     ] = None,
     minutes: Annotated[int | None, typer.Option(help="Only the trace's first.", min=1)] = None,
     seed: Annotated[int, typer.Option(help="Repeats a run exactly.")] = 0,
+    table: Annotated[
+        Path | None,
+        typer.Option(
+            help="Instead of a world: scores of your own models' pictures, parquet or CSV, with "
+            "columns prompt, seed and one for each variant (docs/your-models.md)."
+        ),
+    ] = None,
+    profile: Annotated[
+        Path | None,
+        typer.Option(help="With --table: YAML or JSON of each variant's seconds a picture."),
+    ] = None,
+    scores: Annotated[
+        Path | None, typer.Option(help="The file of scores of the world sd35, which is not ours.")
+    ] = None,
+    predictor: Annotated[
+        Path | None,
+        typer.Option(
+            help="With --table or --scores: what `argus train --table` wrote. Default: learned now."
+        ),
+    ] = None,
+    encoder: Annotated[
+        str | None,
+        typer.Option(
+            help="With --table or --scores: words (the default), or the folder or hub id of a "
+            "sentence encoder."
+        ),
+    ] = None,
+    ranks: Annotated[
+        bool,
+        typer.Option(
+            "--ranks", help="With --table or --scores: quality by the scores' ranks instead."
+        ),
+    ] = False,
+    unrelated: Annotated[
+        float | None,
+        typer.Option(
+            help="With --table: the mean score of pictures of other prompts, quality 0. Default: "
+            "what 1 % of the exact variant's pictures score less than."
+        ),
+    ] = None,
     output: Annotated[
         Path | None, typer.Option("--out", "-o", help="Folder for tables and the figure.")
     ] = None,
@@ -74,15 +114,31 @@ def simulate(
     """Serve a trace with every policy on a virtual cluster, and compare them."""
     from argus.simulator.runs import Scenario, Target, kinds_of, most_load
     from argus.simulator.runs import simulate as run
+    from argus.simulator.scored import WORDS, Source, world_of_table
     from argus.simulator.traces import load_trace
     from argus.simulator.worlds import load_world, workers_of
 
-    here = load_world(world)
+    own = table or scores or predictor or encoder or ranks
+    source = Source(table or scores, predictor, encoder or WORDS, ranks) if own else None
+    if table is None:
+        if profile is not None or unrelated is not None:
+            raise BadRequest("--profile and --unrelated go with --table.")
+        with err.status(f"Preparing {world} …"):
+            here, counts = load_world(world, source), workers_of(world)
+    else:
+        if profile is None or scores is not None:
+            raise BadRequest(
+                "--table needs --profile, a file with each variant's seconds a picture, and goes "
+                "without --scores (docs/your-models.md)."
+            )
+        world = str(table)
+        with err.status("Learning what the prompts say …"):
+            here, counts = world_of_table(source or Source(table), profile, unrelated)
     if load <= 0:
         raise BadRequest(f"--load is {load:g}; it multiplies the trace's rates, so more than 0.")
     if noise is not None:
         here = here.with_noise(noise, seed + 1)
-    counts = workers_of(world) if workers is None else _counts(workers)
+    counts = counts if workers is None else _counts(workers)
     if len(counts) != len(here.table.types):
         raise BadRequest(
             f"{world} has workers of {', '.join(here.table.types)}: give as many numbers."
@@ -98,6 +154,7 @@ def simulate(
         own=asked.own and not scale,
         at_s=asked.at_s,
         topics=asked.topics,
+        compressed=asked.compressed,
     )
     names = _names(policies)
     progress = Progress(

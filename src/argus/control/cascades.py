@@ -27,11 +27,14 @@ from argus.control.variants import EXACT, VariantTable
 class CascadeTuning:
     """The threshold is a quantile of the last `recent` judged pictures; `utilisation` is the
     planned share of time in which workers are busy; `hadis` sends requests for a share `direct` of
-    the heavy workers' capacity directly to them. All are assumed: the papers give none."""
+    the heavy workers' capacity directly to them. All are assumed: the papers give none. `light` and
+    `heavy` are the pair of variants; by default the cheapest smaller one and the exact one."""
 
     recent: int = 500
     utilisation: float = 0.9
     direct: float = 0.5
+    light: int | None = None
+    heavy: int = EXACT
 
 
 class Cascade(Base):
@@ -55,19 +58,21 @@ class Cascade(Base):
         self.tuning = tuning
         smaller = [v for v, s in enumerate(table.strategies) if s == "model"]
         others = smaller or [v for v, s in enumerate(table.strategies) if s == "steps"] or [EXACT]
-        self.light = min(others, key=lambda v: self.costs_s[v].min())
+        cheapest = min(others, key=lambda v: self.costs_s[v].min())
+        self.light = cheapest if tuning.light is None else tuning.light
+        self.heavy = tuning.heavy
         self.share = 1.0
         self._judged: deque[float] = deque(maxlen=tuning.recent)
 
     def plan(self, inputs: PlanningInput) -> Plan:
         table, rate = self.table, max(inputs.rate, 1e-6)
-        light, heavy = int(table.model[self.light]), int(table.model[EXACT])
+        light, heavy = int(table.model[self.light]), int(table.model[self.heavy])
         workers = int(inputs.alive.sum())
         if not workers:
             return Plan(inputs.models)
         kinds = inputs.kinds[inputs.alive]
         light_s = float(self.costs_s[self.light, kinds].mean())
-        heavy_s = float(self.costs_s[EXACT, kinds].mean())
+        heavy_s = float(self.costs_s[self.heavy, kinds].mean())
         needed = int(np.ceil(rate * light_s / self.tuning.utilisation))
         if light == heavy:
             left = self.tuning.utilisation * workers - rate * light_s
@@ -83,17 +88,17 @@ class Cascade(Base):
         )
 
     def route(self, request: Request, cluster: Cluster) -> Decision:
-        for v in (self.light, EXACT):
+        for v in (self.light, self.heavy):
             worker = first_free(cluster, int(self.table.model[v]))
             if worker is not None:
                 return Decision(v, worker, "the light model first")
-        return Decision(EXACT, None, "no worker can serve now")
+        return Decision(self.heavy, None, "no worker can serve now")
 
     def review(self, request: Request, variant: int, judged: float) -> int | None:
         if variant != self.light:
             return None
         self._judged.append(judged)
-        return EXACT if judged < self._threshold() else None
+        return self.heavy if judged < self._threshold() else None
 
     def _threshold(self) -> float:
         if self.share <= 0:
@@ -128,7 +133,7 @@ class Hadis(Cascade):
         ordered = sorted(self._expected)
         hard = ordered[min(len(ordered) - 1, int(self.tuning.direct * self.share * len(ordered)))]
         if expected < hard:
-            worker = first_free(cluster, int(self.table.model[EXACT]))
+            worker = first_free(cluster, int(self.table.model[self.heavy]))
             if worker is not None:
-                return Decision(EXACT, worker, "predicted too hard for the light model")
+                return Decision(self.heavy, worker, "predicted too hard for the light model")
         return super().route(request, cluster)

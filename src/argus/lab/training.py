@@ -13,6 +13,7 @@ import numpy as np
 import pandas as pd
 import torch
 from numpy.typing import NDArray
+from scipy.linalg import cho_factor, cho_solve
 from torch import Tensor
 
 from argus.core.errors import BadRequest
@@ -20,7 +21,9 @@ from argus.core.family import EXACT, Family
 from argus.quality import table
 from argus.quality.drift import moments
 from argus.quality.encoder import PromptEncoder
-from argus.quality.predictor import Predictor, places
+from argus.quality.predictor import Predictor, places, squared_distances
+from argus.quality.scores import Scores
+from argus.quality.sentences import Encoder, embed_all
 
 FOLDS = 5
 KNOTS = (0.0, 0.3, 0.6, 0.85, 0.95, 0.98, 1.0)  # shares of the examples' similarities below each
@@ -29,6 +32,9 @@ EPOCHS = 150
 RATE, DECAY, DROPOUT = 3e-3, 0.03, 0.4
 MISSES = 0.1  # share of pictures whose quality is below the bound
 FEWEST = 50
+# Of kernel regressions, chosen for every fold on a part of up to so many of its training prompts.
+SHARPNESS, RIDGES = (0.5, 1.0, 2.0, 4.0), (0.2, 0.5, 1.0, 2.0, 5.0)
+PART, MOST = 0.25, 1200
 
 Numbers = NDArray[np.float64]
 Single = NDArray[np.float32]
@@ -73,10 +79,7 @@ def examples(rows: pd.DataFrame, family: Family, encoder: PromptEncoder) -> Exam
     """
     variants = tuple(family.variants)
     prompts, measured, similarity = table.by_prompt(rows, variants)
-    if len(prompts) < FEWEST:
-        raise BadRequest(
-            f"The table holds {len(prompts)} prompts; training needs {FEWEST} or more."
-        )
+    _enough(len(prompts))
     return Examples(
         tuple(prompts),
         variants,
@@ -85,6 +88,25 @@ def examples(rows: pd.DataFrame, family: Family, encoder: PromptEncoder) -> Exam
         similarity,
         measured,
     )
+
+
+def scored(scores: Scores, quality: Numbers, encoder: Encoder) -> Examples:
+    """The examples of a table of scores whose `quality` (p, v, s) is given. Raises BadRequest if
+    it holds too few prompts."""
+    _enough(len(scores.prompts))
+    return Examples(
+        scores.prompts,
+        scores.variants,
+        (False,) * len(scores.variants),
+        embed_all(encoder, scores.prompts),
+        np.full(len(scores.prompts), np.nan, np.float32),
+        quality,
+    )
+
+
+def _enough(prompts: int) -> None:
+    if prompts < FEWEST:
+        raise BadRequest(f"The table holds {prompts} prompts; training needs {FEWEST} or more.")
 
 
 def scores_of(rows: pd.DataFrame) -> Single:
@@ -100,15 +122,25 @@ def train(
     seed: int = 0,
     epochs: int = EPOCHS,
     on_epoch: OnEpoch = lambda done, of: None,
+    kernel: bool = False,
 ) -> Trained:
     """A predictor for the family of fingerprint `made_for`. `on_epoch` is called with the epochs
-    that are done and their total."""
+    that are done and their total.
+
+    With `kernel` its means are by kernel regression, which is better for some thousand prompts with
+    noisy scores, and needs variants without skips and pictures by all of them. The networks are
+    then for the bounds alone, and without `epochs` these are the same distance below all means.
+    """
     fold = folds(len(data.prompts), seed)
     knots = _knots(data.similarity)
     weights = _fit(data, fold, knots, seed, epochs, on_epoch)
+    if kernel:
+        weights |= _kernels(data, fold, seed)
     usual = _usual(data).astype(np.float32)
     none, full = np.zeros_like(usual), np.ones_like(usual)
     plain = {"knots": knots, "usual": usual, "trust": full, "widening": none}
+    if kernel:
+        plain["anchors"] = data.vectors
 
     def held_out(extra: dict[str, Single]) -> tuple[Numbers, Numbers]:
         mean, low = (np.empty((len(data.prompts), len(usual))) for _ in range(2))
@@ -119,10 +151,14 @@ def train(
             mean[out], low[out] = one.predict_all(data.vectors[out], data.similarity[out])
         return mean, low
 
-    mean, _ = held_out(plain)
-    plain["trust"] = _trust(data, mean, usual)
-    mean, wide = held_out(plain)
     every_row = np.ones(len(fold), dtype=bool)
+    raw, _ = held_out(plain)
+    plain["trust"] = _trust(data, raw, usual, every_row)
+    mean, wide = held_out(plain)
+    for e in range(FOLDS):  # from the other prompts, so that trust is held out as well
+        moved = (raw - usual)[fold == e] * (_trust(data, raw, usual, fold != e) - plain["trust"])
+        mean[fold == e] += moved
+        wide[fold == e] += moved
     plain["widening"] = _widening(data, wide, every_row)
     low = wide.copy()
     for e in range(FOLDS):  # from the other prompts, so that bounds are held out as well
@@ -155,13 +191,13 @@ def _usual(data: Examples) -> Numbers:
     return mean
 
 
-def _trust(data: Examples, mean: Numbers, usual: Single) -> Single:
-    """The slopes (v,), in [0, 1], of a regression of measured on predicted quality of held-out
-    prompts, both less the usual: predictions shrink as far as they fit noise."""
+def _trust(data: Examples, mean: Numbers, usual: Single, chosen: NDArray[np.bool_]) -> Single:
+    """The slopes (v,), in [0, 1], of a regression of measured on predicted quality of the `chosen`
+    held-out prompts (p,), both less the usual: predictions shrink as far as they fit noise."""
     some = (~np.isnan(data.quality)).any(axis=2)
     measured = np.nansum(data.quality, axis=2) / np.maximum((~np.isnan(data.quality)).sum(2), 1)
     guess, truth = mean - usual, measured - usual
-    weights = (some & ~np.isnan(guess)) * data.weights[:, None]
+    weights = (some & ~np.isnan(guess)) * (data.weights * chosen)[:, None]
     guess = np.nan_to_num(guess)
     both, own = (guess * truth * weights).sum(0), (guess * guess * weights).sum(0)
     slopes = np.divide(both, own, out=np.zeros_like(both), where=own > 0)
@@ -207,7 +243,7 @@ def _fit(
     counts = counts * torch.from_numpy(data.weights)[:, None, None]
     w = _start(d, variants, len(knots), _usual(data))
     optimiser = torch.optim.AdamW(w.values(), lr=RATE, weight_decay=DECAY)
-    schedule = torch.optim.lr_scheduler.OneCycleLR(optimiser, RATE, total_steps=epochs)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimiser, RATE, total_steps=max(1, epochs))
     place = torch.from_numpy(np.nan_to_num(places(knots, data.skips, data.similarity)))
     for epoch in range(epochs):
         mean, gap = _outputs(w, x, variants)
@@ -221,10 +257,51 @@ def _fit(
         optimiser.step()
         schedule.step()
         tell(epoch + 1, epochs)
+    if not epochs:
+        w["w3"].detach().zero_()
     result = {name: value.detach().numpy() for name, value in w.items()}
     result["b1"] = result["b1"] - np.einsum("d,edh->eh", centre / spread, result["w1"])
     result["w1"] = result["w1"] / spread[:, None]
     return {name: np.ascontiguousarray(value, np.float32) for name, value in result.items()}
+
+
+def _kernels(data: Examples, fold: NDArray[np.int64], seed: int) -> dict[str, Single]:
+    """Kernel ridge regressions of the prompts' mean qualities, each without one fold, as
+    `Predictor` takes them."""
+    target = np.nanmean(data.quality, axis=2)
+    apart = squared_distances(data.vectors, data.vectors).astype(np.float64)
+    rng = np.random.default_rng(seed)
+    sharpness, level = np.zeros(FOLDS), np.zeros((FOLDS, target.shape[1]))
+    pull = np.zeros((FOLDS, *target.shape))
+    for e in range(FOLDS):
+        used = np.flatnonzero(fold != e)
+        sharpness[e], ridge = _chosen(apart, target, rng.permutation(used)[:MOST])
+        level[e] = target[used].mean(0)
+        near = np.exp(-sharpness[e] * apart[np.ix_(used, used)])
+        pull[e, used] = _ridge(near, target[used] - level[e], ridge)
+    found = {"sharpness": sharpness, "level": level, "pull": pull}
+    return {name: value.astype(np.float32) for name, value in found.items()}
+
+
+def _chosen(apart: Numbers, target: Numbers, used: NDArray[np.int64]) -> tuple[float, float]:
+    """The sharpness and the ridge that predict a part of the prompts `used` best from the others,
+    by squared error over variants."""
+    out, rest = np.split(used, [int(PART * len(used))])
+    level = target[rest].mean(0)
+    best = (float("inf"), SHARPNESS[0], RIDGES[0])
+    for sharp in SHARPNESS:
+        near = np.exp(-sharp * apart[np.ix_(rest, rest)])
+        new = np.exp(-sharp * apart[np.ix_(out, rest)])
+        for ridge in RIDGES:
+            guess = level + new @ _ridge(near, target[rest] - level, ridge)
+            best = min(best, (float(np.square(guess - target[out]).sum()), sharp, ridge))
+    return best[1:]
+
+
+def _ridge(near: Numbers, target: Numbers, ridge: float) -> Numbers:
+    factor = cho_factor(near + ridge * np.eye(len(near)), check_finite=False)
+    solved: Numbers = cho_solve(factor, target, check_finite=False)
+    return solved
 
 
 def _start(d: int, variants: int, knots: int, means: Numbers) -> dict[str, Tensor]:

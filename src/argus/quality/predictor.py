@@ -44,6 +44,10 @@ class Predictor:
     - `widening` (v,): what is subtracted from the bounds, so that they hold for new prompts
     - `centre` (d,) and `spread` (d, d): mean and covariance of the training prompts' embeddings
     - `scores` (2,): s₀ and the mean of s_exact - s₀, by which a score becomes quality
+
+    Where no variant skips, there may be a kernel regression for each network, which replaces its
+    means: `anchors` (m, d), the training prompts' embeddings, `sharpness` (e,) of Gaussian kernels
+    around them, `pull` (e, m, v), 0 at prompts it was not trained on, and `level` (e, v).
     """
 
     def __init__(
@@ -82,6 +86,8 @@ class Predictor:
         mean, gap = _outputs(w, vectors, len(self.variants))
         place = places(w["knots"], self.skips, similarities)
         mean, gap = (mean * place).sum(2), (gap * place).sum(2)
+        if "anchors" in w:
+            mean = kernel_mean(w, vectors)
         mean = w["usual"] + w["trust"] * (mean - w["usual"])
         low = mean - gap - w["widening"]
         mean[:, 0], low[:, 0] = 1.0, 1.0  # by definition
@@ -118,6 +124,17 @@ class Predictor:
         return found
 
 
+def facts_of(folder: Path) -> dict[str, Any]:
+    """What a predictor's folder says of it. Raises ModelError if it holds none."""
+    try:
+        facts = json.loads((folder / FACTS).read_text())
+    except (OSError, ValueError) as error:
+        raise ModelError(
+            f"{folder} holds no predictor that can be read: {error}. `argus train` makes one."
+        ) from error
+    return dict(facts)
+
+
 def _outputs(w: Mapping[str, Numbers], vectors: Numbers, count: int) -> tuple[Numbers, Numbers]:
     """Means and gaps (n, v, k) of the networks' average, for embeddings (n, d)."""
     hidden = np.maximum(np.einsum("nd,edh->enh", vectors, w["w1"]) + w["b1"][:, None], 0)
@@ -125,6 +142,23 @@ def _outputs(w: Mapping[str, Numbers], vectors: Numbers, count: int) -> tuple[Nu
     out = (np.einsum("enh,eho->eno", hidden, w["w3"]) + w["b3"][:, None]).mean(0)
     mean, gap = out.reshape(len(vectors), 2, count, -1).transpose(1, 0, 2, 3)
     return mean, np.logaddexp(gap, 0).astype(np.float32)
+
+
+def kernel_mean(w: Mapping[str, Numbers], vectors: Numbers) -> Numbers:
+    """Means (n, v) of the kernel regressions' average, for embeddings (n, d)."""
+    apart = squared_distances(vectors, w["anchors"])
+    total = sum(
+        np.exp(-sharp * apart) @ pull + level
+        for sharp, pull, level in zip(w["sharpness"], w["pull"], w["level"], strict=True)
+    )
+    mean: Numbers = np.asarray(total / len(w["sharpness"]), np.float32)
+    return mean
+
+
+def squared_distances(a: Numbers, b: Numbers) -> Numbers:
+    """Squared distances (n, m) of the rows of (n, d) and (m, d)."""
+    apart: Numbers = (a * a).sum(1)[:, None] + (b * b).sum(1) - 2 * a @ b.T
+    return np.maximum(apart, 0)
 
 
 def hats(knots: Numbers, at: Numbers) -> Numbers:

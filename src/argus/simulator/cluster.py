@@ -93,6 +93,14 @@ class Simulation:
         self._nearby = None if near is None else SimilarityCache(near.vectors, near.cached)
         if near is not None:  # set as each prompt arrives
             self._truth = self._truth.copy()
+        drawn = world.pictures
+        self._picture = (
+            None
+            if drawn is None
+            else np.random.default_rng([setup.seed, 1])
+            .integers(drawn.quality.shape[2], size=len(requests.outcome))
+            .tolist()
+        )
         self._similarity = world.similarity.tolist()
         self._skips = [
             bool(k) or s == "refine" for k, s in zip(table.skip, table.strategies, strict=True)
@@ -315,12 +323,12 @@ class Simulation:
         for request in done:
             prompt = request.prompt
             variant = request.variant
-            quality = float(self._truth[prompt, variant])
+            quality, judged = self._worth(request, variant)
             if variant == EXACT and self._nearby is not None:
                 self._nearby.add(prompt)
             elif variant == EXACT:
                 self.cache.add(int(self.requests.topic[request.number]))
-            judged = quality + self.world.judging_error * self._random.normal()
+            judged += self.world.judging_error * self._random.normal()
             again = self.policy.review(self._asked(request), variant, judged)
             if again is not None and self.now < request.expires_s:
                 replacement = first_free(self._state(), self._model[again])
@@ -331,6 +339,15 @@ class Simulation:
             late = self.now > request.expires_s
             self._end(request, LATE if late else ON_TIME, variant, quality)
 
+    def _worth(self, request: SimulatedRequest, variant: int) -> tuple[float, float]:
+        """A request's quality by a variant, and what a discriminator says of the picture."""
+        drawn = self.world.pictures
+        if drawn is None or self._picture is None:
+            quality = float(self._truth[request.prompt, variant])
+            return quality, quality
+        at = (request.prompt, variant, self._picture[request.number])
+        return float(drawn.quality[at]), float(drawn.judged[at])
+
     def _end(
         self, request: SimulatedRequest, outcome: int, variant: int = -1, quality: float = 0.0
     ) -> None:
@@ -338,7 +355,7 @@ class Simulation:
         if outcome == DROPPED and request.first is not None:  # the doubted picture is the answer
             outcome = LATE if self.now > request.expires_s else ON_TIME
             variant = request.first
-            quality = float(self._truth[int(requests.prompt[number]), variant])
+            quality, _ = self._worth(request, variant)
         self._open -= 1
         requests.outcome[number] = outcome
         requests.ended_s[number] = self.now

@@ -24,8 +24,9 @@ class Scenario:
     `rates` (minutes,) are requests a minute before they are multiplied by `load`. Unless they are
     the user's `own`, they are for the published cluster, and are scaled to the exact pictures a
     minute of this one (the world's `capacity_qpm`, or what the workers serve). Arrivals are random,
-    or at `at_s` (n,) seconds, ascending: an `own` workload's if the load is 1, another's in less
-    time the higher the load and the capacity are. `topics` (n,) are theirs; None: drawn at random.
+    or at `at_s` (n,) seconds, ascending, if those are given for an `own` workload and the load is
+    1, or, if they are to be `compressed`, in less time the higher the load and the capacity are.
+    `topics` (n,) are theirs; None: drawn at random.
     `slo_multiple` is the deadline in multiples of the exact variant's latency.
     """
 
@@ -39,6 +40,7 @@ class Scenario:
     own: bool = False
     at_s: Numbers | None = None
     topics: Whole | None = None
+    compressed: bool = False
 
     @property
     def slo(self) -> Slo:
@@ -65,9 +67,9 @@ class Scenario:
         """Seconds (n,) at which requests arrive, None if at random."""
         if self.at_s is None:
             return None
-        if self.own:
-            return self.at_s if self.load == 1 else None
-        return self.at_s / self._height
+        if self.compressed:
+            return self.at_s / self._height
+        return self.at_s if self.own and self.load == 1 else None
 
     def requests(self) -> Requests:
         """New requests, the same for every policy."""
@@ -120,18 +122,21 @@ def most_load(
     steps: int = 7,
     top: float = 4.0,
     known: dict[float, Report] | None = None,
+    make: Callable[[], Policy] | None = None,
 ) -> float:
     """The highest load, as a multiple of the trace's rates, at which a policy meets the SLO
     `target`; 0 if it meets it at none, and at most `top`.
 
     The trace keeps its shape; its height is found by `steps` bisections. `known` caches reports by
-    load for other SLOs.
+    load for other SLOs. `make` makes the policy; None: that of the name.
     """
     reports = {} if known is None else known
 
     def holds(load: float) -> bool:
         if load not in reports:
-            reports[load], _ = simulate(replace(scenario, load=load), name)
+            reports[load], _ = simulate(
+                replace(scenario, load=load), name, policy=make() if make else None
+            )
         whole = reports[load].whole
         return (
             whole.violation_ratio <= target.violations and whole.effective_quality >= target.quality

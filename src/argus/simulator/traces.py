@@ -75,14 +75,14 @@ TRACES: dict[str, Callable[[], Numbers]] = {
 class Trace:
     """`rates` (minutes,) are requests a minute: the user's `own`, or for the published cluster, to
     be scaled to the simulated one. `at_s` (n,) are arrival times in seconds, ascending, where they
-    are known: those of an `own` trace as they are, others for the published cluster, so that a
-    cluster of twice its capacity gets them in half of the time. `topics` (n,) number what each
-    arrival asks for, where that is known."""
+    are known. `compressed` ones are for the published cluster: one of twice its capacity gets them
+    in half of the time. `topics` (n,) number what each arrival asks for, where that is known."""
 
     rates: Numbers
     own: bool = False
     at_s: Numbers | None = None
     topics: Whole | None = None
+    compressed: bool = False
 
     def first(self, minutes: int | None) -> Trace:
         """The trace's first minutes; all of it for None."""
@@ -152,7 +152,7 @@ def gentd26(file: Path) -> Trace:
     minutes = len(at_s) / (GENTD26_SHARE * PAPER_CAPACITY)
     at_s = (at_s - at_s[0]) * 60.0 * minutes / max(float(at_s[-1] - at_s[0]), 1.0)
     rates = np.bincount((at_s // 60).astype(int)).astype(float)
-    return Trace(rates, at_s=at_s, topics=np.repeat(users.to_numpy(int), count))
+    return Trace(rates, at_s=at_s, topics=np.repeat(users.to_numpy(int), count), compressed=True)
 
 
 def rates_of(name: str) -> Numbers:

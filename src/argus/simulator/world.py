@@ -51,6 +51,16 @@ class Neighbourhood:
 
 
 @dataclass(frozen=True)
+class Pictures:
+    """Single pictures: their `quality` (p, v, s), and what a discriminator that sees one of them
+    says of it, `judged` (p, v, s): it does not know what another variant would have made of the
+    prompt. A request gets one of the seeds s."""
+
+    quality: Numbers
+    judged: Numbers
+
+
+@dataclass(frozen=True)
 class World:
     """A variant table, and prompts (p,) that are drawn at random.
 
@@ -61,7 +71,8 @@ class World:
     `capacity_qpm` are the exact pictures a minute that traces are scaled to; None: what the workers
     serve. With `judged_apart` the truth comes from other raters than the predictions and is as
     noisy, so that even `oracle` gets the predictions. In a `neighbourhood` every prompt is
-    requested once; truth, predictions and similarity are set when it arrives.
+    requested once; truth, predictions and similarity are set when it arrives. With `pictures` the
+    quality of a request is that of a single one, and the truth, which `oracle` knows, their mean.
     """
 
     name: str
@@ -77,6 +88,7 @@ class World:
     capacity_qpm: float | None = None
     judged_apart: bool = False
     neighbourhood: Neighbourhood | None = None
+    pictures: Pictures | None = None
 
     def with_noise(self, deviation: float, seed: int) -> World:
         """The world with predictions that are the truth plus noise of a standard deviation; for an

@@ -17,6 +17,7 @@ from argus.core.errors import BadRequest
 from argus.core.profile import Profile
 from argus.families.catalog import find_family
 from argus.quality import table
+from argus.simulator.scored import Source, read_world
 from argus.simulator.world import Drawing, Store, World
 
 FOLDER = Path(__file__).parent
@@ -27,19 +28,29 @@ def world_names() -> list[str]:
     return sorted(file.stem for file in FOLDER.glob("*.yaml"))
 
 
-def load_world(name: str) -> World:
-    """A world by name or from a YAML file.
+def load_world(name: str, source: Source | None = None) -> World:
+    """A world by name or from a YAML file; a scored one with the scores and predictions of a
+    `source`.
 
     Raises BadRequest for a missing or incomplete world, and for a parameter without its mark.
     """
-    file = _file(name)
-    content = yaml.safe_load(file.read_text())
-    sources: dict[str, str] = {}
-    plain = _plain(content, "", sources)
+    file, (plain, sources) = _file(name), spec_of(name)
+    kind = plain.get("kind", "modelled")
     try:
-        return _KINDS[content.get("kind", "modelled")](plain, sources)
+        if kind == "scored":
+            return _scored(plain, sources, source or Source())
+        if source is not None:
+            raise BadRequest(f"The world {name} is not made of scores; sd35 is.")
+        return _KINDS[kind](plain, sources)
     except (KeyError, TypeError, IndexError) as error:
         raise BadRequest(f"The world {file} is incomplete: {error!r}.") from error
+
+
+def spec_of(name: str) -> tuple[dict[str, Any], dict[str, str]]:
+    """A world's parameters, and the mark of each. Raises as `load_world`."""
+    content = yaml.safe_load(_file(name).read_text())
+    sources: dict[str, str] = {}
+    return _plain(content, "", sources), sources
 
 
 def workers_of(name: str) -> list[int]:
@@ -185,7 +196,7 @@ def _rated(spec: dict[str, Any], sources: dict[str, str]) -> World:
     that of DESIGN's quality, and which does not divide by the rating of one prompt.
     """
     ratings, models = spec["ratings"], list(spec["models"])
-    given = pd.read_csv(_reference(ratings["file"]))
+    given = pd.read_csv(reference(ratings["file"]))
 
     def quality(raters: tuple[int, ...]) -> Numbers:
         means = np.stack(
@@ -258,7 +269,19 @@ def _measured(spec: dict[str, Any], sources: dict[str, str]) -> World:
     )
 
 
-def _reference(name: str) -> Path:
+def _scored(spec: dict[str, Any], sources: dict[str, str], source: Source) -> World:
+    """A world from a table of scores: the user's, or public data."""
+    given = spec["scores"]
+    file = source.file
+    if file is None:
+        try:
+            file = reference(given["file"])
+        except BadRequest as error:
+            raise BadRequest(f"{error} Or give the file as --scores. {given['get']}") from None
+    return read_world(spec, source, file, sources)
+
+
+def reference(name: str) -> Path:
     """A file of public data that is not part of the project."""
     folders = [Path(os.environ.get("ARGUS_REFERENCE", ".")), Path("../shared/data")]
     for folder in folders:
