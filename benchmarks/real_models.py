@@ -120,7 +120,7 @@ def main(
         for name, trace in traces.items():
             if scale == "ranks" and name != "bursty":
                 continue
-            seeds = 2 if quick else 4
+            seeds = 2 if quick else 3
             found = equal(console, world, f"{name}, {scale}", trace, LOADS[name], seeds)
             paired[f"{name}, {scale}"] = found
     result["at equal load"] = paired
