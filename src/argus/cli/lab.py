@@ -208,9 +208,9 @@ def train(
 
     rows = read(table or Path(chosen.folder) / "quality.parquet")
     costs = held_out.costs_of(chosen, Profile.read(profile or Path(chosen.folder) / "profile.json"))
-    embedder = PromptEncoder.load(model_folder(chosen.models[chosen.exact.model]))
+    reader = PromptEncoder.load(model_folder(chosen.models[chosen.exact.model]))
     with err.status("Embedding prompts …") as status:
-        data = training.examples(rows, chosen, embedder)
+        data = training.examples(rows, chosen, reader)
         trained = training.train(
             data, family_fingerprint(chosen), seed,
             on_epoch=lambda done, of: status.update(f"Training: epoch {done} of {of} …"),

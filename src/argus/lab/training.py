@@ -151,14 +151,11 @@ def train(
             mean[out], low[out] = one.predict_all(data.vectors[out], data.similarity[out])
         return mean, low
 
-    every_row = np.ones(len(fold), dtype=bool)
-    raw, _ = held_out(plain)
-    plain["trust"] = _trust(data, raw, usual, every_row)
+    if not kernel:  # whose ridge is chosen for prompts that are held out
+        mean, _ = held_out(plain)
+        plain["trust"] = _trust(data, mean, usual)
     mean, wide = held_out(plain)
-    for e in range(FOLDS):  # from the other prompts, so that trust is held out as well
-        moved = (raw - usual)[fold == e] * (_trust(data, raw, usual, fold != e) - plain["trust"])
-        mean[fold == e] += moved
-        wide[fold == e] += moved
+    every_row = np.ones(len(fold), dtype=bool)
     plain["widening"] = _widening(data, wide, every_row)
     low = wide.copy()
     for e in range(FOLDS):  # from the other prompts, so that bounds are held out as well
@@ -191,13 +188,13 @@ def _usual(data: Examples) -> Numbers:
     return mean
 
 
-def _trust(data: Examples, mean: Numbers, usual: Single, chosen: NDArray[np.bool_]) -> Single:
-    """The slopes (v,), in [0, 1], of a regression of measured on predicted quality of the `chosen`
-    held-out prompts (p,), both less the usual: predictions shrink as far as they fit noise."""
+def _trust(data: Examples, mean: Numbers, usual: Single) -> Single:
+    """The slopes (v,), in [0, 1], of a regression of measured on predicted quality of held-out
+    prompts, both less the usual: predictions shrink as far as they fit noise."""
     some = (~np.isnan(data.quality)).any(axis=2)
     measured = np.nansum(data.quality, axis=2) / np.maximum((~np.isnan(data.quality)).sum(2), 1)
     guess, truth = mean - usual, measured - usual
-    weights = (some & ~np.isnan(guess)) * (data.weights * chosen)[:, None]
+    weights = (some & ~np.isnan(guess)) * data.weights[:, None]
     guess = np.nan_to_num(guess)
     both, own = (guess * truth * weights).sum(0), (guess * guess * weights).sum(0)
     slopes = np.divide(both, own, out=np.zeros_like(both), where=own > 0)

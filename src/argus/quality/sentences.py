@@ -139,7 +139,7 @@ class WordEncoder:
         most = min(size, min(table.shape) - 1)
         start = np.random.default_rng(0).standard_normal(min(table.shape))
         _, _, right = svds(table, most, v0=start)
-        return cls(terms, (idf[:, None] * right.T).astype(np.float32))
+        return cls(terms, np.ascontiguousarray(idf[:, None] * right.T, np.float32))
 
     def embed(self, prompt: str) -> Embedding:
         known = Counter(term for term in _terms(prompt) if term in self._terms)

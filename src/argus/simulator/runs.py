@@ -122,21 +122,18 @@ def most_load(
     steps: int = 7,
     top: float = 4.0,
     known: dict[float, Report] | None = None,
-    make: Callable[[], Policy] | None = None,
 ) -> float:
     """The highest load, as a multiple of the trace's rates, at which a policy meets the SLO
     `target`; 0 if it meets it at none, and at most `top`.
 
     The trace keeps its shape; its height is found by `steps` bisections. `known` caches reports by
-    load for other SLOs. `make` makes the policy; None: that of the name.
+    load for other SLOs.
     """
     reports = {} if known is None else known
 
     def holds(load: float) -> bool:
         if load not in reports:
-            reports[load], _ = simulate(
-                replace(scenario, load=load), name, policy=make() if make else None
-            )
+            reports[load], _ = simulate(replace(scenario, load=load), name)
         whole = reports[load].whole
         return (
             whole.violation_ratio <= target.violations and whole.effective_quality >= target.quality

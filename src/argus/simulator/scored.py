@@ -177,7 +177,8 @@ def predicted_by(folder: Path, scores: Scores, unit: float) -> Numbers:
         raise ModelError(f"The predictor in {folder} was not trained for {what}.")
     told = pd.read_parquet(folder / HELD_OUT)
     wide = told.pivot_table(index="prompt", columns="variant", values="mean")
-    known = wide.reindex(index=list(scores.prompts), columns=list(scores.variants)).to_numpy(float)
+    asked = wide.reindex(index=list(scores.prompts), columns=list(scores.variants))
+    known = asked.to_numpy(float, copy=True)
     new = np.flatnonzero(np.isnan(known).any(axis=1))
     if len(new):
         words = (folder / "words.json").is_file()
