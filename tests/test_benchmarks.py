@@ -13,6 +13,7 @@ import pytest
 import real_models
 from headroom import by_prompt
 
+from argus.lab import training
 from argus.lab.mixes import believed, best_mix, judged, judged_knowing
 from argus.quality.scores import Scores
 
@@ -85,7 +86,7 @@ def test_the_share_of_the_gain_is_that_of_hindsight_over_chance() -> None:
 
 
 def test_prompts_that_were_learned_from_are_not_judged_by(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(real_models.training, "FEWEST", 1)
+    monkeypatch.setattr(training, "FEWEST", 1)
     known = Scores(("A fish", "a boat"), ("large", "small"), (0,), np.zeros((2, 2, 1)))
     new = Scores(("a fish", "a tree"), ("large", "small"), (0,), np.ones((2, 2, 1)))
     left = real_models.without_known(new, known)
