@@ -43,14 +43,14 @@ def test_the_environment_can_name_the_file(file: Path, monkeypatch: pytest.Monke
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("prot: 1", "no setting prot .*there are host, port"),
+        ("prot: 1", "no setting prot .*the settings are host, port"),
         ("port: high", "port is 'high' .*argus.yaml.*valid integer"),
         ("port: 99999", "less than or equal to 65535"),
         ("cache_limit: much", "cache_limit is 'much'"),
         ("cache_scope: all", "'key' or 'shared'"),
         ("grace_s: 0", "greater than 0"),
-        ("- port", "no YAML mapping"),
-        ("port: [", "no YAML mapping"),
+        ("- port", "not a YAML mapping"),
+        ("port: [", "not a YAML mapping"),
     ],
 )
 def test_a_wrong_file_says_what_is_wrong_and_where(file: Path, text: str, message: str) -> None:
@@ -97,5 +97,5 @@ def test_a_variable_that_nearly_names_a_setting_is_warned_of(
     found, _ = read_settings({})
     assert found.queue_limit == Settings.model_fields["queue_limit"].default
     assert [record.getMessage() for record in caplog.records] == [
-        "ARGUS_QUEUE_LIMT is no setting and does nothing; is ARGUS_QUEUE_LIMIT meant?"
+        "ARGUS_QUEUE_LIMT is not a setting and has no effect; is ARGUS_QUEUE_LIMIT meant?"
     ]

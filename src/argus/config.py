@@ -1,4 +1,4 @@
-"""The one configuration: defaults, a YAML file, the environment, flags, in rising precedence."""
+"""The configuration: defaults, a YAML file, the environment, flags, in rising precedence."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ log = logging.getLogger(__name__)
 
 PREFIX = "ARGUS_"
 FILE_VARIABLE = PREFIX + "CONFIG"
-ALIKE = 0.85  # of a name, to be taken for a slip
+ALIKE = 0.85  # similarity from which an unknown name is taken for a misspelt setting
 
 
 UserPath = Annotated[Path, AfterValidator(Path.expanduser)]
@@ -44,7 +44,7 @@ _LATENCY = re.compile(r"(\d+(?:\.\d+)?)(x|s)")
 
 
 def _share(value: Any) -> Any:
-    """10% as 0.1."""
+    """Convert a percentage such as "10%" to 0.1; return anything else as it is."""
     if isinstance(value, str) and value.strip().endswith("%"):
         try:
             return float(value.strip()[:-1]) / 100
@@ -82,7 +82,7 @@ class SloClass(BaseModel):
         return value
 
     def latency_s(self, exact_s: float) -> float:
-        """Seconds, where the exact variant's picture takes `exact_s`."""
+        """The latency in seconds, where an exact picture takes `exact_s` seconds."""
         match = _LATENCY.fullmatch(self.latency)
         assert match is not None  # checked above
         return float(match[1]) * (exact_s if match[2] == "x" else 1.0)
@@ -96,17 +96,17 @@ class Settings(BaseSettings):
     host: str = Field("127.0.0.1", description="Address to listen on.")
     port: int = Field(8000, ge=0, le=65535, description="Port to listen on; 0 takes a free one.")
     public_url: str | None = Field(
-        None, description="What the server is called from outside, for the URLs in answers."
+        None, description="URL at which clients reach the server, for the URLs in answers."
     )
     data: UserPath = Field(
         Path("argus-data"), description="Folder for everything the server keeps."
     )
     family: str | None = Field(
-        None, description="Name or YAML file of the family it serves. Default: the bundled one."
+        None, description="Name or YAML file of the family to serve. Default: the bundled one."
     )
     policy: str | None = Field(
         None,
-        description="Who decides, one of `argus simulate`'s. Default: price, or nirvana for a "
+        description="Routing policy, one of `argus simulate`'s. Default: price, or nirvana for a "
         "family that was not measured.",
     )
     slo: dict[str, SloClass] = Field(
@@ -116,47 +116,46 @@ class Settings(BaseSettings):
         examples=['{"default": {"latency": "3x", "quality": 0.9}}'],
     )
     shadow: bool = Field(
-        False, description="Serve everything exact, and record what Argus would have done."
+        False, description="Make every picture exactly, and record what Argus would have decided."
     )
     rollout: Share | None = Field(
-        None, description="Share of requests that Argus decides, e.g. 10%; the rest is made exact."
+        None, description="Share of requests that Argus decides, e.g. 10%; the rest is exact."
     )
     truth_share: Share = Field(
         0.02,
-        description="Share of approximate pictures that are made again, exactly, when workers "
-        "idle, to see what they were worth.",
+        description="Share of approximate pictures that are made again exactly while workers are "
+        "idle, to measure their quality.",
     )
-    retrain: bool = Field(
-        True, description="Train the predictor anew when what it predicts goes wrong."
-    )
+    retrain: bool = Field(True, description="Train a new predictor when its errors drift.")
     window_s: float = Field(30.0, gt=0, description="Seconds between plans.")
     workers: int | None = Field(
         None,
         ge=1,
-        description="Workers. Default: one a GPU; on a CPU two, or one for a family of one model.",
+        description="Number of workers. Default: one per GPU; on a CPU two, or one for a family of "
+        "one model.",
     )
-    device: str | None = Field(None, description="cpu, cuda or cuda:N. Default: CUDA if there.")
+    device: str | None = Field(None, description="cpu, cuda or cuda:N. Default: CUDA if any.")
     dtype: str | None = Field(None, description="float32, float16 or bfloat16.")
     compile: bool = Field(
         False, description="Have torch compile the model: faster, after minutes at every start."
     )
     profile: UserPath | None = Field(
-        None, description="What `argus profile` wrote here. Default: what the family ships, if any."
+        None, description="File that `argus profile` wrote. Default: what the family ships, if any."
     )
     predictor: UserPath | None = Field(
         None, description="Folder that `argus train` wrote. Default: what the family ships, if any."
     )
     max_batch: int | None = Field(
-        None, ge=1, description="Pictures made at once. Default: the profile's best, or 32."
+        None, ge=1, description="Most pictures in a batch. Default: the profile's best, or 32."
     )
     api_key_file: UserPath | None = Field(
-        None, description="Hashed API keys, written by `argus key`. Without it anyone may ask."
+        None, description="Hashed API keys, written by `argus key`. Without it no key is needed."
     )
     cache_limit: ByteSize = Field(
         ByteSize(1_000_000_000), description="Bytes of latents the cache may hold, e.g. 20GB."
     )
     cache_scope: Literal["key", "shared"] = Field(
-        "key", description="Who shares cached pictures: each API key its own, or all."
+        "key", description="Whether each API key has a cache of its own, or all share one."
     )
     cache_latents: str | None = Field(
         None, description="Folder or fsspec URL of the latents. Default: in the data folder."
@@ -165,27 +164,27 @@ class Settings(BaseSettings):
         None, description="SQLAlchemy URL of the catalogue. Default: SQLite in the data folder."
     )
     queue_limit: int = Field(
-        64, ge=1, description="Pictures that may wait or run; more are answered with 429."
+        64, ge=1, description="Pictures that may be queued or run; more are answered with 429."
     )
     timeout_s: float | None = Field(
         None,
         gt=0,
-        description="Seconds after which a request that waits is dropped. Default: its deadline, "
-        "and 300 for what Argus does not decide.",
+        description="Seconds after which a queued request is dropped. Default: its deadline, or "
+        "300 for requests that Argus does not decide.",
     )
     body_limit: ByteSize = Field(ByteSize(1_000_000), description="Bytes of a request's body.")
     url_ttl_s: float = Field(3600.0, gt=0, description="Seconds for which an answer's URL works.")
     log_level: Literal["debug", "info", "warning"] = Field(
-        "info", description="What is logged; polls of /ready, /health and /metrics at debug."
+        "info", description="Log level; polls of /ready, /health and /metrics are at debug."
     )
     drain_s: float = Field(
         5.0,
         ge=0,
-        description="Seconds after SIGTERM for which requests are still accepted while /ready "
-        "answers 503: what a load balancer needs to notice.",
+        description="Seconds after SIGTERM in which requests are still accepted while /ready "
+        "answers 503, so that load balancers notice.",
     )
     grace_s: float = Field(
-        30.0, gt=0, description="Seconds that accepted requests get to finish after that."
+        30.0, gt=0, description="Seconds after `drain_s` in which accepted requests may finish."
     )
 
 
@@ -198,14 +197,14 @@ class _Environment(EnvSettingsSource):
         except ValueError as error:
             example = next(iter(field.examples or ["{}"]))
             raise BadRequest(
-                f"{PREFIX}{field_name.upper()} is {value!r} (from the environment) and no JSON "
+                f"{PREFIX}{field_name.upper()} is {value!r} (from the environment), not JSON "
                 f"({error}): write it as JSON, such as {example!r}."
             ) from error
 
     def __call__(self) -> dict[str, Any]:
         try:
             return super().__call__()
-        except SettingsError as error:  # what it makes of the above
+        except SettingsError as error:  # it wraps the BadRequest above
             if isinstance(error.__cause__, BadRequest):
                 raise error.__cause__ from None
             raise
@@ -244,7 +243,7 @@ def _warn_of_slips() -> None:
     for given in sorted(os.environ):
         if given.upper() not in names and given.upper().startswith(PREFIX):
             for meant in get_close_matches(given.upper(), names, 1, ALIKE):
-                log.warning("%s is no setting and does nothing; is %s meant?", given, meant)
+                log.warning("%s is not a setting and has no effect; is %s meant?", given, meant)
 
 
 def _read_file(file: Path) -> dict[str, Any]:
@@ -253,7 +252,7 @@ def _read_file(file: Path) -> dict[str, Any]:
     try:
         return YamlConfigSettingsSource(Settings, yaml_file=file)()
     except (yaml.YAMLError, ValueError) as error:
-        raise BadRequest(f"{file} is no YAML mapping of settings: {error}") from None
+        raise BadRequest(f"{file} is not a YAML mapping of settings: {error}") from None
 
 
 def _sentence(error: ValidationError, origins: Mapping[str, str]) -> str:
@@ -262,7 +261,9 @@ def _sentence(error: ValidationError, origins: Mapping[str, str]) -> str:
         name = str(one["loc"][0])
         if one["type"] == "extra_forbidden":
             known = ", ".join(Settings.model_fields)
-            parts.append(f"There is no setting {name} (in {origins[name]}); there are {known}.")
+            parts.append(
+                f"There is no setting {name} (in {origins[name]}); the settings are {known}."
+            )
         else:
             where = f"from {origins[name]}"
             parts.append(f"{name} is {one['input']!r} ({where}): {one['msg'].lower()}.")

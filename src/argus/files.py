@@ -1,4 +1,4 @@
-"""Files and folders that are whole or absent, whatever happens while they are written."""
+"""Writes files and folders so that they are whole or absent, even after a crash."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ OLD = ".old"
 
 @contextmanager
 def written_aside(path: Path) -> Iterator[Path]:
-    """Where to write a file that takes the place of `path` once it is whole.
+    """Yields the path to write a file to, which is renamed to `path` once it is whole.
 
-    What was written is removed again if anything fails, as on a full disk.
+    If anything fails, such as on a full disk, the file is removed.
     """
     aside = path.with_name(f"{path.name}.new")
     try:
@@ -29,13 +29,13 @@ def written_aside(path: Path) -> Iterator[Path]:
 
 
 def _sync(path: Path) -> None:
-    """Have a file on the disk, else a power cut may leave its name and nothing in it."""
+    """Flush a file to the disk: otherwise a power cut may leave it empty."""
     with path.open("rb+") as file:
         os.fsync(file.fileno())
 
 
 def try_writing(path: Path, size_bytes: int) -> None:
-    """Write a file of so many bytes and remove it again. Raises OSError where there is no room."""
+    """Write a file of `size_bytes` and remove it. Raises OSError if there is no room."""
     try:
         path.write_bytes(bytes(size_bytes))
     finally:
@@ -43,10 +43,10 @@ def try_writing(path: Path, size_bytes: int) -> None:
 
 
 def replace_folder(folder: Path, by: Path) -> None:
-    """Put a folder in the place of another, if there is one.
+    """Rename the folder `by` to `folder`, and remove the old `folder` if there is one.
 
-    Raises OSError, and the old one is still there. A crash may leave it under another name until
-    `restore_folder` is called.
+    If it raises OSError, the old folder is still there. A crash may leave the old folder under
+    another name until `restore_folder` is called.
     """
     old = folder.with_name(folder.name + OLD)
     if folder.exists():
@@ -61,7 +61,7 @@ def replace_folder(folder: Path, by: Path) -> None:
 
 
 def restore_folder(folder: Path) -> None:
-    """Bring back what a crash in `replace_folder` left under another name."""
+    """Rename back a folder that a crash in `replace_folder` left under another name."""
     old = folder.with_name(folder.name + OLD)
     if old.is_dir() and not folder.exists():
         old.rename(folder)

@@ -40,7 +40,7 @@ class Picture:
     def save(self, path: str | Path) -> None:
         """Save in the format of the path's suffix; a PNG also holds how it was made.
 
-        Raises BadRequest for a suffix that is no picture format.
+        Raises BadRequest for a suffix that is not a picture format.
         """
         path = Path(path)
         check_path(path)
@@ -53,7 +53,7 @@ class Picture:
         self.image.save(path, pnginfo=notes)
 
     def _repr_png_(self) -> bytes:
-        """Shows the picture where a notebook's cell ends with it."""
+        """The picture as a PNG, which notebooks show."""
         buffer = io.BytesIO()
         self.image.save(buffer, "PNG")
         return buffer.getvalue()
@@ -62,7 +62,7 @@ class Picture:
 def check_path(path: Path) -> None:
     """Raise BadRequest unless a picture can be saved at `path`."""
     if path.suffix.lower() not in SUFFIXES:
-        raise BadRequest(f"{path} is no picture file: its name must end in {', '.join(SUFFIXES)}.")
+        raise BadRequest(f"{path} is not a picture: its name must end in {', '.join(SUFFIXES)}.")
     if not path.absolute().parent.is_dir():
         raise BadRequest(f"There is no folder {path.absolute().parent} to save {path.name} in.")
 
@@ -87,10 +87,10 @@ class Studio:
         height: int | None = None,
         on_step: Callable[[int, int], None] | None = None,
     ) -> Picture:
-        """Make a picture. What is not given comes from `settings`; the seed is drawn at random.
+        """Make a picture. Defaults are those of `settings`; the seed is drawn at random.
 
         `width` and `height` are pixels. `on_step(done, steps)` is called after every step.
-        Raises BadRequest for settings the model cannot run, NotEnoughMemory when it runs out.
+        Raises BadRequest for settings the model cannot run, NotEnoughMemory when memory runs out.
         """
         ours = self.settings
         job = Job(
@@ -121,7 +121,7 @@ def load(name: str, *, device: str | None = None, dtype: str | None = None) -> S
 
     `device` is "cpu", "cuda" or "cuda:N", by default CUDA where there is one. `dtype` is
     "float32", "float16" or "bfloat16", by default float32 on a CPU and float16 on CUDA.
-    Raises BadRequest for a device or dtype that cannot be, ModelError when there is no such
+    Raises BadRequest for a device or dtype that cannot be used, ModelError when there is no such
     model, NotEnoughMemory when it does not fit.
     """
     from argus.engine.engine import Engine  # here, because torch takes seconds to import

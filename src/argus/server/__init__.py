@@ -1,1 +1,1 @@
-"""The front door: the HTTP API, and the way of a request behind it."""
+"""The HTTP API, and a request's way through the parts below it."""

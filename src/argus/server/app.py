@@ -44,7 +44,8 @@ ERRORS: dict[int | str, dict[str, Any]] = {
 
 
 def tenant_of(request: Request) -> str:
-    """The name of the request's API key, or everyone if the server asks for none."""
+    """The name of the request's API key, `EVERYONE` if the server has no keys. Raises ApiError for
+    a missing or wrong key."""
     keys: KeyRing | None = request.app.state.keys
     if keys is None:
         return EVERYONE
@@ -64,7 +65,7 @@ Tenant = Annotated[str, Depends(tenant_of)]
 
 
 def new_app(service: Service) -> FastAPI:
-    """The API over a service that the app starts and closes."""
+    """The API over a service, which the app starts and closes."""
 
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
@@ -104,7 +105,7 @@ def _operator_routes(app: FastAPI, service: Service) -> None:
 
     @app.get(
         "/ready",
-        summary="Whether pictures can be made, and what is done without",
+        summary="Whether the server can make pictures, and what it cannot store or read now",
         response_model_exclude_none=True,
         responses={503: ERRORS[503]},
     )
@@ -200,7 +201,8 @@ async def _repeat(sweep: Callable[[], Awaitable[None]], every_s: float) -> None:
 
 
 def _without_422(app: FastAPI) -> None:
-    """FastAPI documents 422 for wrong bodies; here they are 400, as OpenAI answers them."""
+    """Remove 422 from the API's schema. FastAPI documents it for wrong bodies; this API answers
+    400, as OpenAI does."""
     schema = app.openapi()
     for path in schema["paths"].values():
         for operation in path.values():

@@ -33,7 +33,7 @@ from argus.workers.worker import Finished, WorkerError
 
 log = logging.getLogger(__name__)
 
-RETRY_S = 5  # while models are loaded
+RETRY_S = 5  # while models load
 
 
 class Dispatcher:
@@ -61,7 +61,7 @@ class Dispatcher:
         self._variants = [model.variants[name] for name in model.table.variants]
         self._in_flight = 0
         self._closed = False
-        self._ends: set[asyncio.Future[None]] = set()  # one a request, done when the server ends
+        self._ends: set[asyncio.Future[None]] = set()  # one per request, set by `close`
 
     @property
     def in_flight(self) -> int:
@@ -72,9 +72,9 @@ class Dispatcher:
         """Make a request's pictures, all or none.
 
         Raises Full at once when there is no room, Shed when no worker can meet the deadline,
-        Expired when the request was given up before it ran, Closed when the server ends first, and
-        what the worker raises. Each of its pictures is counted as one outcome: that of the request
-        if it fails, since then none of them is answered.
+        Expired when the request was dropped before it ran, Closed when the server ends first, and
+        what the worker raises. Each of its pictures counts as one outcome. If the request fails,
+        all have its outcome, since none of them is answered.
         """
         try:
             pictures = await self._admitted(request)
@@ -154,7 +154,7 @@ class Dispatcher:
         except Exception as error:
             if request.first is None:
                 raise
-            log.info("A doubted picture is kept: it was not made again (%s)", type(error).__name__)
+            log.info("A doubted picture is returned: no other was made (%s)", type(error).__name__)
             made = request.first
         return self._finish(request, *made)
 
@@ -222,7 +222,8 @@ class Dispatcher:
     async def _run(
         self, request: ImageRequest, decision: Decision, start: bytes | None
     ) -> Finished:
-        """The worker's picture. Raises HandedBack, TooLate and what the worker raises."""
+        """Have the worker make the picture. Raises HandedBack, TooLate and what the worker
+        raises."""
         assert decision.worker is not None
         keeps = request.looked_up and decision.variant == EXACT
         return await self._fleet.run(
@@ -251,7 +252,8 @@ class Dispatcher:
         )
 
     async def _review(self, request: ImageRequest, decision: Decision, finished: Finished) -> None:
-        """Ask a policy that judges pictures, once a request. Raises Doubted while there is time."""
+        """Have the policy judge the first picture. Raises Doubted if another is to be made and
+        time is left."""
         if request.replacement is not None:
             return
         request.replacement = await self._router.replacement(request, decision, finished.image)
@@ -260,7 +262,7 @@ class Dispatcher:
             raise Doubted
 
     async def _again(self, request: ImageRequest, reason: Exception) -> None:
-        """Prepare a request to be routed again. Raises what ends it instead."""
+        """Prepare a request to be routed again. Raises the error that ends it if it cannot be."""
         if isinstance(reason, LatentsUnusable):
             request.latents_unusable = True
         elif isinstance(reason, TooLate):

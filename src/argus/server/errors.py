@@ -63,30 +63,30 @@ def answer_errors(app: FastAPI) -> None:
         first = error.errors()[0]
         if first["type"] == "json_invalid":
             reason, at = first.get("ctx", {}).get("error", ""), first["loc"][-1]
-            message = f"The body is no valid JSON: {reason} (character {at})."
+            message = f"The body is not valid JSON: {reason} (character {at})."
             return answer(ApiError(400, message, "invalid_json"))
         if first["type"] in ("model_attributes_type", "model_type") and len(first["loc"]) == 1:
-            message = "The body is no JSON object; send one with Content-Type: application/json."
+            message = "The body is not a JSON object; send one with Content-Type: application/json."
             return answer(ApiError(400, message, "invalid_json"))
         path = ".".join(str(part) for part in first["loc"] if part != "body")
         message = first["msg"][0].lower() + first["msg"][1:]
         if first["type"] == "extra_forbidden":
             inside = first["loc"][1] == "argus"
             known = (ArgusOptions if inside else GenerationRequest).model_fields
-            message = f"there is no such field; there is {', '.join(known)}"
+            message = f"there is no such field; the fields are {', '.join(known)}"
         return answer(invalid(f"{path or 'The body'}: {message}.", path or None))
 
     @app.exception_handler(HTTPException)
     async def http(_: Request, error: HTTPException) -> JSONResponse:
-        code, message = "http_error", f"{error.detail}: see /docs for what there is."
+        code, message = "http_error", f"{error.detail}: see /docs for the routes."
         if error.status_code == 404:
             code = "not_found"
-        elif error.status_code == 400:  # what FastAPI says of a body that is no UTF-8
-            code, message = "invalid_json", "The body is no valid JSON."
+        elif error.status_code == 400:  # FastAPI's answer to a body that is not UTF-8
+            code, message = "invalid_json", "The body is not valid JSON."
         headers = dict(error.headers or {})
         return answer(ApiError(error.status_code, message, code, headers=headers))
 
     @app.exception_handler(Exception)
     async def unexpected(_: Request, error: Exception) -> JSONResponse:
         del error  # uvicorn logs it with its traceback
-        return answer(ApiError(500, "The server failed; its log says how.", "internal_error"))
+        return answer(ApiError(500, "The server failed; its log has the error.", "internal_error"))

@@ -106,7 +106,7 @@ def image_request(
     exact = service.family.exact
     if not body.prompt.strip():
         raise invalid("prompt is blank. Say what the picture shows.", "prompt")
-    if "\0" in body.prompt:  # PostgreSQL stores none
+    if "\0" in body.prompt:  # PostgreSQL cannot store it
         raise invalid("prompt contains a NUL character: leave it out.", "prompt")
     if body.stream and (body.n or 1) > 1:
         raise invalid("stream shows one picture at a time; leave n out.", "n")
@@ -122,13 +122,13 @@ def image_request(
         )
     if options.min_quality and (variant is not None or body.num_inference_steps is not None):
         raise invalid(
-            "A pinned variant is made as it is: leave min_quality out, or the pin.",
+            "A pinned variant is used whatever its quality: leave out min_quality or the pin.",
             "argus.min_quality",
         )
     count = body.n or 1
     if count > service.settings.queue_limit:
         raise invalid(
-            f"n is {count}; this server makes {service.settings.queue_limit} at most.", "n"
+            f"n is {count}; this server accepts at most {service.settings.queue_limit}.", "n"
         )
     settings = exact if variant is None else service.model.variants[variant]
     steps = body.num_inference_steps
@@ -136,7 +136,7 @@ def image_request(
         steps = settings.steps
     seed = secrets.randbelow(2**32) if body.seed is None else body.seed
     if seed + count - 1 > MAX_SEED:
-        raise invalid(f"seed {seed} and the next {count - 1} pass {MAX_SEED}.", "seed")
+        raise invalid(f"seed {seed} plus the next {count - 1} pass {MAX_SEED}.", "seed")
     guidance = settings.guidance if body.guidance_scale is None else body.guidance_scale
     if body.negative_prompt and guidance <= 1:
         raise invalid(
@@ -173,7 +173,7 @@ def _pinned(service: Service, body: GenerationRequest, options: ArgusOptions) ->
     if options.variant not in service.model.variants:
         known = ", ".join(service.model.variants)
         raise invalid(
-            f"There is no variant {options.variant!r}; there is {known}.", "argus.variant"
+            f"There is no variant {options.variant!r}; the variants are {known}.", "argus.variant"
         )
     if variant not in (None, options.variant):
         raise invalid(
@@ -222,7 +222,7 @@ def _rounded(value: float | None) -> float | None:
 
 
 async def unless_left(request: Request, work: Coroutine[Any, Any, T]) -> T:
-    """Do the work, unless the client disconnects: then cancel it."""
+    """The result of the work. Cancels it and raises ApiError if the client disconnects."""
     task = asyncio.create_task(work)
     left = asyncio.create_task(_disconnected(request.receive))
     try:

@@ -57,7 +57,7 @@ class StorageHealth:
         self._recovering[kind] = asyncio.create_task(self._recover(kind))
 
     async def check(self, kind: str) -> None:
-        """Find out whether a kind can be stored."""
+        """Probe a kind once, and report it if it cannot be stored."""
         try:
             await self._probe(kind)
         except Exception as error:

@@ -1,4 +1,4 @@
-"""API keys: random, kept as hashes, compared in constant time."""
+"""API keys: random, stored as hashes, compared in constant time."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def add_key(file: Path, name: str) -> str:
     if _LINE.fullmatch(f"{name} {'0' * 64}") is None:
         raise BadRequest(f"The name {name!r} must be 1 to 64 letters, digits or ._@- characters.")
     if name in (EVERYONE, SHARED):
-        raise BadRequest(f"The name {name} is Argus's own: take another.")
+        raise BadRequest(f"The name {name} is reserved: take another.")
     if file.is_file() and name in read_keys(file):
         raise BadRequest(f"{file} already has a key named {name}: delete its line first.")
     key = f"argus-{secrets.token_urlsafe(32)}"
@@ -80,7 +80,7 @@ class KeyRing:
             if changed_at != self._changed_at:
                 self._keys, self._changed_at = read_keys(self._file), changed_at
         except (OSError, BadRequest) as error:
-            log.warning("The API keys stay as they were: %s", error)
+            log.warning("The old API keys stay in force: %s", error)
         return owner_of(key, self._keys)
 
 

@@ -39,11 +39,11 @@ MOST_WAITING = 64
 LOOK_S = 0.25
 PATIENCE_S = 60.0
 TEST_EVERY = 20  # prompts
-NEW_SAMPLES = FEWEST_SAMPLES  # since the last training, before there is another
+NEW_SAMPLES = FEWEST_SAMPLES  # since the last training, before the next one
 SAMPLE_LIMIT_S = 30.0
 REPLACE_LIMIT_S = 60.0
 LEAST_ROOM_BYTES = 1_000_000
-SAMPLES, NEW_PREDICTOR = "samples", "predictor"  # kinds of what is stored
+SAMPLES, NEW_PREDICTOR = "samples", "predictor"  # kinds of data, as in `StorageHealth`
 COMMAND = (sys.executable, "-c", "from argus.cli.main import main; main()")
 
 
@@ -90,7 +90,7 @@ class Learning:
         if (
             picture.variant != EXACT_NAME
             and usual
-            and request.cached  # else its prompt is not to be kept
+            and request.cached  # else its prompt must not be stored
             and request.pinned_steps is None
             and not request.own_guidance
             and not request.negative_prompt
@@ -112,8 +112,8 @@ class Learning:
                 log.warning("A served picture could not be measured (%s)", type(error).__name__)
 
     async def measure(self, picture: Picture) -> Sample | None:
-        """Make a served picture's exact twin and compare them; None if no worker has the exact
-        model."""
+        """Make the exact picture of a served picture's prompt and seed, and compare both. None if
+        no worker holds the exact model, or there is no predictor."""
         table, exact = self._model.table, self._model.family.exact
         prompt, seed = picture.request.prompt, picture.job.seed
         cluster = self._fleet.cluster()
@@ -174,7 +174,7 @@ class Learning:
         self._alarm("errors", drifted)
         enough = self._since_training >= NEW_SAMPLES and self._health.works(NEW_PREDICTOR)
         if drifted and self._settings.retrain and enough:
-            self.retrain("what it predicts is off")
+            self.retrain("its errors have drifted")
 
     def _alarm(self, test: str, drifted: bool) -> None:
         self._metrics.drift.labels(test).set(drifted)
@@ -185,7 +185,7 @@ class Learning:
     def retrain(self, why: str) -> asyncio.Task[None]:
         """Train in a process of its own, unless a training is running."""
         if self._training is None or self._training.done():
-            log.warning("Training the predictor anew: %s", why)
+            log.warning("Training a new predictor: %s", why)
             self._since_training = 0
             self._training = asyncio.create_task(self._retrain())
         return self._training
@@ -196,11 +196,11 @@ class Learning:
             process = await asyncio.create_subprocess_exec(
                 *COMMAND, "train", self._settings.family or self._model.family.name,
                 "--predictor", str(self._in_force), "--out", str(aside),
-                env={**os.environ, SOURCE: self._url},  # a command line is anybody's to read
+                env={**os.environ, SOURCE: self._url},  # other users can read a command line
                 stderr=asyncio.subprocess.PIPE, stdout=asyncio.subprocess.DEVNULL,
                 preexec_fn=_politely if hasattr(os, "nice") else None,
             )  # fmt: skip
-        except (OSError, ValueError) as error:  # as without memory for another process
+        except (OSError, ValueError) as error:  # such as no memory for another process
             self._metrics.retrained.labels("failed").inc()
             log.warning("Training cannot be started: %s", named(error))
             return
@@ -213,12 +213,12 @@ class Learning:
             await self._adopt(aside)
         elif process.returncode == NO_BETTER:
             self._metrics.retrained.labels("refused").inc()
-            log.warning("The new predictor is no better; the old one stays")
+            log.warning("The new predictor is not better; the old one stays in force")
         else:
             self._metrics.retrained.labels("failed").inc()
             log.warning("Training failed:\n%s", _harmless(said.decode(errors="replace")))
             await self._health.check(NEW_PREDICTOR)
-        with suppress(Exception):  # what a failure has left
+        with suppress(Exception):  # files that a failed training left
             await self._writing.run(lambda: shutil.rmtree(aside), REPLACE_LIMIT_S)
 
     async def _adopt(self, aside: Path) -> None:
@@ -233,7 +233,7 @@ class Learning:
             new = await self._writing.run(replaced, REPLACE_LIMIT_S)
         except Exception as error:
             self._metrics.retrained.labels("failed").inc()
-            log.warning("The new predictor cannot be used, the old one stays: %s", named(error))
+            log.warning("The new predictor cannot be used; the old one stays: %s", named(error))
             await self._health.check(NEW_PREDICTOR)
             return
         self._predictions.predictor = new
@@ -243,17 +243,17 @@ class Learning:
         self._metrics.retrained.labels("accepted").inc()
         log.warning("The new predictor is in force")
         if self._settings.predictor is not None:
-            log.warning("The setting `predictor` names another; the next start takes that")
+            log.warning("The setting `predictor` names another one: the next start uses that")
 
     def _try_room(self) -> None:
-        """Raises OSError unless a predictor can be written."""
+        """Raises OSError unless there is room to write a predictor."""
         files = self._in_force.iterdir() if self._in_force is not None else ()
         size = sum(file.stat().st_size for file in files)
         probe = self._folder.with_name(f"{PREDICTOR}.probe")
         try_writing(probe, max(size, LEAST_ROOM_BYTES))
 
     def kill(self) -> None:
-        """End a training that is under way. May be called from any thread."""
+        """Kill the training process, if there is one. May be called from any thread."""
         trainer, self._trainer = self._trainer, None
         if trainer is not None and trainer.returncode is None:
             with suppress(ProcessLookupError):

@@ -1,4 +1,4 @@
-"""A data folder serves one server at a time."""
+"""The lock that lets at most one server use a data folder."""
 
 from __future__ import annotations
 
@@ -19,15 +19,15 @@ NAME = "server.lock"
 
 
 class DataLock:
-    """Locks a data folder for this process until it ends, in any way, or releases the lock.
+    """Locks a data folder until `release`, or until the process ends in any way.
 
     The lock is the kernel's, on a file in the folder; the file's text names the last holder. On
     Windows nothing is locked.
     """
 
     def __init__(self, folder: Path) -> None:
-        """Raises InUse if another process has the folder, BadRequest if the folder cannot be
-        made."""
+        """Raises InUse if another process holds the lock, BadRequest if the folder cannot be
+        used."""
         file = folder.absolute() / NAME
         try:
             file.parent.mkdir(parents=True, exist_ok=True)
@@ -40,8 +40,8 @@ class DataLock:
             holder = _said(self._file)
             self.release()
             raise InUse(
-                f"{file.parent} is in use by another server{holder}. Stop that one, or give this "
-                "one a data folder of its own (--data)."
+                f"{file.parent} is in use by another server{holder}. Stop it, or start this one "
+                "with another data folder (--data)."
             ) from None
         except OSError as error:
             log.warning("%s cannot be locked (%s): start no other server on it", file, error)

@@ -45,7 +45,7 @@ def _number(level: str) -> int:
 
 
 def _access(record: logging.LogRecord) -> bool:
-    """Only the path of a request, and polls only at debug level."""
+    """Log only the path of a request, and polls only at debug level."""
     if isinstance(record.args, tuple) and len(record.args) == 5:
         client, method, target, version, status = record.args
         path = str(target).partition("?")[0]

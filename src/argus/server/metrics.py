@@ -36,7 +36,7 @@ class Metrics:
             registry=registry,
         )
         self.in_flight = Gauge(
-            "argus_pictures_in_flight", "Pictures waiting or running.", registry=registry
+            "argus_pictures_in_flight", "Pictures queued or running.", registry=registry
         )
         self.lookups = Counter(
             "argus_cache_lookups",
@@ -47,7 +47,7 @@ class Metrics:
         self.cache_entries = Gauge("argus_cache_entries", "Cached prompts.", registry=registry)
         self.cache_bytes = Gauge("argus_cache_bytes", "Bytes of cached latents.", registry=registry)
         self.worker_ready = Gauge(
-            "argus_worker_ready", "1 when the worker can work.", ["worker"], registry=registry
+            "argus_worker_ready", "1 when the worker is ready.", ["worker"], registry=registry
         )
         self.worker_restarts = Gauge(
             "argus_worker_restarts",
@@ -62,16 +62,16 @@ class Metrics:
             registry=registry,
         )
         self.model_loads = Gauge(
-            "argus_model_loads", "Times a worker went to another model.", registry=registry
+            "argus_model_loads", "Times a worker loaded another model.", registry=registry
         )
         self.slowness = Gauge(
             "argus_slowness",
-            "How many times as long as the profile says the workers take.",
+            "The workers' time as a multiple of the profile's.",
             registry=registry,
         )
         self.outcomes = Counter(
             "argus_outcomes",
-            "Pictures asked for: on time, late, shed, dropped, failed or cancelled.",
+            "Pictures requested: on time, late, shed, dropped, failed or cancelled.",
             ["slo", "outcome"],
             registry=registry,
         )
@@ -87,13 +87,13 @@ class Metrics:
             registry=registry,
         )  # fmt: skip
         self.figures = Gauge(
-            "argus_plan", "What the policy says of its last plan.", ["figure"], registry=registry
+            "argus_plan", "Figures of the policy's last plan.", ["figure"], registry=registry
         )
         self.rate = Gauge(
-            "argus_forecast_rate", "Pictures a second that are expected.", registry=registry
+            "argus_forecast_rate", "Forecast of pictures requested a second.", registry=registry
         )
         self.store_usable = Gauge(
-            "argus_store_usable", "Share of latents that came in time.", registry=registry
+            "argus_store_usable", "Share of latents fetched in time.", registry=registry
         )
         self.storage_ok = Gauge(
             "argus_storage_ok",
@@ -103,19 +103,19 @@ class Metrics:
         )
         self.saved_seconds = Counter(
             "argus_saved_seconds",
-            "Worker-seconds saved beside exact pictures: really, or only by Argus's word (shadow).",
+            "Worker-seconds saved against exact pictures: served, or only predicted (shadow).",
             ["kind"],
             registry=registry,
         )
         self.shadow = Counter(
             "argus_shadow_pictures",
-            "Pictures made exactly that Argus would have made by this variant, or shed.",
+            "Exact pictures that Argus would have made by this variant, or shed.",
             ["variant"],
             registry=registry,
         )
         self.measured = Histogram(
             "argus_measured_quality",
-            "Measured quality of served pictures that were made again exactly.",
+            "Quality of served pictures, measured against the exact ones of the same seed.",
             ["variant"],
             buckets=_QUALITY,
             registry=registry,
@@ -128,11 +128,11 @@ class Metrics:
         )
         self.drift = Gauge(
             "argus_drift",
-            "1 while predictions (errors) or prompts (embeddings) are not what they were.",
+            "1 while prediction errors (errors) or prompt embeddings (prompts) have drifted.",
             ["test"],
             registry=registry,
         )
         self.retrained = Counter(
-            "argus_retrainings", "Predictors trained: accepted or refused.", ["result"],
+            "argus_retrainings", "Trainings: accepted, refused or failed.", ["result"],
             registry=registry,
         )  # fmt: skip

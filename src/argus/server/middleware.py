@@ -14,7 +14,7 @@ from argus.server.metrics import Metrics
 if TYPE_CHECKING:
     from argus.server.service import Service
 
-CLIENT_LEFT = 499  # nobody reads it; nginx's number for the metrics
+CLIENT_LEFT = 499  # nginx's status, only for the metrics: it is never sent
 
 
 class BodyLimit:
@@ -44,10 +44,10 @@ class BodyLimit:
 
 
 class Counting:
-    """Counts the answers on one path by status once they are out, and times those that are 200.
+    """Counts the answers on one path by status once they are complete, and times those with 200.
 
-    An answer that began as a 200 and failed later, as streams may, sets `request.state.failed` to
-    the status that it would have been.
+    A stream that began with 200 and failed later sets `request.state.failed` to the status that it
+    is counted as.
     """
 
     def __init__(self, app: ASGIApp, path: str, metrics: Metrics) -> None:
@@ -71,7 +71,7 @@ class Counting:
             if message["type"] == "http.response.start":
                 status = message["status"]
             elif message["type"] == "http.response.body" and not message.get("more_body"):
-                count(status)  # before it is sent: whoever has an answer finds it counted
+                count(status)  # before it is sent, so that clients find their answers counted
             await send(message)
 
         try:
@@ -81,14 +81,14 @@ class Counting:
                 count(HTTPStatus.INTERNAL_SERVER_ERROR)
             raise
         finally:
-            if not counted:  # there is nobody to send the rest to
+            if not counted:  # the client disconnected
                 count(CLIENT_LEFT)
 
 
 class Leaving:
-    """Counts the requests below a path that were accepted and whose answers are not out yet. Once
-    the server is to leave, each answer ends its connection: the client's next one is another
-    server's, and none is lost on a connection that is closed just then."""
+    """Counts the requests below a path that were accepted and are not answered in full. While the
+    server shuts down, each answer closes its connection: the client's next request opens another
+    one, to another server, and none is lost on a connection that closes just then."""
 
     def __init__(self, app: ASGIApp, path: str, service: Service) -> None:
         self._app, self._path, self._service = app, path, service

@@ -25,18 +25,18 @@ from argus.workers.worker import Model
 log = logging.getLogger(__name__)
 
 PROFILE, PREDICTOR = "profile.json", "predictor"
-CPU_WORKERS = 2  # one stays with the exact model while the other moves
+CPU_WORKERS = 2  # one keeps the exact model while the other loads another
 
 
 @dataclass(frozen=True)
 class ServedFamily:
-    """A family with its models' folders. `id` names the exact model's weights, so that other
-    models' latents never match.
+    """A family with its models' folders. `id` names the exact model's weights, so that latents of
+    other weights never match.
 
-    `table` has the variants that are served, `models` what a worker loads for each of the table's,
-    `devices` where each worker is. Without a `predictor` qualities are unknown; without a profile
-    the table's costs are guesses (`profiled`). `made_for` is the fingerprint of what predictors are
-    trained for.
+    `table` has the variants that are served, `models` what a worker loads for each model of the
+    table, `devices` the device of each worker. Without a `predictor` qualities are unknown; without
+    a profile (`profiled` is false) the table's costs are guesses. `made_for` is the fingerprint
+    that a predictor must be trained for.
     """
 
     family: Family
@@ -143,7 +143,7 @@ def profile_of(settings: Settings, family: Family, device: str) -> Profile | Non
     alike = str(profile.device["device"]).partition(":")[0] == device.partition(":")[0]
     lacking = {one.model for one in family.variants.values()} - set(profile.models)
     if lacking and alike:
-        log.warning("The profile %s lacks %s: profile again", file, ", ".join(sorted(lacking)))
+        log.warning("The profile %s lacks %s: make it again", file, ", ".join(sorted(lacking)))
     return profile if alike and not lacking else None
 
 

@@ -18,15 +18,15 @@ from argus.server.threads import Threads
 MEDIA_TYPES = {"png": "image/png", "jpeg": "image/jpeg", "webp": "image/webp"}
 PICTURES = "pictures"
 THREADS = 8
-WRITE_LIMIT_S = 2.0  # then the picture goes out in the answer
+WRITE_LIMIT_S = 2.0  # after that the picture is sent in the answer
 READ_LIMIT_S = 10.0
-ROOM = 4  # pictures of the largest size so far; with room for less, each probe would be in vain
+ROOM = 4  # largest pictures so far that a probe writes; with less room, writing soon fails again
 LEAST_ROOM_BYTES = 65536
 _NAME = re.compile(r"[\w-]{32}\.(png|jpeg|webp)")
 
 
 def encode_picture(image: Image.Image, output_format: str) -> bytes:
-    """The file of a picture; `output_format` is png, jpeg or webp."""
+    """A picture as a file's content; `output_format` is png, jpeg or webp."""
     buffer = io.BytesIO()
     image.save(buffer, output_format.upper())
     return buffer.getvalue()
@@ -91,7 +91,7 @@ class Pictures:
         health.add(PICTURES, store.probe)
 
     async def put(self, data: bytes, output_format: str) -> str | None:
-        """Save a picture's file and give its name, or None if it cannot be saved now."""
+        """Save a picture's file and return its name, or None if it cannot be saved now."""
         if not self._health.works(PICTURES):
             return None
         try:

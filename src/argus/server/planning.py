@@ -35,7 +35,7 @@ class Planning:
     ) -> None:
         self.controller, self._fleet, self._metrics = controller, fleet, metrics
         self._usable, self._moves = usable, moves
-        self._planned: list[int] = []  # only where plans move nothing
+        self._planned: list[int] = []  # only with `moves` off
         self.changed = asyncio.Event()
 
     def cluster(self) -> Cluster:
@@ -65,7 +65,7 @@ class Planning:
             try:
                 self.plan()
             except Exception:
-                log.exception("A plan failed; the last one stays")
+                log.exception("Planning failed; the last plan stays in force")
 
     def plan(self) -> None:
         """Compute the policy's placement of models, and apply it."""

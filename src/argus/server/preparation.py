@@ -63,7 +63,7 @@ class Preparation:
         return pictures
 
     def _give_deadline(self, request: ImageRequest, router: Router) -> None:
-        """The SLO counts from now, since the server could not serve before."""
+        """Set the deadlines. The SLO's time begins now, since the server could not serve before."""
         now, classes = time.monotonic(), router.classes
         request.slo_class = slo = classes[request.slo_name]
         request.slo, request.size_factor = slo.index, self._size_factor(request)

@@ -25,24 +25,23 @@ if TYPE_CHECKING:
 
 @dataclass(eq=False, kw_only=True)
 class ImageRequest(Request):
-    """A checked request for `count` pictures, filled in on its way (`docs/architecture.md`). From
-    `split` on there is one for each picture.
+    """A checked request for `count` pictures, filled in on its way (`docs/architecture.md`).
+    `split` makes one request for each picture.
 
-    Asked for: `width` and `height` are pixels; the first picture has `seed`. `pinned_variant` pins
-    a variant by name, `pinned_steps` a number of steps that is not the exact variant's. With
-    `own_guidance` the request sets the guidance itself. `slo_name` names its SLO class,
-    `least_quality` is what the lower bound of a picture's quality must reach. `namespace` is the
-    tenant's; `cached` says whether the cache may serve and keep it. `on_preview` gets up to
-    `previews` unfinished pictures.
+    Asked for: `width` and `height` are pixels; `seed` is that of the first picture.
+    `pinned_variant` pins a variant by name, `pinned_steps` a number of steps. `own_guidance` says
+    that the request sets the guidance. `slo_name` names its SLO class; `least_quality` is the least
+    lower bound of a picture's quality. `namespace` is the tenant's; `cached` says whether the cache
+    may serve and store it. `on_preview` is called with up to `previews` unfinished pictures.
 
-    Prepared: `governed` says whether the policy decides; else the picture is made exactly. The SLO
-    class gives `latency_s`, from arrival or from when the server could serve at all, which is over
-    at `promised_s`; `deadline_s` is a margin before it. The request is given up at `limit_s`: by
-    then it must be done, or, if it is pinned or not governed, be running. `looked_up` says whether
-    the cache was searched. `predictor` numbers the predictor that made `prediction`.
+    Prepared: `governed` says whether the policy decides; else the picture is made exactly.
+    `latency_s` is the SLO class's; it begins at arrival, or when the server can serve, and ends at
+    `promised_s`. `deadline_s` is a margin earlier. The request is dropped at `limit_s`: by then it
+    must be finished, or, if it is pinned or not governed, running. `looked_up` says whether the
+    cache was searched. `predictor` is the number of the predictor that made `prediction`.
 
-    Retried: `latents_unusable` once its neighbour's latents did not come, `replacement` is the
-    variant that replaces `first`, a picture that the policy doubts.
+    Retried: `latents_unusable` is set if its neighbour's latents did not come. `replacement` is
+    the variant that replaces `first`, a picture that the policy doubts.
     """
 
     prompt: str
@@ -90,12 +89,12 @@ class ImageRequest(Request):
 
     @property
     def own_steps(self) -> bool:
-        """Whether it pins a number of steps that no variant has."""
+        """Whether the request pins a number of steps, and no variant."""
         return self.pinned_steps is not None and self.pinned_variant is None
 
     def split(self) -> list[ImageRequest]:
-        """One request for each picture. Each resumes from another neighbour: with a sampler that
-        adds no noise, those resumed from the same latents would all be the same."""
+        """One request for each picture, each with another neighbour: with a sampler that adds no
+        noise, pictures resumed from the same latents would all be the same."""
         pictures = []
         for number in range(self.count):
             one = copy.copy(self)
@@ -112,7 +111,7 @@ class ImageRequest(Request):
             self.on_preview(index, image)
 
     def spent(self, part: str, ms: float) -> None:
-        """Add to the time that a part of the decision took."""
+        """Add to the milliseconds that a part of the decision took."""
         self.decision_ms[part] = self.decision_ms.get(part, 0.0) + ms
 
 
@@ -120,8 +119,8 @@ class ImageRequest(Request):
 class Picture:
     """A finished picture and how it was made.
 
-    `saved_s` are the worker-seconds saved beside an exact picture; `on_time` says whether it came
-    within its SLO class's latency, where there is one.
+    `saved_s` are the worker-seconds saved against an exact picture; `on_time` says whether it was
+    finished within its SLO class's latency.
     """
 
     image: Image.Image
@@ -141,12 +140,12 @@ class Picture:
 
     @property
     def quality(self) -> float | None:
-        """Its predicted quality."""
+        """The predicted quality; None without a prediction."""
         return self._predicted("mean")
 
     @property
     def quality_bound(self) -> float | None:
-        """The lower bound of its predicted quality."""
+        """The lower bound of the predicted quality; None without a prediction."""
         return self._predicted("low")
 
     def _predicted(self, what: str) -> float | None:
@@ -172,12 +171,12 @@ class Full(Exception):
     """The queue is full; it should have room after `retry_after_s`."""
 
     def __init__(self, waiting: int, limit: int, retry_after_s: int) -> None:
-        super().__init__(f"{waiting} pictures are waiting or running, and {limit} may.")
+        super().__init__(f"{waiting} pictures are queued or running; the limit is {limit}.")
         self.retry_after_s = retry_after_s
 
 
 class LatentsUnusable(Exception):
-    """The neighbour's latents did not come: route again without them."""
+    """The neighbour's latents did not come in time or are gone: route again without them."""
 
 
 class Doubted(Exception):

@@ -1,4 +1,4 @@
-"""The cache for asyncio: its failures and delays cost a request its shortcut and nothing else."""
+"""The cache for asyncio: every call has a time limit, and failures are logged, not raised."""
 
 from __future__ import annotations
 
@@ -25,10 +25,10 @@ log = logging.getLogger(__name__)
 
 T = TypeVar("T")
 
-LIMIT_S = 5.0  # for a search or a fetch, and less where the request has less
+LIMIT_S = 5.0  # for a search or a fetch; less if the request has less time
 STORE_LIMIT_S = 60.0  # for storing the latents of one run
 LOAD_LIMIT_S = 600.0  # for the index to be built, before requests are served without it
-COUNT_AFTER_S = 1.0  # the uses of latents are written together
+COUNT_AFTER_S = 1.0  # so long uses of latents are collected, to be written together
 READERS = 4
 MOST_STORING = 256
 LATENTS, CATALOGUE = "latents", "catalogue"
@@ -57,12 +57,12 @@ class Retrieval:
         self._writing = Threads("cache-write", 1)
         self._counting = Threads("cache-count", 1)
         self._count_later: asyncio.Task[None] | None = None
-        self._turn = asyncio.Lock()  # one is stored after another, each within its own limit
+        self._turn = asyncio.Lock()  # runs are stored one by one, each within its own limit
         self._breaker = Breaker(time.monotonic)
 
     @property
     def usable(self) -> float:
-        """The share of fetches that brought latents in time, lately."""
+        """The recent share of fetches that brought latents in time."""
         return self._breaker.usable
 
     @property
@@ -81,7 +81,7 @@ class Retrieval:
         return len(self._storing)
 
     async def load(self) -> None:
-        """Build the similarity index, so that the first searches need not."""
+        """Build the similarity index, so that the first search does not have to."""
         try:
             await self._searching.run(self._cache.load, LOAD_LIMIT_S)
         except Exception as error:
@@ -90,8 +90,8 @@ class Retrieval:
     async def find(
         self, scope: Scope, vector: Vector, count: int, limit_s: float = math.inf
     ) -> list[Neighbour]:
-        """The `count` nearest entries of a scope, nearest first; none if they are not found within
-        `limit_s` seconds, nor in `LIMIT_S`."""
+        """The `count` nearest entries of a scope, nearest first; none if the search fails or takes
+        longer than `limit_s` seconds or `LIMIT_S`."""
         if limit_s <= 0:
             return []
         try:
@@ -105,7 +105,8 @@ class Retrieval:
             return []
 
     async def fetch(self, neighbour: Neighbour, k: int, limit_s: float = math.inf) -> bytes | None:
-        """A neighbour's latents after K steps, packed for a worker, if they are there in time."""
+        """A neighbour's latents after K steps, packed for a worker; None if they do not come within
+        `limit_s` seconds or `LIMIT_S`."""
 
         def read() -> Tensor | None:
             return self._cache.fetch(neighbour, k)
@@ -123,7 +124,7 @@ class Retrieval:
         """Write the counts of fetched latents to the catalogue."""
         await asyncio.sleep(after_s)
         if not self._health.works(CATALOGUE):
-            return  # they are remembered
+            return  # the cache keeps them in memory
         try:
             await self._counting.run(self._cache.count_uses, STORE_LIMIT_S)
         except Exception as error:
@@ -159,7 +160,7 @@ class Retrieval:
         if not self._health.works(LATENTS, CATALOGUE):
             return
         if self.storing >= MOST_STORING:
-            log.warning("Storing latents falls behind; those of a picture are not kept")
+            log.warning("Too many latents are queued to be stored; one picture's are dropped")
             return
 
         def store() -> None:

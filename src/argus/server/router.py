@@ -30,8 +30,8 @@ from argus.workers.worker import WorkerError
 
 log = logging.getLogger(__name__)
 
-UNGOVERNED_S = 300.0  # until what the policy does not decide must run, without `timeout_s`
-FUTURE = ("oracle",)  # they know what is to come
+UNGOVERNED_S = 300.0  # `timeout_s` of requests that the policy does not decide, unless it is set
+FUTURE = ("oracle",)  # policies that know the future
 
 
 class Router:
@@ -165,7 +165,7 @@ class Router:
         return max(1, math.ceil((wait_s + cheapest_s - slack_s) * self._fleet.scale))
 
     def saved_s(self, variant: int) -> float:
-        """Worker-seconds that a variant saves beside the exact one, alone."""
+        """Worker-seconds that a variant saves against the exact one, each alone in its batch."""
         alone = self._table.alone_s
         return float(alone[EXACT].min() - alone[variant].min()) * self._fleet.scale
 

@@ -26,8 +26,8 @@ from argus.server.service import STOP_S, Service
 log = logging.getLogger(__name__)
 
 KEEP_ALIVE_S = 75  # longer than clients and load balancers keep idle connections: they close first
-LAST_ANSWERS_S = 5  # to send the answers to what was cut short
-END_S = STOP_S + LAST_ANSWERS_S  # for the process to end once nothing is waited for any more
+LAST_ANSWERS_S = 5  # to send the error answers of requests that were cut short
+END_S = STOP_S + LAST_ANSWERS_S  # for the process to end after the last step
 LOOK_S = 0.02
 
 
@@ -108,7 +108,7 @@ class Server(uvicorn.Server):
         await super().shutdown(sockets)
 
     def _end_within(self, limit_s: float) -> None:
-        """End the process even if a thread of it, or a call in its loop, hangs for ever."""
+        """End the process after `limit_s` seconds, even if a thread or a call in the loop hangs."""
 
         def end() -> None:
             self._service.kill()
@@ -135,19 +135,19 @@ def _timer(limit_s: float, end: Callable[[], None]) -> threading.Timer:
 
 
 def _exit(status: int) -> NoReturn:
-    log.warning("Something hangs; the process ends without it")
+    log.warning("A thread or a call hangs; the process ends all the same")
     os._exit(status)
 
 
 def serve(settings: Settings) -> None:
-    """Serve until SIGTERM or SIGINT; what was accepted then gets `grace_s` seconds.
+    """Serve until SIGTERM or SIGINT; accepted requests then get `grace_s` seconds.
 
-    Raises BadRequest and ModelError for what cannot be served, NotEnoughMemory when the model
-    does not fit, InUse when another server has the data folder.
+    Raises BadRequest and ModelError for settings that cannot be served, NotEnoughMemory when the
+    model does not fit, InUse when another server uses the data folder.
     """
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))  # until the server takes it
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))  # until the server handles it
     set_up(settings.log_level)
-    torch.set_num_threads(1)  # the prompt encoder is small, and the cores are the worker's
+    torch.set_num_threads(1)  # the prompt encoder is small; the workers need the cores
     lock = DataLock(settings.data)
     service = Service(settings)
     config = uvicorn.Config(
@@ -156,7 +156,7 @@ def serve(settings: Settings) -> None:
         port=settings.port,
         timeout_keep_alive=KEEP_ALIVE_S,
         timeout_graceful_shutdown=LAST_ANSWERS_S,
-        log_config=None,  # ours, set above
+        log_config=None,  # `set_up` has configured the log
         access_log=True,
     )
     server = Server(config, service)

@@ -12,7 +12,7 @@ import sqlalchemy as sa
 
 from argus.cache.catalogue import new_engine
 
-KEPT = 5000  # more make a training slower, and little better
+KEPT = 5000  # more make training slower, and the predictor little better
 
 _meta = sa.MetaData()
 _samples = sa.Table(
@@ -92,8 +92,8 @@ class Samples:
             return connection.execute(_samples.delete().where(*those)).rowcount
 
     def read(self, made_for: str, limit: int = KEPT) -> pd.DataFrame:
-        """A family's samples, oldest first, as a table with `Sample`'s columns; of more than
-        `limit` the newest."""
+        """The newest `limit` samples of a family, oldest first, as a table with `Sample`'s
+        columns."""
         query = (
             sa.select(_samples)
             .where(_samples.c.made_for == made_for)

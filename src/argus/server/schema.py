@@ -41,10 +41,10 @@ class GenerationRequest(BaseModel):
     user: str | None = None
     stream: bool | None = Field(None, description="Answer with server-sent events.")
     partial_images: int | None = Field(
-        None, ge=0, le=3, description="Unfinished pictures that a stream shows on the way."
+        None, ge=0, le=3, description="Unfinished pictures that a stream sends."
     )
     seed: int | None = Field(
-        None, ge=0, le=MAX_SEED, description="Of the first picture; the next ones count on."
+        None, ge=0, le=MAX_SEED, description="Seed of the first picture; each next one adds 1."
     )
     negative_prompt: str | None = Field(None, max_length=MAX_PROMPT)
     guidance_scale: float | None = Field(None, ge=0, le=100, allow_inf_nan=False)
@@ -52,7 +52,7 @@ class GenerationRequest(BaseModel):
         None, ge=1, le=MAX_STEPS, description="Pins the exact model at this many steps."
     )
     argus: ArgusOptions | None = None
-    # Of the OpenAI API, accepted so that its clients work, and without effect here.
+    # Fields of the OpenAI API without effect here, accepted so that its clients work.
     background: str | None = None
     moderation: str | None = None
     output_compression: int | None = None
@@ -63,8 +63,8 @@ class GenerationRequest(BaseModel):
 class PictureData(BaseModel):
     """A picture, inline or by URL.
 
-    While the server cannot store pictures, one that was asked for as `url` is in `b64_json`, and
-    `inline` in its report is true: a picture that was made is never lost to a full disk.
+    While the server cannot store pictures, a picture requested as `url` is in `b64_json`, and
+    `inline` in its report is true: no finished picture is lost to a full disk.
     """
 
     b64_json: str | None = None
@@ -72,7 +72,7 @@ class PictureData(BaseModel):
 
 
 class NeighbourReport(BaseModel):
-    """The cached prompt a picture was resumed from; `prompt` only within one's own namespace."""
+    """The cached prompt that a picture was resumed from; `prompt` only if it is the tenant's."""
 
     entry: int
     prompt: str | None = None
@@ -81,10 +81,10 @@ class NeighbourReport(BaseModel):
 class PictureReport(BaseModel):
     """How a picture was made. `timings_ms` has queue, encode, retrieve, denoise and decode.
 
-    `predicted_quality` is what the picture was expected to be worth beside the exact one's 1, and
-    `quality_bound` what nine of ten such pictures are not below; `price` is what a second of the
-    worker cost then, in quality; `saved_ms` is the worker's time that the variant saved.
-    `decision_ms` is what led to the decision: embed, search, predict, route and fetch.
+    `predicted_quality` is relative to the exact picture's 1, and nine of ten such pictures are not
+    below `quality_bound`. `price` is that of a worker-second at the decision, in quality;
+    `saved_ms` is the worker time that the variant saved. `decision_ms` has the parts of the
+    decision: embed, search, predict, route and fetch.
     """
 
     variant: str
@@ -109,13 +109,13 @@ class PictureReport(BaseModel):
     on_time: bool
     inline: bool | None = Field(
         None,
-        description="True if a url was asked for and the picture is in b64_json, because it cannot "
+        description="True if a url was requested and the picture is in b64_json, because it cannot "
         "be stored now.",
     )
 
 
 class GenerationResponse(BaseModel):
-    """`data` and `argus` have one item a picture, in the same order."""
+    """`data` and `argus` have one item per picture, in the same order."""
 
     created: int
     data: list[PictureData]
@@ -139,7 +139,7 @@ class ModelList(BaseModel):
 
 
 class Readiness(BaseModel):
-    """`degraded` lists what cannot be stored now: pictures are made without."""
+    """`degraded` lists what cannot be stored or read now; pictures are made all the same."""
 
     status: str
     degraded: list[str] | None = None

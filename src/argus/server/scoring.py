@@ -1,4 +1,4 @@
-"""The family's scorer, off the event loop."""
+"""The family's scorer, in a thread beside the event loop."""
 
 from __future__ import annotations
 
@@ -29,7 +29,8 @@ class ScoringThread:
         return self._spec is not None
 
     async def scores(self, prompt: str, images: list[Image.Image]) -> list[float]:
-        """Raises ModelError if the scorer cannot be loaded."""
+        """The score of each image for the prompt. Raises ModelError if the scorer cannot be
+        loaded."""
         work = asyncio.get_running_loop().run_in_executor(self._thread, self._score, prompt, images)
         return await work
 

@@ -51,17 +51,18 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 DEFAULT_POLICY, UNMEASURED_POLICY = "price", "nirvana"
-MEASURELESS = ("nirvana", "clipper-ha")  # policies that weigh no costs
+MEASURELESS = ("nirvana", "clipper-ha")  # policies that use no costs
 TRIALS = 7
-SIDE_STEP = 8  # what the sides of a picture must be multiples of in every Stable Diffusion model
+SIDE_STEP = 8  # every Stable Diffusion model takes only sides that are multiples of this
 STOP_S = 10.0  # for the workers' processes to end
-SETTLE_S = 5.0  # for latents behind the last answers; without them the cache is only emptier
+SETTLE_S = 5.0  # to store the last pictures' latents; dropping them costs only cache hits
 RETRY_S = "5"
 _SIZE = re.compile(r"(\d{1,5})x(\d{1,5})")
 
 
 class Service:
-    """Raises BadRequest and ModelError for settings that cannot be served."""
+    """The parts of a server. Raises BadRequest and ModelError for settings that cannot be
+    served."""
 
     def __init__(self, settings: Settings) -> None:
         self.settings = settings
@@ -71,7 +72,7 @@ class Service:
         self.family = model.family
         self.policy = _policy_name(settings, model)
         batching = live_policy(self.policy, model.table, [Slo(math.inf)]).batching
-        if settings.policy is None:  # nobody asked for a paper's own
+        if settings.policy is None:  # a paper's own batching only where its policy is set
             batching = StepBatching()
         self._encoder: Future[PromptEncoder] = Future()
         self._router: Future[Router] = Future()
@@ -91,7 +92,7 @@ class Service:
         self.learning = Learning(
             settings, model, self.fleet, self.predictions, self.scorer, self.metrics, self.health
         )
-        self.health.add(SAMPLES, self.cache.probe_catalogue)  # they are in one database
+        self.health.add(SAMPLES, self.cache.probe_catalogue)  # both are in one database
         share = 1.0 if settings.rollout is None else settings.rollout
         self.rollout = 0.0 if settings.shadow and settings.rollout is None else share
         preparation = Preparation(
@@ -104,7 +105,7 @@ class Service:
         )  # fmt: skip
         self._tasks: list[asyncio.Task[None]] = []
         self.leaving = self.draining = False
-        self.accepted = 0  # requests whose answers are not out yet; `Leaving` counts them
+        self.accepted = 0  # requests that are not answered in full; `Leaving` counts them
 
     @property
     def model_names(self) -> list[str]:
@@ -120,7 +121,7 @@ class Service:
         if model not in self.model_names:
             raise ApiError(
                 HTTPStatus.NOT_FOUND,
-                f"There is no model {model!r}; there is {', '.join(self.model_names)}.",
+                f"There is no model {model!r}; the models are {', '.join(self.model_names)}.",
                 "model_not_found",
                 "model",
             )
@@ -129,7 +130,7 @@ class Service:
     def size_of(self, size: str | None) -> tuple[int, int]:
         """Width and height in pixels that a request's `size` asks for.
 
-        Raises ApiError for sizes that are not near what the family was made for.
+        Raises ApiError for a size that is too far from the family's own.
         """
         exact = self.family.exact
         if size is None or size == "auto":
@@ -156,7 +157,7 @@ class Service:
             )  # fmt: skip
         problem = self.problem
         if problem is not None:
-            return ApiError(503, f"This server cannot work: {problem}", "worker_unusable")
+            return ApiError(503, f"This server can make no pictures: {problem}", "worker_unusable")
         return ApiError(503, "The model is loading.", "loading", headers={"Retry-After": RETRY_S})
 
     @property
@@ -250,7 +251,7 @@ class Service:
             self.router.planning.changed.set()
 
     def measure(self) -> None:
-        """Update the metrics that are read only when they are asked for."""
+        """Update the gauges that are set only when `/metrics` is read."""
         metrics, models = self.metrics, self.model.table.models
         for number, (worker, queue) in enumerate(zip(self.workers, self.fleet.queues, strict=True)):
             metrics.worker_ready.labels(number).set(worker.state is State.READY)
@@ -316,7 +317,7 @@ def _policy_name(settings: Settings, model: ServedFamily) -> str:
             return DEFAULT_POLICY
         lacking = "predictor" if model.profiled else "profile on this device"
         log.warning(
-            "%s has no %s: serving by %s. `argus profile`, `calibrate` and `train` measure it.",
+            "%s has no %s: the policy is %s. `argus profile`, `calibrate` and `train` measure it.",
             model.family.name, lacking, UNMEASURED_POLICY,
         )  # fmt: skip
         return UNMEASURED_POLICY
@@ -333,7 +334,7 @@ def _policy_name(settings: Settings, model: ServedFamily) -> str:
         )
     if settings.policy not in MEASURELESS and not model.profiled:
         raise ModelError(
-            f"The policy {settings.policy} weighs costs, and {model.family.name} has no profile on "
+            f"The policy {settings.policy} needs costs, and {model.family.name} has no profile on "
             "this device: `argus profile` makes one."
         )
     return settings.policy

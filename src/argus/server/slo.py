@@ -56,10 +56,10 @@ class Classes:
 
 
 def class_of(given: Mapping[str, SloClass], asked: str | None, tenant: str) -> str:
-    """The class a request asks for, else its key's, else the default. Raises ApiError."""
+    """The SLO class that a request names, else its key's, else the default. Raises ApiError."""
     if asked is not None:
         if asked not in (*given, DEFAULT):
             names = ", ".join(dict.fromkeys((DEFAULT, *given)))
-            raise invalid(f"There is no SLO class {asked!r}; there is {names}.", "argus.slo")
+            raise invalid(f"There is no SLO class {asked!r}; the classes are {names}.", "argus.slo")
         return asked
     return next((name for name, one in given.items() if tenant in one.keys), DEFAULT)

@@ -1,4 +1,4 @@
-"""Opens what the settings name: the cache, and the folder of pictures."""
+"""Opens the cache and the folder of pictures that the settings name."""
 
 from __future__ import annotations
 
@@ -21,9 +21,9 @@ def catalogue_url(settings: Settings) -> str:
 
 
 def open_cache(settings: Settings) -> ApproximateCache:
-    """The cache in the settings' data folder, or wherever they say.
+    """The cache in the settings' data folder, or at the URLs that they give.
 
-    Raises BadRequest when catalogue or latents cannot be opened there.
+    Raises BadRequest when catalogue or latents cannot be opened.
     """
     data = settings.data.absolute()
     latents_url = settings.cache_latents or str(data / "latents")

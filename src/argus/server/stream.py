@@ -69,7 +69,7 @@ def _worded(event: Event) -> str:
 
 
 class _Making:
-    """A picture that is being made. Closing its events cancels the work."""
+    """A picture that is being made. Closing the generator of its events cancels the work."""
 
     def __init__(self, service: Service, body: GenerationRequest, tenant: str) -> None:
         self._service, self._format = service, body.output_format or "png"

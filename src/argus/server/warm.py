@@ -33,7 +33,7 @@ class Warmer:
         if not lacking:
             return False
         exact = self._family.exact
-        seed = zlib.crc32(prompt.encode())  # any will do; this one is the same every time
+        seed = zlib.crc32(prompt.encode())  # arbitrary, but the same every time
         kept = self._engine.run(exact.job(prompt, seed), keep=lacking).kept
         vector = self._encoder.embed(prompt).vector
         return self._cache.keep(self._scope, prompt, vector, kept) is not None
