@@ -24,13 +24,13 @@ log = logging.getLogger(__name__)
 ROOM = 0.02  # share of the limit that one round of eviction frees beyond what it must
 ORPHAN_AGE_S = 600.0
 FULL = (errno.ENOSPC, errno.EDQUOT)
-AT_ONCE = 32  # latents removed or counted in one transaction, so that none is locked for long
-ROUNDS = 2  # of a search that meets entries which another process removed
+AT_ONCE = 32  # latents removed or counted in one transaction, so that no transaction is long
+ROUNDS = 2  # of a search that finds entries which another process removed
 
 
 @dataclass(frozen=True)
 class Neighbour:
-    """The cached prompt nearest to a prompt. `skips` are the K it can be resumed from."""
+    """A cached prompt near to a prompt. `skips` are the K whose latents are stored."""
 
     entry: int
     prompt: str
@@ -66,8 +66,8 @@ class ApproximateCache:
         self._noting = threading.Lock()
 
     def load(self) -> None:
-        """Build the similarity index from the catalogue; the first search would otherwise. Takes
-        seconds for tens of thousands of entries."""
+        """Build the similarity index from the catalogue, which otherwise the first search does.
+        Takes seconds for tens of thousands of entries."""
         self._built()
 
     def _built(self) -> SimilarityIndex:
@@ -77,8 +77,8 @@ class ApproximateCache:
             return self._index
 
     def _index_if_built(self) -> SimilarityIndex | None:
-        """Waits while it is being built, so that what has just changed in the catalogue can be
-        changed in it: an index that is built later reads that from the catalogue."""
+        """The index; None if it is not built yet. Waits while it is being built, so that a change
+        of the catalogue can be applied to it; an index built later reads the changed catalogue."""
         with self._building:
             return self._index
 
@@ -87,7 +87,7 @@ class ApproximateCache:
         return self._bytes
 
     def __len__(self) -> int:
-        """Number of entries, without the catalogue being asked or the index built."""
+        """Number of entries. Neither reads the catalogue nor builds the index."""
         index = self._index
         return self._entries if index is None else len(index)
 
@@ -113,8 +113,8 @@ class ApproximateCache:
             ]
             if len(found) == len(nearest):
                 break
-            # Another process removed some, and maybe many more. What is added meanwhile is not
-            # among those known before.
+            # Another process removed these entries, and maybe more. `known` is read first, so that
+            # entries added meanwhile stay.
             known = index.entries(scope.key)
             for number in known - self._catalogue.ids(scope.key):
                 index.remove(scope.key, number)
@@ -123,9 +123,9 @@ class ApproximateCache:
     def fetch(self, neighbour: Neighbour, k: int) -> Tensor | None:
         """A neighbour's latents (1, c, h, w) after K steps, or None if they are gone or broken.
 
-        Broken ones are dropped and logged, once because they are dropped. Raises OSError while
-        the store cannot be read; nothing is dropped then. The use is written to the catalogue by
-        `count_uses`, since a write may have to wait for others.
+        Broken latents are removed and logged. Raises OSError while the store cannot be read;
+        nothing is removed then. `count_uses` writes the use to the catalogue later, since a write
+        may wait for other transactions.
         """
         stored = self._catalogue.latents(neighbour.entry, k)
         if stored is None:
@@ -133,7 +133,7 @@ class ApproximateCache:
         try:
             latents = self._store.get(stored)
         except BrokenLatents as error:
-            log.warning("Dropped latents of entry %d at K=%d: %s", neighbour.entry, k, error)
+            log.warning("Removed latents of entry %d at K=%d: %s", neighbour.entry, k, error)
             self._forget(self._catalogue.remove_latents([(neighbour.entry, k)]))
             return None
         with self._noting:
@@ -185,9 +185,9 @@ class ApproximateCache:
     ) -> int | None:
         """Store a full run's latents by K. Returns the entry's id, or None if nothing was stored.
 
-        A prompt that the scope already holds gets those K that it lacks; one that another thread
-        is storing is left to it. Evicts what is worth least, to stay below the limit and on a disk
-        that is full before the limit is reached. What was written before an error is deleted again.
+        A prompt that the scope already holds gets those K that it lacks; nothing is stored of a
+        prompt that another thread is storing. Evicts latents beyond the limit, and on a disk that
+        is full before the limit is reached. What was written before an error is deleted.
         """
         one = (scope.key, prompt)
         with self._lock:
@@ -199,7 +199,7 @@ class ApproximateCache:
         except OSError as error:
             if error.errno not in FULL:
                 raise
-            self._free_disk()  # it is smaller than the limit, or others fill it
+            self._free_disk()  # the disk is smaller than the limit, or other files fill it
             return self._keep(scope, prompt, vector, latents)
         finally:
             self._keeping.discard(one)
@@ -222,7 +222,7 @@ class ApproximateCache:
                         self._entries += 1
                     self._bytes += sum(one.size_bytes for one in written)
         except Exception:
-            with suppress(Exception):  # what made writing fail may make this fail; `sweep` deletes
+            with suppress(Exception):  # deleting may fail too; then `sweep` deletes
                 self._store.delete([one.name for one in written])
             raise
         index = self._index_if_built()
@@ -240,7 +240,7 @@ class ApproximateCache:
         return self._catalogue.stats()
 
     def entries(self, namespace: str | None = None, limit: int | None = None) -> list[Entry]:
-        """Entries, newest first, of a namespace if given."""
+        """Entries, newest first; of one namespace, if given."""
         return self._catalogue.entries(namespace, limit=limit)
 
     def remove(
@@ -253,7 +253,7 @@ class ApproximateCache:
         return len(found)
 
     def sweep(self) -> None:
-        """Delete objects no catalogue row names and that nobody can still be writing."""
+        """Delete objects that the catalogue does not name and that are too old to be in writing."""
         known, now = self._catalogue.names(), self._clock()
         self._store.delete(
             [
@@ -276,14 +276,15 @@ class ApproximateCache:
             self._recount()
 
     def _free_disk(self) -> None:
-        """Evict a little, objects first, since the catalogue may need room to write."""
+        """Evict a share `ROOM` of the cache, objects first, since the catalogue may need room to
+        write."""
         chosen = self._least_worth(ROOM * self._bytes)
         stored = [self._catalogue.latents(entry, k) for entry, k in chosen]
         self._store.delete([one.name for one in stored if one is not None])
         self._forget(self._catalogue.remove_latents(chosen))
 
     def _least_worth(self, size_bytes: float) -> list[tuple[int, int]]:
-        """(entry, K) of the first latents in the order of `eviction` with so many bytes in all."""
+        """(entry, K) of the first latents in the order of `eviction`, `size_bytes` in all."""
         chosen = []
         for entry, k, size in self._catalogue.least_worth(self._eviction):
             if size_bytes <= 0:

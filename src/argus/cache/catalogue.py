@@ -41,9 +41,9 @@ _latents = sa.Table(
 
 _identity = sa.Table("identity", _meta, sa.Column("id", sa.String(8), primary_key=True))
 ORDERS: dict[str, tuple[sa.ColumnElement[float], ...]] = {
-    # Uses times the steps that each saves; the oldest use goes first among equals (Nirvana, NSDI
-    # 2024). Storing is no use: if it were, latents of a large K that nobody ever asked for would
-    # outlast those of a small K that many did.
+    # Uses times the steps that each saves; among equals the least recently used first (Nirvana,
+    # NSDI 2024). Storing does not count as a use: otherwise latents of a large K that were never
+    # fetched would outlast latents of a small K that were fetched often.
     "lcbfu": (_latents.c.uses * _latents.c.k, _latents.c.used_at),
     "lru": (_latents.c.used_at, _latents.c.k),
     "fifo": (_latents.c.entry, _latents.c.k),
@@ -66,7 +66,7 @@ class Entry:
 
 @dataclass(frozen=True)
 class Stats:
-    """Totals of the cache. `uses` counts fetches; `namespaces` maps each to its entries."""
+    """Totals of the cache. `uses` counts fetches; `namespaces` has the entries of each."""
 
     entries: int
     latents: int
@@ -89,7 +89,7 @@ class Uses:
 
 @dataclass(frozen=True)
 class Removed:
-    """Latents that left the catalogue; `scope` is set when their entry left with them."""
+    """Latents removed from the catalogue; `scope` is set if their entry was removed with them."""
 
     entry: int
     name: str
@@ -99,7 +99,7 @@ class Removed:
 class Catalogue:
     """The catalogue in a database: SQLite by default, or any that SQLAlchemy supports, by URL.
 
-    `id` tells a catalogue's objects from another's in the same store.
+    `id` distinguishes a catalogue's objects from another's in the same store.
     """
 
     def __init__(self, url: str) -> None:
@@ -178,7 +178,7 @@ class Catalogue:
             return set(connection.execute(query).scalars())
 
     def vectors(self) -> Iterator[tuple[int, str, Vector]]:
-        """Id, scope and vector of every entry, to rebuild the index from."""
+        """Id, scope key and vector (d,) of every entry, to rebuild the index."""
         query = sa.select(_entries.c.id, _entries.c.scope, _entries.c.vector)
         with self._engine.connect() as connection:
             for entry, scope, data in connection.execute(query):
@@ -260,7 +260,7 @@ class Catalogue:
                 where = (_latents.c.entry == entry) & (_latents.c.k == k)
                 gone = connection.execute(_latents.delete().where(where).returning(_latents.c.name))
                 name = gone.scalar_one_or_none()
-                if name is None:  # another process was first
+                if name is None:  # another process has removed it
                     continue
                 connection.execute(locked(entry)).first()
                 left = connection.execute(
@@ -317,8 +317,8 @@ class Catalogue:
 
 
 def new_engine(url: str) -> sa.Engine:
-    """A database, set up for several threads and processes if it is SQLite."""
-    engine = sa.create_engine(url, hide_parameters=True)  # in errors: prompts are among them
+    """A database engine, set up for several threads and processes if it is SQLite."""
+    engine = sa.create_engine(url, hide_parameters=True)  # errors would quote prompts
     if engine.dialect.name == "sqlite":
         sa.event.listen(engine, "connect", _set_up_sqlite)
     return engine

@@ -1,4 +1,4 @@
-"""Finds the most similar prompt of a scope."""
+"""Finds the most similar prompts of a scope."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from usearch.index import Index
 
 Vector = NDArray[np.float32]
 
-FEW = 128  # entries of a scope that are compared one by one; a graph takes 50 kB even for one
+FEW = 128  # most entries of a scope that need no graph, which takes 50 kB even for one entry
 
 
 class SimilarityIndex:
@@ -19,7 +19,7 @@ class SimilarityIndex:
     for a scope of up to `FEW` entries, an HNSW graph (usearch) once it has had more."""
 
     def __init__(self, known: Iterable[tuple[int, str, Vector]] = ()) -> None:
-        """`known` are entries with their scopes and vectors, added with every core at once."""
+        """`known` are the (entry, scope key, vector) to begin with, added with all cores."""
         self._scopes: dict[str, _Array | _Graph] = {}
         self._size = 0
         self._lock = threading.Lock()
@@ -66,7 +66,7 @@ class SimilarityIndex:
             return set() if there is None else set(there.entries)
 
     def nearest(self, scope: str, vector: Vector, count: int = 1) -> list[tuple[int, float]]:
-        """The `count` entries nearest to a vector, with their cosine similarities, nearest
+        """The `count` entries nearest to a vector (d,), with their cosine similarities, nearest
         first."""
         with self._lock:
             there = self._scopes.get(scope)
@@ -78,7 +78,7 @@ class _Array:
 
     def __init__(self, entries: list[int], vectors: NDArray[np.float32]) -> None:
         self.entries = list(entries)
-        self._rows = _unit(vectors).astype(np.float16)  # those beyond the entries are spare
+        self._rows = _unit(vectors).astype(np.float16)  # rows beyond the entries are spare
 
     def __len__(self) -> int:
         return len(self.entries)

@@ -1,4 +1,4 @@
-"""Keeps latents as safetensors objects behind fsspec: a local folder, or a URL such as s3://."""
+"""Stores latents as safetensors objects with fsspec: in a local folder, or at a URL (s3://)."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ from safetensors.torch import load, save
 from torch import Tensor
 
 SUFFIX = ".safetensors"
-ROOM = 8  # objects of the largest size so far; with room for less, each probe would be in vain
+ROOM = 8  # largest objects so far that a probe writes; with less room, writing soon fails again
 LEAST_ROOM_BYTES = 65536
 
 
 @dataclass(frozen=True)
 class StoredLatents:
-    """Where the latents after K steps are, and what they were when they were written."""
+    """The object of the latents after K steps: its name, and its hash and size as written."""
 
     k: int
     name: str
@@ -36,7 +36,7 @@ class BrokenLatents(Exception):
 class LatentStore:
     """Objects are whole or absent: written aside, renamed, and checked by hash when read.
 
-    `owner` begins the names of this store's objects; what else lies at `url` is left alone.
+    `owner` is the prefix of this store's objects; other objects at `url` are left alone.
     """
 
     def __init__(self, url: str, owner: str) -> None:
@@ -47,8 +47,8 @@ class LatentStore:
         self._files.makedirs(self._root, exist_ok=True)
 
     def put(self, k: int, latents: Tensor) -> StoredLatents:
-        """Write latents (1, c, h, w); they can be read once this returns, and nothing of them is
-        left if it raises."""
+        """Write latents (1, c, h, w). They can be read once this returns; nothing of them is left
+        if it raises."""
         data = save({"latents": latents.detach().cpu().contiguous()})
         self._largest = max(self._largest, len(data))
         name = self._new_name(k)
@@ -57,13 +57,13 @@ class LatentStore:
             self._files.pipe_file(f"{self._root}/{aside}", data)
             self._files.mv(f"{self._root}/{aside}", f"{self._root}/{name}")
         except BaseException:
-            with suppress(Exception):  # what made writing fail may make this fail
+            with suppress(Exception):  # deleting may fail for the same reason
                 self.delete([aside, name])
             raise
         return StoredLatents(k, name, hashlib.sha256(data).hexdigest(), len(data))
 
     def get(self, stored: StoredLatents) -> Tensor:
-        """Read latents back.
+        """Read latents (1, c, h, w).
 
         Raises BrokenLatents unless they are what was written, OSError if the store cannot be read.
         """
@@ -82,8 +82,8 @@ class LatentStore:
             raise BrokenLatents(f"{stored.name} holds no latents: {error}") from error
 
     def probe(self) -> None:
-        """Write and delete as much as a few latents. Raises OSError, or what the file system does,
-        if that cannot be."""
+        """Write and delete as much as a few latents. Raises OSError, or the file system's own
+        error, if that fails."""
         name = f"{self._new_name(0)}.new"
         try:
             size = max(ROOM * self._largest, LEAST_ROOM_BYTES)
@@ -95,7 +95,7 @@ class LatentStore:
         return f"{self._owner}-{uuid.uuid4().hex}-{k}{SUFFIX}"
 
     def delete(self, names: list[str]) -> None:
-        """Delete objects; those that are already gone are no error."""
+        """Delete objects; objects that do not exist are ignored."""
         for name in names:
             try:
                 self._files.rm_file(f"{self._root}/{name}")
@@ -103,7 +103,7 @@ class LatentStore:
                 continue
 
     def written(self, known: Collection[str] = ()) -> Iterator[tuple[str, float]]:
-        """Name and time (seconds since 1970) of every own object that is not among the known ones,
+        """Name and time (seconds since 1970) of every object of this store that is not in `known`,
         unfinished ones included."""
         for path in self._files.ls(self._root, detail=False):
             name = str(path).rsplit("/", 1)[-1]
@@ -112,4 +112,4 @@ class LatentStore:
             try:
                 yield name, self._files.modified(path).timestamp()
             except FileNotFoundError:
-                continue  # finished or deleted meanwhile
+                continue  # renamed or deleted meanwhile

@@ -25,6 +25,6 @@ class Scope:
 
     @property
     def key(self) -> str:
-        """A short name that is the same for equal scopes, in every process."""
+        """A short name, equal for equal scopes in every process."""
         text = json.dumps(asdict(self), sort_keys=True)
         return hashlib.sha256(text.encode()).hexdigest()[:32]
