@@ -33,7 +33,9 @@ PARTS = ("embed", "search", "predict", "route", "fetch")
 
 
 def main(
-    rates: Annotated[str, typer.Option(help="Requests a second, parted by commas.")] = "20,60,100",
+    rates: Annotated[
+        str, typer.Option(help="Requests a second, separated by commas.")
+    ] = "20,60,100",
     seconds: Annotated[float, typer.Option(help="Of each.")] = 15.0,
     as_json: Annotated[bool, typer.Option("--json", help="A JSON object as last line.")] = False,
 ) -> None:

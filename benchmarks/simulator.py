@@ -24,7 +24,7 @@ from argus.simulator.worlds import load_world
 
 def main(
     requests: Annotated[int, typer.Option(help="How many to simulate.")] = 100_000,
-    policy: Annotated[str, typer.Option(help="Policies, parted by commas.")] = "price",
+    policy: Annotated[str, typer.Option(help="Policies, separated by commas.")] = "price",
     workers: Annotated[int, typer.Option(help="Workers; load grows with them.")] = 8,
     as_json: Annotated[bool, typer.Option("--json", help="A JSON object as last line.")] = False,
 ) -> None:

@@ -57,6 +57,6 @@ def test_what_is_removed_from_the_cache_is_removed_from_the_samples(
     assert left() == [("alice", "a key"), ("alice", "a sun"), ("bob", "a fish")]
     assert "2 samples." in says("clear", "--yes", "--namespace", "alice")
     assert left() == [("bob", "a fish")]
-    assert "Nothing in the cache is like that" in says("rm", "--namespace", "alice", code=2)
+    assert "Nothing in the cache matches" in says("rm", "--namespace", "alice", code=2)
     says("clear", "--yes")
     assert left() == []

@@ -35,14 +35,14 @@ def test_a_cache_is_warmed_listed_and_emptied_and_a_server_uses_it(
     assert "holds no cache" in says("stats", code=2)
     prompts = tmp_path / "prompts.txt"
     prompts.write_text("a red fish\n\na blue boat\na red fish\n")
-    assert "Kept 2 of 3 prompts" in says("warm", str(prompts))
-    assert "Kept 0 of 3 prompts" in says("warm", str(prompts))
+    assert "Stored 2 of 3 prompts" in says("warm", str(prompts))
+    assert "Stored 0 of 3 prompts" in says("warm", str(prompts))
     keys = tmp_path / "keys.txt"
     run(monkeypatch, "key", "alice", "--file", str(keys))
     run(monkeypatch, "key", "bob", "--file", str(keys))
     monkeypatch.setenv("ARGUS_API_KEY_FILE", str(keys))
-    assert "whose cache to warm: alice, bob" in says("warm", str(prompts), code=2)
-    assert "Kept 2 of 3 prompts" in says("warm", str(prompts), "--namespace", "alice")
+    assert "to warm, one of: alice, bob" in says("warm", str(prompts), code=2)
+    assert "Stored 2 of 3 prompts" in says("warm", str(prompts), "--namespace", "alice")
     monkeypatch.delenv("ARGUS_API_KEY_FILE")
     settings = Settings(family=str(tiny_family), data=tmp_path / "data")
     with running(settings) as server:
@@ -55,7 +55,7 @@ def test_a_cache_is_warmed_listed_and_emptied_and_a_server_uses_it(
     assert "everyone" not in listed
     assert "Removed 2 entries" in says("rm", "--prompt", "a red fish")
     assert "Removed 1 entry" in says("rm", "--namespace", "alice")
-    assert "Nothing in the cache is like that" in says("rm", "99", code=2)
+    assert "Nothing in the cache matches" in says("rm", "99", code=2)
     assert "Say what to remove" in says("rm", code=2)
     assert "Removed 1 entry" in says("clear", "--yes")
     assert not list((tmp_path / "data" / "latents").iterdir())

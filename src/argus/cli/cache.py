@@ -59,7 +59,7 @@ def list_entries(
     config: ConfigFile = None,
     data: Data = None,
     namespace: Namespace = None,
-    limit: Annotated[int, typer.Option(help="At most so many, newest first.", min=1)] = 50,
+    limit: Annotated[int, typer.Option(help="Most entries to list.", min=1)] = 50,
 ) -> None:
     """The cached prompts, newest first."""
     with _opened(config, data) as (_, cache, _samples):
@@ -84,10 +84,9 @@ def rm(
     config: ConfigFile = None,
     data: Data = None,
 ) -> None:
-    """Remove an entry, a prompt, or all of a namespace, with the samples that were measured of it.
-    What is given narrows.
+    """Remove the entries of the number, prompt and namespace given, and their samples.
 
-    A server that is running notices, and makes such pictures whole again.
+    A running server notices, and runs such prompts in full again.
     """
     if entry is None and prompt is None and namespace is None:
         raise BadRequest("Say what to remove: an entry, --prompt or --namespace; or use `clear`.")
@@ -99,7 +98,7 @@ def rm(
         else:
             measured = sum(samples.remove(one.namespace, one.prompt) for one in named if count)
     if not count and not measured:
-        raise BadRequest("Nothing in the cache is like that: see `argus cache list`.")
+        raise BadRequest("Nothing in the cache matches: see `argus cache list`.")
     out.print(_removed(count, measured))
 
 
@@ -107,9 +106,9 @@ def rm(
 def clear(
     yes: Yes = False, namespace: Namespace = None, config: ConfigFile = None, data: Data = None
 ) -> None:
-    """Remove everything, or all of a namespace: entries, and the samples that were measured.
+    """Remove all entries and samples, or those of a namespace.
 
-    A server that is running notices, makes its next pictures whole, and keeps their latents.
+    A running server notices, runs the next prompts in full, and stores their latents.
     """
     with _opened(config, data) as (_, cache, samples):
         count = len(cache) if namespace is None else len(cache.entries(namespace))
@@ -122,15 +121,15 @@ def clear(
 def warm(
     prompts: Annotated[Path, typer.Argument(help="Text file, one prompt a line.")],
     namespace: Annotated[
-        str | None, typer.Option(help="For whom: a key's name, where the server asks for keys.")
+        str | None, typer.Option(help="Namespace: a key's name, if the server has keys.")
     ] = None,
     family: FamilyName = None,
     config: ConfigFile = None,
     data: Data = None,
 ) -> None:
-    """Make the pictures of a file's prompts and keep their latents.
+    """Make the pictures of a file's prompts and store their latents.
 
-    A server that is running sees them after its next start.
+    A running server finds them after its next start.
     """
     if not prompts.is_file():
         raise BadRequest(f"There is no file {prompts}.")
@@ -145,7 +144,7 @@ def warm(
 
         warmer = Warmer(settings, open_cache(settings), whose)
     kept = sum(warmer.warm(one) for one in track(wanted, "Denoising", console=err, transient=True))
-    out.print(f"Kept {kept} of {len(wanted)} prompts; the others were there already.")
+    out.print(f"Stored {kept} of {len(wanted)} prompts; the others were cached already.")
 
 
 def _namespace(settings: Settings, asked: str | None) -> str:
@@ -160,7 +159,7 @@ def _namespace(settings: Settings, asked: str | None) -> str:
     if asked is None and len(own) == 1:
         return own[0]
     if asked not in own:
-        raise BadRequest(f"Say with --namespace whose cache to warm: {', '.join(own)}.")
+        raise BadRequest(f"Give the --namespace to warm, one of: {', '.join(own)}.")
     return asked
 
 
@@ -170,7 +169,7 @@ def _opened(
 ) -> Iterator[tuple[Settings, ApproximateCache, Samples]]:
     settings, _ = read_settings({"data": data}, config)
     if settings.cache_catalogue is None and not (settings.data / "catalogue.db").is_file():
-        raise BadRequest(f"{settings.data} holds no cache; name the server's folder with --data.")
+        raise BadRequest(f"{settings.data} holds no cache; give the server's folder with --data.")
     with err.status("Opening the cache …"):
         from argus.server.samples import Samples
         from argus.server.storage import catalogue_url, open_cache

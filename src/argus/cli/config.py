@@ -16,7 +16,7 @@ app = typer.Typer(help="The configuration: a YAML file, the environment (ARGUS_*
 
 @app.callback()
 def _root() -> None:
-    """Keeps `show` named even while it is alone."""
+    """Keeps `show` a subcommand: Typer drops the name of an only command."""
 
 
 @app.command()

@@ -33,10 +33,10 @@ def generate(
         str | None,
         typer.Option("--model", "-m", help="Family, folder or hub id. Default: the bundled one."),
     ] = None,
-    count: Annotated[int, typer.Option("-n", help="How many pictures.", min=1, max=100)] = 1,
+    count: Annotated[int, typer.Option("-n", help="Number of pictures.", min=1, max=100)] = 1,
     seed: Annotated[
         int | None,
-        typer.Option(help="Of the first picture; the next ones count on.", min=0, max=MAX_SEED),
+        typer.Option(help="Seed of the first picture; each next one adds 1.", min=0, max=MAX_SEED),
     ] = None,
     steps: Annotated[int | None, typer.Option(help="Denoising steps.")] = None,
     guidance: Annotated[float | None, typer.Option(help="Guidance scale.")] = None,
@@ -83,7 +83,7 @@ def generate(
 
 
 def families() -> None:
-    """List the families that are there."""
+    """List the families that Argus knows by name."""
     table = Table("family", "exact variant", box=None, padding=(0, 2, 0, 0))
     table.add_column("weights", overflow="fold")
     table.add_column("what it is")

@@ -26,7 +26,7 @@ from argus.files import written_aside
 
 FamilyName = Annotated[str, typer.Argument(help="A family's name, or the path of its YAML file.")]
 Device = Annotated[str | None, typer.Option(help="cpu, cuda or cuda:N.")]
-SCORED_EPOCHS = 60  # networks for bounds alone
+SCORED_EPOCHS = 60  # of networks that give only the bounds
 Precision = Annotated[str | None, typer.Option(help="float32, float16 or bfloat16.")]
 
 
@@ -36,12 +36,12 @@ def profile(
         "profile.json"
     ),
     batches: Annotated[str, typer.Option(help="Batch sizes to measure.")] = "1,2,4,8,16,32",
-    repeats: Annotated[int, typer.Option(help="Repeats; medians are kept.", min=1)] = 9,
+    repeats: Annotated[int, typer.Option(help="Repeats; the median is kept.", min=1)] = 9,
     rounds: Annotated[
-        int, typer.Option(help="Rounds over all models; of each figure the least is kept.", min=1)
+        int, typer.Option(help="Rounds over all models; each figure's least is kept.", min=1)
     ] = 2,
     workers: Annotated[
-        int, typer.Option(help="Processes that share the CPU, as a server's workers.", min=1)
+        int, typer.Option(help="Processes that share the CPU, as a server's workers do.", min=1)
     ] = 1,
     device: Device = None,
     dtype: Precision = None,
@@ -78,7 +78,7 @@ def profile(
 def calibrate(
     family: FamilyName,
     prompts: Annotated[
-        str, typer.Option(help="A file of prompts, one a line, or how many of the family's own.")
+        str, typer.Option(help="File of prompts, one a line, or a number of the family's own.")
     ],
     output: Annotated[Path, typer.Option("--out", "-o", help="The table to write.")] = Path(
         "quality.parquet"
@@ -86,14 +86,14 @@ def calibrate(
     seeds: Annotated[int, typer.Option(help="Pictures of each prompt and variant.", min=1)] = 2,
     donors: Annotated[
         str | None,
-        typer.Option(help="Prompts in the cache, as --prompts. Default: half as many, own."),
+        typer.Option(help="Cached prompts, given as --prompts. Default: half as many, own."),
     ] = None,
     device: Device = None,
     dtype: Precision = None,
 ) -> None:
-    """Measure what every variant's picture is worth, for many prompts.
+    """Measure the quality of every variant's pictures, for many prompts.
 
-    Run again with the same options, it goes on where it was stopped.
+    Run again with the same options, it resumes where it was stopped.
     """
     chosen = find_family(family)
     _check_folder(output)
@@ -174,18 +174,18 @@ def train(
         str | None,
         typer.Option(
             envvar="ARGUS_FROM_CATALOGUE",
-            help="A server's data folder, or its catalogue's URL: train anew with what it measured."
-            " A URL with a password is better handed over in the environment.",
+            help="A server's data folder, or its catalogue's URL: retrain with the samples that it "
+            "measured. Give a URL with a password in the environment.",
         ),
     ] = None,
     predictor: Annotated[
-        Path | None, typer.Option(help="With that: the predictor in force. Default: the family's.")
+        Path | None,
+        typer.Option(help="With --from-catalogue: the old predictor. Default: the family's."),
     ] = None,
 ) -> None:
-    """Train what predicts the quality of every variant, and report how well it does on prompts it
-    never saw.
+    """Train the predictor of every variant's quality, and report its errors on held-out prompts.
 
-    With --table alone it learns from scores of any models, for `argus simulate --table`.
+    With --table alone it is trained on scores of any models, for `argus simulate --table`.
     With --from-catalogue it is written only if it is better on samples that it was not trained on;
     the exit status is 6 if it is not.
     """
@@ -215,7 +215,7 @@ def train(
             data, family_fingerprint(chosen), seed,
             on_epoch=lambda done, of: status.update(f"Training: epoch {done} of {of} …"),
         )  # fmt: skip
-        status.update("Judging held-out prompts …")
+        status.update("Evaluating held-out prompts …")
         errors = held_out.errors(data, trained)
         regrets = held_out.regret(data, trained.mean, np.array(list(costs.values())))
     shown = Table("variant", "of exact's cost", "mean quality", "error", "rank", "above bound")
@@ -224,7 +224,7 @@ def train(
             name, f"{costs[name] / costs[EXACT]:.2f}", f"{np.nanmean(data.quality[:, v]):.3f}",
             f"{one.error:.3f}", f"{one.rank:.2f}", f"{one.covered:.1%}",
         )  # fmt: skip
-    shown.caption = f"{len(data.prompts):,} prompts, each predicted by a network that never saw it"
+    shown.caption = f"{len(data.prompts):,} prompts, each held out of the network that predicts it"
     out.print(shown, highlight=False)
     decided = Table("load", "blind", "predicted", "truth of one seed", "recovered")
     for at in regrets:
@@ -232,7 +232,7 @@ def train(
             f"{at.load:g}x", f"{at.blind:.3f}", f"{at.predicted:.3f}", f"{at.truth:.3f}",
             "-" if np.isnan(at.recovered) else f"{at.recovered:.0%}",
         )  # fmt: skip
-    decided.caption = "mean quality of the best mix, judged on pictures it was not chosen by"
+    decided.caption = "mean quality of the best mix, measured on pictures that did not choose it"
     out.print(decided, highlight=False)
     trained.predictor.weights["scores"] = training.scores_of(rows)
     output.mkdir(parents=True, exist_ok=True)
@@ -331,7 +331,7 @@ def _train_anew(
         highlight=False,
     )
     if not found.better:
-        err.print("It is no better: nothing written.")
+        err.print("The new predictor is not better: nothing is written.")
         raise typer.Exit(retraining.NO_BETTER)
     facts = {"family": chosen.name, "samples": len(samples), "error": found.new_error}
     found.predictor.save(output, facts)
@@ -341,7 +341,7 @@ def _train_anew(
 def _sizes(text: str) -> tuple[int, ...]:
     parts = [part.strip() for part in text.split(",")]
     if not all(part.isdecimal() and int(part) for part in parts):
-        raise BadRequest(f"batches is {text!r}; give numbers from 1 on with commas between them.")
+        raise BadRequest(f"batches is {text!r}; give positive numbers separated by commas.")
     return tuple(sorted({int(part) for part in parts}))
 
 

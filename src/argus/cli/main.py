@@ -1,4 +1,4 @@
-"""The command line. Its commands are in the files beside this one."""
+"""The command line: one app of the commands in the files beside this one."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ app = typer.Typer(
     name="argus",
     help="Text-to-image serving that gives every prompt the cheapest variant it can bear.",
     epilog="Exit codes: 0 done, 1 failed, 2 bad request, 3 model cannot be used, 4 out of memory, "
-    "5 data folder in use, 6 trained, but no better.",
+    "5 data folder in use, 6 trained predictor not better.",
     no_args_is_help=True,
     invoke_without_command=True,
     rich_markup_mode="rich",
@@ -55,10 +55,10 @@ app.add_typer(config.app, name="config")
 
 def main() -> None:
     """Run the command line; an ArgusError is printed as a sentence and sets the exit code."""
-    for library in ("TRANSFORMERS", "HF_HUB"):  # their notices are not for users
+    for library in ("TRANSFORMERS", "HF_HUB"):  # their warnings are not for users
         os.environ.setdefault(f"{library}_VERBOSITY", "error")
-    # threads spin at most this often before they sleep: nothing is lost on an idle machine, and
-    # without it pictures took fifty times as long beside another busy process
+    # the number of times that a thread spins before it sleeps: costs nothing on an idle machine;
+    # without it pictures take fifty times as long beside another busy process
     os.environ.setdefault("GOMP_SPINCOUNT", "1000")
     try:
         app()

@@ -12,7 +12,7 @@ from argus.cli.consoles import err, out
 from argus.config import read_settings
 from argus.workers import forking
 
-EXIT_S = 3.0  # for Python to end once the server has
+EXIT_S = 3.0  # for Python to exit once the server has stopped
 
 ConfigFile = Annotated[
     Path | None, typer.Option("--config", "-c", help="YAML file of settings; or ARGUS_CONFIG.")
@@ -30,11 +30,12 @@ def serve(
     data: Data = None,
     family: FamilyName = None,
     policy: Annotated[
-        str | None, typer.Option(help="Who decides: price, or any of `argus simulate`'s.")
+        str | None, typer.Option(help="Routing policy: price, or any of `argus simulate`'s.")
     ] = None,
-    workers: Annotated[int | None, typer.Option(help="Workers; one a GPU by default.")] = None,
+    workers: Annotated[int | None, typer.Option(help="Workers; one per GPU by default.")] = None,
     shadow: Annotated[
-        bool | None, typer.Option("--shadow", help="Serve exactly; record what Argus would do.")
+        bool | None,
+        typer.Option("--shadow", help="Make every picture exactly; record Argus's decisions."),
     ] = None,
     rollout: Annotated[
         str | None, typer.Option(help="Share of requests that Argus decides, e.g. 10%.")
@@ -46,13 +47,15 @@ def serve(
     ] = None,
     cache_limit: Annotated[str | None, typer.Option(help="Bytes of latents, e.g. 20GB.")] = None,
     drain_s: Annotated[
-        float | None, typer.Option(help="Seconds to go on accepting requests after SIGTERM.")
+        float | None, typer.Option(help="Seconds after SIGTERM in which requests are accepted.")
     ] = None,
-    grace_s: Annotated[float | None, typer.Option(help="Seconds to finish after that.")] = None,
+    grace_s: Annotated[
+        float | None, typer.Option(help="Seconds after that in which accepted requests may finish.")
+    ] = None,
 ) -> None:
     """Serve pictures behind the OpenAI Images API.
 
-    Every setting can also stand in the YAML file or the environment (`argus config show`).
+    Every setting can also be set in the YAML file or the environment (`argus config show`).
     """
     flags: dict[str, Any] = {
         "host": host,
@@ -84,10 +87,10 @@ def serve(
 
 
 def key(
-    name: Annotated[str, typer.Argument(help="Whose key it is; its pictures are its own.")],
+    name: Annotated[str, typer.Argument(help="Name of the key, and of its cache's namespace.")],
     file: Annotated[Path, typer.Option(help="File of hashed keys to add to.")] = Path("keys.txt"),
 ) -> None:
-    """Make an API key. It is shown once; the file gets its hash."""
+    """Make an API key. It is shown once; the file stores its hash."""
     from argus.server.keys import add_key
 
     made = add_key(file, name)

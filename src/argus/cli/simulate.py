@@ -22,19 +22,21 @@ def simulate(
     trace: Annotated[
         str,
         typer.Option(
-            help="bursty, twitter, diurnal, poisson or step, scaled to what the world carries; "
+            help="bursty, twitter, diurnal, poisson or step, scaled to the world's capacity; "
             "gentd26:FILE, a production service's requests in less time, scaled likewise; or a CSV "
             "of your own with a column at_s (arrivals in seconds from its beginning, used as they "
             "are), per_minute (rates, used as they are) or requests (a curve, scaled as twitter's)."
         ),
     ] = "bursty",
-    policies: Annotated[str, typer.Option(help="Policies, parted by commas, or all.")] = "all",
+    policies: Annotated[str, typer.Option(help="Policies, separated by commas, or all.")] = "all",
     workers: Annotated[
-        str | None, typer.Option(help="Workers, or workers of each type as 4,8; the world's own.")
+        str | None, typer.Option(help="Workers, or of each type, as 4,8. Default: the world's.")
     ] = None,
     slo: Annotated[
         str | None,
-        typer.Option(help="The deadline: 3x the exact variant's latency, or 12s; the world's own."),
+        typer.Option(
+            help="The deadline: 3x the exact variant's latency, or 12s. Default: the world's."
+        ),
     ] = None,
     scale: Annotated[
         bool,
@@ -47,16 +49,21 @@ def simulate(
     load: Annotated[
         float,
         typer.Option(
-            help="Times the trace's rates. Unless it is 1, arrivals of at_s are drawn at random "
-            "at so many times their rates by minute."
+            help="Multiplies the trace's rates. Unless it is 1, arrivals of at_s are drawn at "
+            "random at their rates by minute, so multiplied."
         ),
     ] = 1.0,
     noise: Annotated[
         float | None,
-        typer.Option(help="Deviation of predicted quality; inf is useless; the world's own."),
+        typer.Option(
+            help="Standard deviation of the predictions' error; inf makes them useless. Default: "
+            "the world's."
+        ),
     ] = None,
-    minutes: Annotated[int | None, typer.Option(help="Only the trace's first.", min=1)] = None,
-    seed: Annotated[int, typer.Option(help="Repeats a run exactly.")] = 0,
+    minutes: Annotated[
+        int | None, typer.Option(help="Use only so many first minutes of the trace.", min=1)
+    ] = None,
+    seed: Annotated[int, typer.Option(help="Random seed; the same one repeats a run.")] = 0,
     table: Annotated[
         Path | None,
         typer.Option(
@@ -69,12 +76,12 @@ def simulate(
         typer.Option(help="With --table: YAML or JSON of each variant's seconds a picture."),
     ] = None,
     scores: Annotated[
-        Path | None, typer.Option(help="The file of scores of the world sd35, which is not ours.")
+        Path | None, typer.Option(help="The file of scores of the world sd35 (not part of Argus).")
     ] = None,
     predictor: Annotated[
         Path | None,
         typer.Option(
-            help="With --table or --scores: what `argus train --table` wrote. Default: learned now."
+            help="With --table or --scores: what `argus train --table` wrote. Default: trained now."
         ),
     ] = None,
     encoder: Annotated[
@@ -101,15 +108,17 @@ def simulate(
         Path | None, typer.Option("--out", "-o", help="Folder for tables and the figure.")
     ] = None,
     find_load: Annotated[
-        bool, typer.Option("--find-load", help="Find the most load that each carries.")
+        bool, typer.Option("--find-load", help="Find the most load at which each meets the SLO.")
     ] = False,
     max_violations: Annotated[
-        float, typer.Option(help="Most violations of the deadline, with --find-load.")
+        float, typer.Option(help="With --find-load: the SLO's highest ratio of violations.")
     ] = 0.01,
     min_quality: Annotated[
-        float, typer.Option(help="Least effective quality, with --find-load.")
+        float, typer.Option(help="With --find-load: the SLO's least effective quality.")
     ] = 0.95,
-    as_json: Annotated[bool, typer.Option("--json", help="A JSON object as last line.")] = False,
+    as_json: Annotated[
+        bool, typer.Option("--json", help="Print a JSON object as the last line.")
+    ] = False,
 ) -> None:
     """Serve a trace with every policy on a virtual cluster, and compare them."""
     from argus.simulator.runs import Scenario, Target, kinds_of, most_load
@@ -132,10 +141,10 @@ def simulate(
                 "without --scores (docs/your-models.md)."
             )
         world = str(table)
-        with err.status("Learning what the prompts say …"):
+        with err.status("Training on the scores …"):
             here, counts = world_of_table(source or Source(table), profile, unrelated)
     if load <= 0:
-        raise BadRequest(f"--load is {load:g}; it multiplies the trace's rates, so more than 0.")
+        raise BadRequest(f"--load is {load:g}; it multiplies the rates and must be more than 0.")
     if noise is not None:
         here = here.with_noise(noise, seed + 1)
     counts = counts if workers is None else _counts(workers)
@@ -207,7 +216,7 @@ def _counts(workers: str) -> list[int]:
     except ValueError as error:
         raise BadRequest(f"--workers takes numbers such as 8 or 4,8, not {workers!r}.") from error
     if min(counts) < 0 or not sum(counts):
-        raise BadRequest("There must be a worker.")
+        raise BadRequest("--workers must give at least one worker.")
     return counts
 
 
