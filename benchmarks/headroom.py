@@ -102,9 +102,9 @@ def _headroom(
     n = len(q)
     rng = np.random.default_rng(0)
     samples = [np.arange(n), *(rng.integers(0, n, n) for _ in range(RESAMPLES))]
-    belief, everyone = believed(q), np.zeros(n, np.int64)
+    belief, one_group = believed(q), np.zeros(n, np.int64)
     ways: dict[str, Callable[[Whole, float], float]] = {
-        "blind": lambda some, budget: judged(q[some], costs, budget, everyone),
+        "blind": lambda some, budget: judged(q[some], costs, budget, one_group),
         "rule": lambda some, budget: judged(q[some], costs, budget, things[some]),
         "oracle": lambda some, budget: judged_knowing(q[some], belief[some], costs, budget),
     }

@@ -137,8 +137,8 @@ def main(
     result, runs = {}, {}
     for name, requests in made.items():
         simulated = simulation_of(world, name, workers, served[name], window)
-        everyone = np.ones(len(asked), dtype=bool)
-        parts = {"": (everyone, seconds), "high_load": (high, high_s)}
+        all_requests = np.ones(len(asked), dtype=bool)
+        parts = {"": (all_requests, seconds), "high_load": (high, high_s)}
         mine: dict[str, Any] = {"simulated": {}}
         for part, (chosen, spent_s) in parts.items():
             live = shown(figures(requests, chosen, spent_s / 60))

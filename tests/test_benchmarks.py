@@ -50,8 +50,8 @@ def test_who_chooses_gains_nothing_from_noise() -> None:
         ]
     )  # fmt: skip
     names, q = by_prompt(rows, variants)
-    everyone = np.zeros(len(names), np.int64)
-    assert judged(q, COSTS, 0.5, everyone) == pytest.approx(1.0, abs=0.04)
+    one_group = np.zeros(len(names), np.int64)
+    assert judged(q, COSTS, 0.5, one_group) == pytest.approx(1.0, abs=0.04)
     assert judged_knowing(q, believed(q), COSTS, 0.5) == pytest.approx(1.0, abs=0.04)
 
 

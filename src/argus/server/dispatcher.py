@@ -299,7 +299,7 @@ class Dispatcher:
             variant=f"steps-{request.pinned_steps}" if request.own_steps else name,
             model=self._variants[decision.variant].model,
             timings_ms=timings_ms,
-            on_time=now <= request.promised_s,
+            on_time=now <= request.slo_deadline_s,
             saved_s=0.0 if request.own_steps else self._router.saved_s(decision.variant),
         )
         self._count(picture)

@@ -60,6 +60,6 @@ def log_unhandled(_: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None
     """Log an error that no task awaited, without its message, which asyncio's handler would
     print."""
     error = context.get("exception")
-    told = "" if error is None else f"\n{traced(error)}"
+    trace = "" if error is None else f"\n{traced(error)}"
     what = context["message"].partition("(")[0]  # asyncio names a callback with its arguments
-    log.error("%s%s", what.strip(), told)
+    log.error("%s%s", what.strip(), trace)

@@ -71,11 +71,11 @@ class Preparation:
         if not request.pinned:
             alone_s = slo.deadline_s + (request.count - 1) * classes.exact_s
             request.latency_s = request.size_factor * alone_s
-        request.promised_s = now + request.latency_s
+        request.slo_deadline_s = now + request.latency_s
         request.limit_s = now + (self._timeout_s or UNGOVERNED_S)
         if request.governed and not request.pinned:
             limited = self._timeout_s is not None
-            request.limit_s = min(request.promised_s, request.limit_s if limited else math.inf)
+            request.limit_s = min(request.slo_deadline_s, request.limit_s if limited else math.inf)
         request.deadline_s = min(now + (1 - MARGIN) * request.latency_s, request.limit_s)
 
     def _size_factor(self, request: ImageRequest) -> float:
@@ -92,7 +92,7 @@ class Preparation:
         request.looked_up = request.cached and request.pinned_steps is None
         request.spent("search", 0.0)
         if request.looked_up:
-            left_s = min(request.promised_s, request.limit_s) - time.monotonic()
+            left_s = min(request.slo_deadline_s, request.limit_s) - time.monotonic()
             search = self._retrieval.find(
                 request.scope, request.embedding.vector, request.count, FETCH_SHARE * left_s
             )

@@ -36,8 +36,8 @@ class ImageRequest(Request):
 
     Prepared: `governed` says whether the policy decides; else the picture is made exactly.
     `latency_s` is the SLO class's; it begins at arrival, or when the server can serve, and ends at
-    `promised_s`. `deadline_s` is a margin earlier. The request is dropped at `limit_s`: by then it
-    must be finished, or, if it is pinned or not governed, running. `looked_up` says whether the
+    `slo_deadline_s`. `deadline_s` is a margin earlier. The request is dropped at `limit_s`: by then
+    it must be finished, or, if it is pinned or not governed, running. `looked_up` says whether the
     cache was searched. `predictor` is the number of the predictor that made `prediction`.
 
     Retried: `latents_unusable` is set if its neighbour's latents did not come. `replacement` is
@@ -64,7 +64,7 @@ class ImageRequest(Request):
     governed: bool = True
     arrived_s: float = 0.0
     latency_s: float = math.inf
-    promised_s: float = math.inf
+    slo_deadline_s: float = math.inf
     limit_s: float = math.inf
     slo_class: ServedSlo = field(init=False)
     scope: Scope = field(init=False)
@@ -149,10 +149,10 @@ class Picture:
         return self._predicted("low")
 
     def _predicted(self, what: str) -> float | None:
-        told = self.request.prediction
-        if told is None or self.request.own_steps:
+        prediction = self.request.prediction
+        if prediction is None or self.request.own_steps:
             return None
-        return float(getattr(told, what)[self.decision.variant])
+        return float(getattr(prediction, what)[self.decision.variant])
 
 
 class Shed(Exception):

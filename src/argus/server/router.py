@@ -178,11 +178,11 @@ class Router:
     def _update(self, request: ImageRequest, stored: Sequence[int]) -> None:
         """Set what the policy needs: the variants that can serve the request, given the `stored`
         latents, and their predicted quality."""
-        told, neighbour = request.prediction, request.neighbour
+        prediction, neighbour = request.prediction, request.neighbour
         allowed = [not k or k in stored for k in self._skips]
         least = max(request.least_quality, request.slo_class.floor)
-        if told is not None and least > 0:
-            low = told.low.tolist()
+        if prediction is not None and least > 0:
+            low = prediction.low.tolist()
             allowed = [a and bound >= least for a, bound in zip(allowed, low, strict=True)]
         elif least > 0:
             allowed = [v == EXACT for v in range(len(allowed))]
@@ -190,17 +190,19 @@ class Router:
             allowed = [a and own for a, own in zip(allowed, self._exact_model, strict=True)]
         request.allowed = allowed
         request.similarity = None if neighbour is None else neighbour.similarity
-        if told is None or not self._controller.policy.informed:
+        if prediction is None or not self._controller.policy.informed:
             request.quality = self._mean
         else:
-            request.quality = np.nan_to_num(told.mean, nan=0.0).tolist()
+            request.quality = np.nan_to_num(prediction.mean, nan=0.0).tolist()
 
     def _would_be(self, decision: Decision, request: ImageRequest) -> str:
         """The decision that the policy would have made, for requests that it does not govern."""
         if decision.worker is None:
             return f"shadow: Argus would have shed this request: {decision.reason}"
-        told = request.prediction
-        quality = f", of predicted quality {told.mean[decision.variant]:.2f}" if told else ""
+        prediction = request.prediction
+        quality = (
+            f", of predicted quality {prediction.mean[decision.variant]:.2f}" if prediction else ""
+        )
         return f"shadow: Argus would have made {self._table.variants[decision.variant]}{quality}"
 
 

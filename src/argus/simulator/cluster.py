@@ -84,9 +84,9 @@ class Simulation:
         self._last_s = float(requests.arrived_s.max(initial=0.0))
         self._random = np.random.default_rng(setup.seed)
         table = world.table
-        told = world.truth if setup.truthful and not world.judged_apart else world.predicted
+        predicted = world.truth if setup.truthful and not world.judged_apart else world.predicted
         self._predictions = (
-            told if policy.informed else np.broadcast_to(table.mean_quality, told.shape)
+            predicted if policy.informed else np.broadcast_to(table.mean_quality, predicted.shape)
         ).tolist()
         self._truth = world.truth
         near = world.neighbourhood

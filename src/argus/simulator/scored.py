@@ -175,8 +175,8 @@ def predicted_by(folder: Path, scores: Scores, unit: float) -> Numbers:
     if lacking or predictor.variants[EXACT] != scores.variants[EXACT]:
         what = f"the variant {lacking[0]!r}" if lacking else "this exact variant"
         raise ModelError(f"The predictor in {folder} was not trained for {what}.")
-    told = pd.read_parquet(folder / HELD_OUT)
-    wide = told.pivot_table(index="prompt", columns="variant", values="mean")
+    held_out = pd.read_parquet(folder / HELD_OUT)
+    wide = held_out.pivot_table(index="prompt", columns="variant", values="mean")
     asked = wide.reindex(index=list(scores.prompts), columns=list(scores.variants))
     known = asked.to_numpy(float, copy=True)
     new = np.flatnonzero(np.isnan(known).any(axis=1))
