@@ -11,6 +11,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -349,6 +350,25 @@ def test_a_disk_smaller_than_the_limit_keeps_what_is_worth_most(
     held = [one.prompt for one in cache.entries()]
     assert held[:3] == ["99 red fish", "98 red fish", "97 red fish"]
     assert cache.size_bytes <= 20_000
+
+
+def test_a_catalogue_without_room_makes_room(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As SQLite on the same disk as the objects: it is full while there are more than ten."""
+    add, full = Catalogue.add, sqlite3.OperationalError("database or disk is full")
+    full.sqlite_errorcode = sqlite3.SQLITE_FULL
+
+    def added(catalogue: Catalogue, *entry: Any) -> int:
+        if len(list((tmp_path / "latents").iterdir())) > 10:
+            raise OperationalError("INSERT", {}, full)
+        return add(catalogue, *entry)
+
+    monkeypatch.setattr(Catalogue, "add", added)
+    cache = open_cache(tmp_path)
+    for n in range(30):
+        assert cache.keep(SCOPE, f"{n} red fish", vector(1, n), latents(5)) is not None
+    assert cache.entries(limit=1)[0].prompt == "29 red fish"
 
 
 def test_an_error_is_told_even_if_what_was_written_cannot_be_deleted(

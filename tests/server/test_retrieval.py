@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from sqlalchemy.exc import DataError
+from sqlalchemy.exc import DataError, IntegrityError
 
 from argus.cache.cache import ApproximateCache, Neighbour
 from argus.cache.catalogue import Catalogue
@@ -371,7 +371,11 @@ class Refusing(ApproximateCache):
 
 @pytest.mark.parametrize(
     "error",
-    [DataError("INSERT", {}, ValueError("NUL")), ValueError("surrogates"), KeyError("latents")],
+    [
+        DataError("INSERT", {}, ValueError("NUL")),
+        IntegrityError("INSERT", {}, ValueError("twice")),
+        UnicodeError("surrogates"),
+    ],
 )
 def test_a_request_that_cannot_be_stored_keeps_others_from_nothing(
     tmp_path: Path, error: Exception, monkeypatch: pytest.MonkeyPatch

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import logging
+import sqlite3
 import threading
 import time
 from collections.abc import Callable, Mapping
@@ -24,6 +25,7 @@ log = logging.getLogger(__name__)
 ROOM = 0.02  # share of the limit that one round of eviction frees beyond what it must
 ORPHAN_AGE_S = 600.0
 FULL = (errno.ENOSPC, errno.EDQUOT)
+SPARE = 8  # times the size of what does not fit is evicted from a full disk
 AT_ONCE = 32  # latents removed or counted in one transaction, so that no transaction is long
 ROUNDS = 2  # of a search that finds entries which another process removed
 
@@ -41,7 +43,8 @@ class Neighbour:
 class ApproximateCache:
     """Latents of full runs by prompt, `limit_bytes` at most; `eviction` is one of `ORDERS`.
 
-    Objects are written before the catalogue names them and deleted after it has removed them;
+    Objects are written before the catalogue names them and deleted after it has removed them (on a
+    full disk before: fetches pass over what is missing);
     `sweep` deletes what a crash leaves in between. Several processes may use one catalogue; each
     notices removals by others when it meets them, and additions by others when it starts. Threads
     may share one cache.
@@ -196,10 +199,11 @@ class ApproximateCache:
             self._keeping.add(one)
         try:
             return self._keep(scope, prompt, vector, latents)
-        except OSError as error:
-            if error.errno not in FULL:
+        except (OSError, SQLAlchemyError) as error:
+            if not _is_full(error):
                 raise
-            self._free_disk()  # the disk is smaller than the limit, or other files fill it
+            size = sum(one.nbytes for one in latents.values())
+            self._free_disk(max(ROOM * self._bytes, SPARE * size))
             return self._keep(scope, prompt, vector, latents)
         finally:
             self._keeping.discard(one)
@@ -275,13 +279,15 @@ class ApproximateCache:
         finally:
             self._recount()
 
-    def _free_disk(self) -> None:
-        """Evict a share `ROOM` of the cache, objects first, since the catalogue may need room to
-        write."""
-        chosen = self._least_worth(ROOM * self._bytes)
-        stored = [self._catalogue.latents(entry, k) for entry, k in chosen]
-        self._store.delete([one.name for one in stored if one is not None])
-        self._forget(self._catalogue.remove_latents(chosen))
+    def _free_disk(self, size_bytes: float) -> None:
+        """Evict so many bytes, objects first, since the catalogue may need room to write."""
+        chosen = self._least_worth(size_bytes)
+        while chosen:
+            some = chosen[:AT_ONCE]
+            stored = [self._catalogue.latents(entry, k) for entry, k in some]
+            self._store.delete([one.name for one in stored if one is not None])
+            self._forget(self._catalogue.remove_latents(some))
+            del chosen[:AT_ONCE]
 
     def _least_worth(self, size_bytes: float) -> list[tuple[int, int]]:
         """(entry, K) of the first latents in the order of `eviction`, `size_bytes` in all."""
@@ -310,3 +316,9 @@ class ApproximateCache:
     def _recount(self) -> None:
         with self._lock:
             self._entries, self._bytes = self._catalogue.count(), self._catalogue.size_bytes()
+
+
+def _is_full(error: Exception) -> bool:
+    """Whether an error says that a disk is full."""
+    code = getattr(getattr(error, "orig", None), "sqlite_errorcode", None)
+    return getattr(error, "errno", None) in FULL or code == sqlite3.SQLITE_FULL

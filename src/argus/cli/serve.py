@@ -80,8 +80,9 @@ def serve(
 
     try:
         run.serve(settings)
-    except BaseException:
-        run.exit_within(EXIT_S, status=1)
+    except BaseException as error:
+        stopped = isinstance(error, SystemExit) and error.code == 0
+        run.exit_within(EXIT_S, status=0 if stopped else 1)
         raise
     run.exit_within(EXIT_S, status=0)
 

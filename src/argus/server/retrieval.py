@@ -34,7 +34,7 @@ MOST_STORING = 256
 LATENTS, CATALOGUE = "latents", "catalogue"
 # errors of one request's data, which say nothing about the store; IntegrityError: another process
 # has just stored the same
-OF_ONE_REQUEST = (IntegrityError, DataError, LookupError, ValueError)
+OF_ONE_REQUEST = (IntegrityError, DataError, UnicodeError)
 
 
 class Retrieval:

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import multiprocessing
 import sys
+from contextlib import suppress
 from multiprocessing.context import ForkServerContext, SpawnContext
 from pathlib import Path
 
-PRELOADED = ["argus.engine.engine"]
+PRELOADED = ["argus.workers.patient", "argus.engine.engine"]
+GPUS = ("nvidia*", "kfd", "dxg")  # in /dev
 
 
 def context(device: str) -> SpawnContext | ForkServerContext:
@@ -18,18 +20,26 @@ def context(device: str) -> SpawnContext | ForkServerContext:
     memory. CUDA cannot be used in a fork once anything has asked for its devices, as imports may.
     """
     if sys.platform != "linux" or device != "cpu":
-        return multiprocessing.get_context("spawn")
+        return spawning()
     forking = multiprocessing.get_context("forkserver")
     forking.set_forkserver_preload(PRELOADED)
     return forking
+
+
+def spawning() -> SpawnContext:
+    """The context that starts a new interpreter."""
+    return multiprocessing.get_context("spawn")
 
 
 def prepare(device: str | None) -> None:
     """Start to import the libraries for workers, beside what this process does meanwhile; nothing
     for devices that do not need it. `device` as in the settings: None is the GPU if there is
     one."""
-    on_cpu = device == "cpu" or (device is None and not any(Path("/dev").glob("nvidia*")))
+    on_cpu = device == "cpu" or (
+        device is None and not any(any(Path("/dev").glob(name)) for name in GPUS)
+    )
     if on_cpu and isinstance(context("cpu"), ForkServerContext):
         from multiprocessing import forkserver  # exists on POSIX only
 
-        forkserver.ensure_running()
+        with suppress(OSError):  # workers are started without it then
+            forkserver.ensure_running()

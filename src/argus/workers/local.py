@@ -7,10 +7,13 @@ import contextlib
 import itertools
 import logging
 import math
+import os
+import signal
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from multiprocessing.connection import Connection
+from multiprocessing.context import ForkServerContext, SpawnContext
 from multiprocessing.process import BaseProcess
 from queue import SimpleQueue
 from threading import Thread
@@ -81,6 +84,7 @@ class LocalWorker:
         self._pending: dict[int, _Pending] = {}
         self._outbox: SimpleQueue[Request | None] = SimpleQueue()
         self._process: BaseProcess | None = None
+        self._gone = asyncio.Event()  # set once the process's pipe is closed
         self._supervisor: asyncio.Task[None] | None = None
         self._settled = asyncio.Event()
         self._loaded_once = False  # whether the present model was ever loaded
@@ -185,17 +189,21 @@ class LocalWorker:
             self._supervisor.cancel()
             with contextlib.suppress(asyncio.CancelledError):
                 await self._supervisor
-        if self._process is not None and self._process.is_alive():
-            await asyncio.to_thread(self._process.join, PARTING_S if not self._pending else 0.0)
-            if self._process.is_alive():
-                self._process.kill()
-                await asyncio.to_thread(self._process.join)
+        process = self._process
+        if process is not None and not self._gone.is_set():
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(PARTING_S if not self._pending else 0.0):
+                    await self._gone.wait()
+            if not self._gone.is_set():
+                _kill(process)
+                await self._gone.wait()
+            await asyncio.to_thread(process.join, PARTING_S)
         self._fail_pending(WorkerError("The worker was stopped."))
 
     def kill(self) -> None:
         """End the process at once, if it still runs. For the end of the program."""
-        if self._process is not None and self._process.is_alive():
-            self._process.kill()
+        if self._process is not None and not self._gone.is_set():
+            _kill(self._process)
 
     async def _supervise(self) -> None:
         """Keep a process running: start it, send it the pending jobs, wait for its end."""
@@ -204,8 +212,8 @@ class LocalWorker:
             ended = asyncio.Event()
             try:
                 process = self._process = await self._spawn(ended)
-            except OSError as error:
-                log.warning("A worker process cannot be started: %s", error)
+            except (OSError, EOFError) as error:
+                log.warning("A worker process cannot be started: %r", error)
             else:
                 await self._ended(ended, process)
                 await asyncio.to_thread(_end, process)
@@ -244,25 +252,63 @@ class LocalWorker:
                 log.warning(
                     "Worker process %s said nothing for %.1f s; killing it", self.pid, self.silent_s
                 )
-                process.kill()
+                _kill(process)
                 await ended.wait()
 
     async def _spawn(self, ended: asyncio.Event) -> BaseProcess:
-        model = self.model
+        model, self._gone = self.model, ended
         context = forking.context(model.device)
-        ours, theirs = context.Pipe()
-        process = context.Process(target=run_worker, args=(theirs, model), daemon=True)
-        await asyncio.to_thread(process.start)  # which waits while the fork server imports
-        theirs.close()
+        try:
+            ours, process = await self._start(context, model)
+        except (OSError, EOFError) as error:
+            log.warning("The fork server fails (%r); a worker starts without it", error)
+            ours, process = await self._start(forking.spawning(), model)
         self._asked, self._proven, self._heard_s = model, False, time.monotonic()
         self._outbox.put(None)
         self._outbox = SimpleQueue()
+        if self.model != model:  # `load` was called meanwhile
+            self._asked = self.model
+            self._outbox.put(Load(self.model))
         for pending in self._pending.values():
             self._outbox.put(pending.task)
         loop = asyncio.get_running_loop()
         Thread(target=_speak, args=(ours, self._outbox), daemon=True).start()
         Thread(target=self._listen, args=(ours, loop, ended), daemon=True).start()
         return process
+
+    @staticmethod
+    async def _start(
+        context: SpawnContext | ForkServerContext, model: Model
+    ) -> tuple[Connection, BaseProcess]:
+        """A process and our end of its pipe. In a thread, since the fork server may still import
+        the libraries; a process that nobody waits for any more is killed."""
+        ours, theirs = context.Pipe()
+        process = context.Process(target=run_worker, args=(theirs, model), daemon=True)
+        loop = asyncio.get_running_loop()
+        begun: asyncio.Future[None] = loop.create_future()
+
+        def tell(error: BaseException | None) -> None:
+            if not begun.cancelled():
+                begun.set_result(None) if error is None else begun.set_exception(error)
+            elif error is None:
+                _kill(process)
+
+        def start() -> None:
+            failed: BaseException | None = None
+            try:
+                process.start()
+            except BaseException as error:
+                failed = error
+            try:
+                loop.call_soon_threadsafe(tell, failed)
+            except RuntimeError:  # the loop is closed
+                if failed is None:
+                    _kill(process)
+
+        Thread(target=start, daemon=True).start()
+        await begun
+        theirs.close()
+        return ours, process
 
     def _listen(
         self, pipe: Connection, loop: asyncio.AbstractEventLoop, ended: asyncio.Event
@@ -351,6 +397,17 @@ class LocalWorker:
         for pending in self._pending.values():
             if not pending.answer.done():
                 pending.answer.set_exception(error)
+
+
+def _kill(process: BaseProcess) -> None:
+    """Kill a process whose pipe is open. `process.kill` does nothing once the fork server is
+    gone."""
+    if process.pid is not None:
+        with contextlib.suppress(ProcessLookupError):
+            if hasattr(signal, "SIGKILL"):
+                os.kill(process.pid, signal.SIGKILL)
+            else:
+                process.kill()
 
 
 def _end(process: BaseProcess) -> None:
