@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.box import SIMPLE_HEAD
@@ -13,6 +13,11 @@ from rich.table import Table
 
 from argus.cli.consoles import err, out
 from argus.core.errors import BadRequest
+
+if TYPE_CHECKING:
+    from argus.simulator.gentd26 import RequestLog
+    from argus.simulator.runs import Scenario
+    from argus.simulator.traces import Trace
 
 
 def simulate(
@@ -25,7 +30,8 @@ def simulate(
             help="bursty, twitter, diurnal, poisson or step, scaled to what the world carries; or "
             "a CSV of your own with a column at_s (arrivals in seconds from its beginning, used as "
             "they are), per_minute (rates, used as they are) or requests (a curve, scaled as "
-            "twitter's)."
+            "twitter's); or gentd26:FILE, a production service's requests with their users, "
+            "replayed as fast as --load says."
         ),
     ] = "bursty",
     policies: Annotated[str, typer.Option(help="Policies, parted by commas, or all.")] = "all",
@@ -48,14 +54,25 @@ def simulate(
         float,
         typer.Option(
             help="Times the trace's rates. Unless it is 1, arrivals of at_s are drawn at random "
-            "at so many times their rates by minute."
+            "at so many times their rates by minute. Of gentd26: the mean, as a multiple of the "
+            "exact pictures that the workers make."
         ),
     ] = 1.0,
+    overlay: Annotated[
+        int,
+        typer.Option(
+            help="Of gentd26: so many copies of its days at once, as of a service with so many "
+            "times the users. Users' gaps are then compressed less, and bursts are milder.",
+            min=1,
+        ),
+    ] = 1,
     noise: Annotated[
         float | None,
         typer.Option(help="Deviation of predicted quality; inf is useless; the world's own."),
     ] = None,
-    minutes: Annotated[int | None, typer.Option(help="Only the trace's first.", min=1)] = None,
+    minutes: Annotated[
+        int | None, typer.Option(help="Only the trace's first; of gentd26 in its own time.", min=1)
+    ] = None,
     seed: Annotated[int, typer.Option(help="Repeats a run exactly.")] = 0,
     output: Annotated[
         Path | None, typer.Option("--out", "-o", help="Folder for tables and the figure.")
@@ -83,7 +100,7 @@ def simulate(
         raise BadRequest(
             f"{world} has workers of {', '.join(here.table.types)}: give as many numbers."
         )
-    asked = load_trace(trace).first(minutes)
+    asked = load_trace(trace).overlaid(overlay).first(minutes)
     scenario = Scenario(
         here,
         kinds_of(counts),
@@ -93,8 +110,11 @@ def simulate(
         load,
         own=asked.own and not scale,
         at_s=asked.at_s,
+        log=asked.log,
     )
     names = _names(policies)
+    if scenario.replayed is not None:
+        _say_replay(scenario.replayed, asked, scenario)
     progress = Progress(
         TextColumn("{task.description}"), BarColumn(), TaskProgressColumn(), TimeRemainingColumn(),
         console=err, transient=True,
@@ -119,7 +139,7 @@ def simulate(
             reports[name], runs[name] = run(
                 scenario, name, lambda done: progress.update(task, completed=done)
             )
-    out.print(_table(reports))
+    out.print(_table(reports, asked.log is not None))
     if output is not None:
         from argus.simulator.figures import save
 
@@ -159,14 +179,29 @@ def _multiple(slo: str, exact_s: float) -> float:
     raise BadRequest(f"--slo takes 3x or 12s, not {slo!r}.")
 
 
-def _table(reports: dict[str, Any]) -> Table:
+def _say_replay(played: RequestLog, asked: Trace, scenario: Scenario) -> None:
+    """Say what is replayed of a log, and how fast."""
+    own_s = asked.log.span_s if asked.log else played.span_s
+    out.print(
+        f"{len(played.at_s):,} text requests for {played.pictures.sum():,} pictures by "
+        f"{len(set(played.user)):,} users in {own_s / 3600:.1f} h, replayed "
+        f"{own_s / played.span_s:.3g} times as fast: {played.mean_qpm:.3g} pictures a minute for "
+        f"{played.span_s / 60:.0f} minutes, {scenario.scaled.max():.0f} in the busiest; the "
+        f"workers make {scenario.exact_qpm:.3g} exact ones.",
+        highlight=False,
+    )
+
+
+def _table(reports: dict[str, Any], whole: bool) -> Table:
+    """Figures of the whole trace, or of its minutes of high load."""
     table = Table(
         "policy", "on time /min", "violations", "quality", "effective", "p50", "p99", "late",
         "shed", "dropped", "busy", "loads", "worker-h /1000", box=SIMPLE_HEAD,
-        caption="In the minutes of highest load; the last three over the whole trace.",
+        caption="Over the whole trace." if whole
+        else "In the minutes of highest load; the last three over the whole trace.",
     )  # fmt: skip
     for name, report in reports.items():
-        high = report.high_load
+        high = report.whole if whole else report.high_load
         table.add_row(
             name,
             f"{high.throughput_qpm:.0f} of {high.offered_qpm:.0f}",

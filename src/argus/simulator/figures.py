@@ -36,7 +36,7 @@ def save(
     }
     files[0].write_text(json.dumps(content, indent=1) + "\n")
     pd.concat([_requests(name, run) for name, run in runs.items()]).to_parquet(files[1])
-    minutes = {name: _minutes(run, len(scenario.rates)) for name, run in runs.items()}
+    minutes = {name: _minutes(run, len(scenario.scaled)) for name, run in runs.items()}
     pd.concat([table.assign(policy=name) for name, table in minutes.items()]).to_parquet(files[2])
     _figure(minutes, scenario.scaled).savefig(files[3], dpi=120, bbox_inches="tight")
     return files

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 
 import numpy as np
 
@@ -11,9 +12,10 @@ from argus.control.policies import new_policy
 from argus.control.policy import Policy, Slo
 from argus.control.variants import Numbers
 from argus.simulator.cluster import Happening, Setup, Simulation
+from argus.simulator.gentd26 import RequestLog, prompts_of
 from argus.simulator.report import Report, report
 from argus.simulator.requests import Requests
-from argus.simulator.traces import PAPER_CAPACITY, arrivals, topics
+from argus.simulator.traces import PAPER_CAPACITY, arrivals, per_minute, topics
 from argus.simulator.world import World
 
 
@@ -26,6 +28,11 @@ class Scenario:
     minute of this one (the world's `capacity_qpm`, or what the workers serve). Arrivals are random,
     or at `at_s` (n,) seconds, ascending, if those are given for an `own` workload and the load is
     1. `slo_multiple` is the deadline in multiples of the exact variant's latency.
+
+    With a `log`, its requests are replayed instead, so fast that they ask for `load` times the
+    exact pictures a minute that this cluster makes, in the mean. The pictures of a request arrive
+    at once. The requests of a run share a topic; one that asks again has the prompt of the one
+    before it, others have prompts drawn anew.
     """
 
     world: World
@@ -37,6 +44,7 @@ class Scenario:
     events: tuple[tuple[float, Happening], ...] = ()
     own: bool = False
     at_s: Numbers | None = None
+    log: RequestLog | None = None
 
     @property
     def slo(self) -> Slo:
@@ -45,21 +53,39 @@ class Scenario:
     @property
     def scaled(self) -> Numbers:
         """Requests a minute (minutes,) of this scenario."""
+        if self.replayed is not None:
+            return per_minute(self.replayed)
         if self.own:
             return self.load * self.rates
-        carried = 60 * self.world.capacity_rps(list(self.kinds))
-        capacity = self.world.capacity_qpm or carried
-        scaled: Numbers = self.load * self.rates * capacity / PAPER_CAPACITY
+        scaled: Numbers = self.load * self.rates * self.exact_qpm / PAPER_CAPACITY
         return scaled
+
+    @property
+    def exact_qpm(self) -> float:
+        """The exact pictures a minute that traces are scaled to."""
+        return self.world.capacity_qpm or 60 * self.world.capacity_rps(list(self.kinds))
+
+    @cached_property
+    def replayed(self) -> RequestLog | None:
+        """The log at the speed of this scenario."""
+        return None if self.log is None else self.log.at_mean(self.load * self.exact_qpm)
 
     def requests(self) -> Requests:
         """New requests, the same for every policy."""
         rng = np.random.default_rng(self.seed)
+        if self.replayed is not None:
+            return self._of_log(self.replayed, rng)
         times = self.at_s if self.own and self.load == 1 else None
         if times is None:
             times = arrivals(self.scaled, rng)
         prompts = rng.integers(len(self.world.truth), size=len(times))
         return Requests.new(times, prompts, topics(len(times), self.world.drawing, rng))
+
+    def _of_log(self, log: RequestLog, rng: np.random.Generator) -> Requests:
+        prompts = prompts_of(log, rng.integers(len(self.world.truth), size=len(log.at_s)))
+        of_run = topics(int(log.run.max()) + 1, self.world.drawing, rng)
+        each = log.by_picture
+        return Requests.new(log.at_s[each], prompts[each], of_run[log.run[each]])
 
 
 def simulate(

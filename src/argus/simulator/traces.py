@@ -12,6 +12,7 @@ import pandas as pd
 
 from argus.control.variants import Numbers, Whole
 from argus.core.errors import BadRequest
+from argus.simulator.gentd26 import RequestLog, read_log
 from argus.simulator.world import Drawing
 
 # argus_reference.json, bursty_trace: requests a minute for 8 A100 that make 189 exact ones.
@@ -73,16 +74,28 @@ TRACES: dict[str, Callable[[], Numbers]] = {
 class Trace:
     """`rates` (minutes,) are requests a minute: the user's `own`, or for the published cluster, to
     be scaled to the simulated one. `at_s` (n,) are arrival times in seconds, ascending, where they
-    are known."""
+    are known. A `log` says users, runs and pictures of every request as well; its `rates` are
+    pictures a minute of its own time, and what is scaled to the cluster is its speed."""
 
     rates: Numbers
     own: bool = False
     at_s: Numbers | None = None
+    log: RequestLog | None = None
+
+    def overlaid(self, copies: int) -> Trace:
+        """So many copies of a log at once. Raises BadRequest for a trace without users."""
+        if copies == 1:
+            return self
+        if self.log is None:
+            raise BadRequest("Copies are laid over each other of gentd26:FILE only.")
+        return _of_log(self.log.overlaid(copies))
 
     def first(self, minutes: int | None) -> Trace:
         """The trace's first minutes; all of it for None."""
         if minutes is None:
             return self
+        if self.log is not None:
+            return _of_log(self.log.first(60.0 * minutes))
         at_s = None if self.at_s is None else self.at_s[self.at_s < 60.0 * minutes]
         return replace(self, rates=self.rates[:minutes], at_s=at_s)
 
@@ -91,14 +104,19 @@ def load_trace(name: str) -> Trace:
     """A trace by name, or from a CSV file.
 
     A CSV has a column `per_minute` of requests a minute, `at_s` of arrivals in seconds from the
-    trace's beginning, or `requests` of a curve that is scaled as by `twitter`. Raises BadRequest
-    for anything else, and for values that are not finite numbers of 0 or more.
+    trace's beginning, or `requests` of a curve that is scaled as by `twitter`; `gentd26:FILE` is a
+    table of GenTD26. Raises BadRequest for anything else, and for values that are not finite
+    numbers of 0 or more.
     """
+    if name.startswith("gentd26:"):
+        return _of_log(read_log(Path(name.removeprefix("gentd26:"))))
     if name in TRACES:
         return Trace(TRACES[name]())
     file = Path(name)
     if not file.is_file():
-        raise BadRequest(f"There is no trace {name!r}: use {', '.join(TRACES)}, or a CSV file.")
+        raise BadRequest(
+            f"There is no trace {name!r}: use {', '.join(TRACES)}, a CSV file, or gentd26:FILE."
+        )
     try:
         table = pd.read_csv(file)
     except ValueError as error:
@@ -111,6 +129,16 @@ def load_trace(name: str) -> Trace:
     if "requests" in table:
         return Trace(twitter(_numbers(file, table["requests"])))
     raise BadRequest(f"{file} needs a column at_s (seconds), per_minute (rates) or requests.")
+
+
+def _of_log(log: RequestLog) -> Trace:
+    return Trace(per_minute(log), log=log)
+
+
+def per_minute(log: RequestLog) -> Numbers:
+    """Pictures (minutes,) in each minute of a log."""
+    minute = (log.at_s // 60).astype(int)
+    return np.bincount(minute, weights=log.pictures).astype(float)
 
 
 def rates_of(name: str) -> Numbers:
