@@ -548,7 +548,7 @@ def draw(world: World, file: Path, traces: dict[str, str], seeds: int) -> None:
         panel.set_xlabel("pictures a minute at the trace's peak (exact alone: 18)")
         panel.grid(alpha=0.3)
     panels[0].set_ylabel("effective quality")
-    panels[0].set_ylim(0.5, 1.1)
+    panels[0].set_ylim(0.7, 1.15)
     panels[0].legend(fontsize=8, ncol=2)
     figure.savefig(file, dpi=120, bbox_inches="tight")
 
