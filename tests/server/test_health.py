@@ -130,3 +130,33 @@ def test_probes_that_hang_never_space_out_beyond_a_limit(monkeypatch: pytest.Mon
     monkeypatch.setattr(asyncio, "sleep", noted)
     run(use)
     assert max(pauses) == 0.04
+
+
+def test_the_pause_doubles_while_writes_fail_though_probes_succeed(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """An almost full disk has room for a probe and none for what is to be written."""
+    pauses, sleep, now = list[float](), asyncio.sleep, [0.0]
+
+    async def noted(pause_s: float) -> None:
+        pauses.append(pause_s)
+        now[0] += pause_s
+        await sleep(0)
+
+    async def use() -> None:
+        monkeypatch.setattr(asyncio.get_running_loop(), "time", lambda: now[0])
+        monkeypatch.setattr(asyncio, "sleep", noted)
+        works = StorageHealth()
+        works.add("latents", lambda: None)
+        for _ in range(8):
+            works.failed("latents", OSError("no space left"))
+            while works.degraded:
+                await sleep(0)
+        now[0] += 60
+        works.failed("latents", OSError("no space left"))
+        while works.degraded:
+            await sleep(0)
+
+    monkeypatch.setattr(health, "PROBE_EVERY_S", 5.0)
+    run(use)
+    assert pauses == [5, 10, 20, 40, 60, 60, 60, 60, 5]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import math
 from collections.abc import Callable
 
 from argus.core.errors import named
@@ -14,21 +15,23 @@ log = logging.getLogger(__name__)
 PROBE_EVERY_S = 5.0
 PROBE_LIMIT_S = 5.0
 MOST_PAUSE_S = 60.0
-MOST_HUNG = 8  # probes of one kind; the pause doubles after each
+MOST_HUNG = 8  # probes of one kind
 
 
 class StorageHealth:
     """Tracks which kinds of state (pictures, latents, …) cannot be stored now.
 
     A failed write is reported by `failed`; nothing of that kind is written until a probe succeeds,
-    which runs every few seconds in a thread of its own. Only changes are logged. For use from one
-    asyncio loop.
+    which runs every few seconds in a thread of its own. The pause before a probe doubles, up to
+    `MOST_PAUSE_S`, after a probe that hung, and when a write fails soon after a probe succeeded (a
+    disk that is almost full). Only changes are logged. For use from one asyncio loop.
     """
 
     def __init__(self) -> None:
         self._probes: dict[str, Callable[[], None]] = {}
         self._threads: dict[str, Threads] = {}
         self._recovering: dict[str, asyncio.Task[None]] = {}
+        self._recovered: dict[str, tuple[float, float]] = {}  # when (loop time), the pause before
 
     def add(self, kind: str, probe: Callable[[], None]) -> None:
         """Add a kind with a probe, which raises as long as nothing of that kind can be stored. The
@@ -54,7 +57,10 @@ class StorageHealth:
         if kind in self._recovering:
             return
         log.warning("Degraded: %s cannot be stored (%s)", kind, named(error))
-        self._recovering[kind] = asyncio.create_task(self._recover(kind))
+        at, pause_s = self._recovered.get(kind, (-math.inf, 0.0))
+        soon = asyncio.get_running_loop().time() - at < MOST_PAUSE_S
+        pause_s = min(2 * pause_s, MOST_PAUSE_S) if soon else PROBE_EVERY_S
+        self._recovering[kind] = asyncio.create_task(self._recover(kind, pause_s))
 
     async def check(self, kind: str) -> None:
         """Probe a kind once, and report it if it cannot be stored."""
@@ -63,8 +69,7 @@ class StorageHealth:
         except Exception as error:
             self.failed(kind, error)
 
-    async def _recover(self, kind: str) -> None:
-        pause_s = PROBE_EVERY_S
+    async def _recover(self, kind: str, pause_s: float) -> None:
         while True:
             await asyncio.sleep(pause_s)
             try:
@@ -73,9 +78,9 @@ class StorageHealth:
                 pause_s = min(2 * pause_s, MOST_PAUSE_S)
                 continue
             except Exception:
-                pause_s = PROBE_EVERY_S
                 continue
             del self._recovering[kind]
+            self._recovered[kind] = asyncio.get_running_loop().time(), pause_s
             log.warning("Recovered: %s can be stored again", kind)
             return
 
