@@ -155,7 +155,7 @@ def _blends(vectors: Matrix, count: int, rng: np.random.Generator) -> Matrix:
     return np.concatenate(parts)
 
 
-def _thresholds(vectors: Matrix) -> dict[int, float]:
+def thresholds_of(vectors: Matrix) -> dict[int, float]:
     """The least similarity for each K that gives the published shares without a limit."""
     nearest = []
     for i in range(1, len(vectors)):
@@ -168,7 +168,7 @@ def _thresholds(vectors: Matrix) -> dict[int, float]:
 
 
 def _evictions(texts: list[str], vectors: Matrix) -> list[dict[str, Any]]:
-    thresholds = _thresholds(vectors)
+    thresholds = thresholds_of(vectors)
     shown = ", ".join(f"K={k} above {s:.2f}" for k, s in sorted(thresholds.items()))
     print(f"\n{len(texts):,} prompts; thresholds {shown}")
     print(f"{'order':>8}{'room for':>10}{'hits':>8}{'steps saved':>13}{'evicted':>10}")

@@ -30,7 +30,7 @@ from argus.simulator.cluster import Happening, Simulation
 from argus.simulator.report import Report
 from argus.simulator.requests import ON_TIME
 from argus.simulator.runs import Scenario, Target, kinds_of, most_load, simulate
-from argus.simulator.traces import rates_of
+from argus.simulator.traces import load_trace, rates_of
 from argus.simulator.world import World
 from argus.simulator.worlds import load_world, workers_of
 
@@ -38,6 +38,7 @@ COMPARED = ("price", "price-blind", "argus", "pac", "proteus", "nirvana", "clipp
 BLIND = ("price-blind", "pac", "proteus", "nirvana", "clipper-ht")
 # One burst with its flanks; the published trace has three alike.
 EXCERPTS = {"bursty": slice(140, 280), "twitter": slice(0, 200), "twitter_rate": slice(0, 200)}
+REPLAYED = 100  # minutes of a trace of arrivals, on the published cluster
 MINUTES = 90
 STEPS = 6  # of the bisection
 
@@ -48,9 +49,16 @@ JsonFlag = Annotated[bool, typer.Option("--json", help="A JSON object as last li
 def scenario(
     world: World, name: str, trace: str, seed: int = 0, every: int = 1, workers: int | None = None
 ) -> Scenario:
-    """`every` leaves out all but each so-many-th minute of the trace."""
-    rates = rates_of(trace)[EXCERPTS.get(Path(trace).stem, slice(None))][::every]
+    """`every` leaves out all but each so-many-th minute of a trace of rates."""
     kinds = kinds_of(workers_of(name) if workers is None else [workers])
+    read = load_trace(trace)
+    if read.at_s is not None:
+        read = read.first(REPLAYED)
+        return Scenario(
+            world, kinds, read.rates, world.slo, seed, own=read.own, at_s=read.at_s,
+            topics=read.topics, compressed=read.compressed,
+        )  # fmt: skip
+    rates = read.rates[EXCERPTS.get(Path(trace).stem, slice(None))][::every]
     return Scenario(world, kinds, rates, world.slo, seed)
 
 

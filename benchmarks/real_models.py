@@ -18,9 +18,11 @@ from __future__ import annotations
 import hashlib
 import importlib.util
 import json
+import multiprocessing
 import os
 import time
 from collections.abc import Callable
+from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
@@ -49,6 +51,7 @@ from argus.simulator import scored
 from argus.simulator.requests import ON_TIME
 from argus.simulator.runs import simulate
 from argus.simulator.scored import scale_of
+from argus.simulator.traces import GENTD26
 from argus.simulator.world import World
 from argus.simulator.worlds import reference, spec_of
 
@@ -59,10 +62,11 @@ REFERENCE = "hadis_scores.csv"
 VARIANTS = ("sd35_large_50", "sd35_medium_50", "sd35_large_turbo_4", "sdxl_lightning_2")
 LARGE, MEDIUM, TURBO, LIGHT = range(4)
 RIDGES = (0.5, 1.0, 2.0, 4.0, 8.0)
-LOADS = {"bursty": 2.0, "twitter": 3.0}  # at which policies are compared pairwise
+LOADS = {"bursty": 2.0, "twitter": 3.0, "gentd26": 3.0}  # at which policies are compared pairwise
 GRIDS = {
     "bursty": (0.75, 1.0, 1.25, 1.5, 2.0, 2.5, 3.0, 4.0, 5.0),
     "twitter": (1.0, 1.5, 2.0, 2.5, 3.0, 4.0, 5.0, 6.0, 8.0),
+    "gentd26": (0.25, 0.5, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0, 8.0),
 }
 BOUNDS = (0.90, 0.95)
 VIOLATIONS = 0.01
@@ -117,6 +121,7 @@ def main(
     traces = {"bursty": "bursty"}
     if not quick:
         traces["twitter"] = str(reference("twitter_rate.csv"))
+        traces["gentd26"] = f"{GENTD26}{reference('gentd26_requests.csv')}"
     paired: dict[str, Any] = {}
     for scale, world in worlds.items():
         for name, trace in traces.items():
@@ -422,7 +427,36 @@ def run_of(world: World, name: str, trace: str, load: float, seed: int) -> dict[
             "value": np.bincount(requests.prompt, value, count).round(4).tolist(),
         }
 
-    return kept(("run", digest(world), name, trace_key(trace), load, seed), make)
+    return kept(key_of(world, name, trace, load, seed), make)
+
+
+def key_of(world: World, name: str, trace: str, load: float, seed: int) -> tuple[object, ...]:
+    return ("run", digest(world), name, trace_key(trace), load, seed)
+
+
+Job = tuple[World, str, str, float, int]  # what `run_of` takes
+
+
+def runs_of(jobs: list[Job], title: str) -> list[dict[str, Any]]:
+    """All of the runs; those that are not kept are made now, one on each core."""
+    missing = [job for job in jobs if not file_of(key_of(*job)).exists()]
+    if len(missing) > 1:
+        with ProcessPoolExecutor(mp_context=multiprocessing.get_context("spawn")) as pool:
+            made = [pool.submit(run_of, *job) for job in missing]
+            for one in track(as_completed(made), title, len(made), transient=True):
+                one.result()
+    return [run_of(*job) for job in jobs]
+
+
+def unit_of(world: World, trace: str) -> float:
+    """Pictures a minute at a load of 1: at the height of a trace of rates, on average in one of
+    arrivals (whose highest minute is one user's)."""
+    scaled = scenario(world, WORLD, trace).scaled
+    return float(scaled.mean() if trace.startswith(GENTD26) else scaled.max())
+
+
+def per(trace: str) -> str:
+    return "on average" if trace.startswith(GENTD26) else "at the trace's height"
 
 
 def equal(
@@ -430,13 +464,12 @@ def equal(
 ) -> dict[str, Any]:
     """Every policy at the same load, on the same requests; differences are paired."""
     names = (*COMPARED, "cascade-large", "hadis-large", "cascade-mistaken", "hadis-mistaken")
-    jobs = [(name, seed) for name in names for seed in range(seeds)]
-    runs: dict[str, list[dict[str, Any]]] = {name: [] for name in names}
     assert world.pictures is not None
     mistaken = replace(world, judging_error=float(world.pictures.judged.std()))
-    for name, seed in track(jobs, title, transient=True):
-        here = mistaken if name.endswith("mistaken") else world
-        runs[name].append(run_of(here, name, trace, load, seed))
+    worlds = {name: mistaken if name.endswith("mistaken") else world for name in names}
+    jobs = [(worlds[name], name, trace, load, seed) for name in names for seed in range(seeds)]
+    found_by = iter(runs_of(jobs, title))
+    runs = {name: [next(found_by) for _ in range(seeds)] for name in names}
     shown = Table("policy", "on time /min", "violations, %", "effective quality", "price's lead")
     shown.title = f"{title}, {load:g} times the trace"
     result: dict[str, Any] = {}
@@ -483,18 +516,22 @@ def loads(
     """The most load, in peak pictures a minute, that each policy carries at a promise."""
     result: dict[str, dict[str, float]] = {f"{bound:.2f}": {} for bound in BOUNDS}
     shown = Table(f"{name}: effective quality", *COMPARED)
-    shown.title = f"most pictures a minute at its peak, at most {VIOLATIONS:.0%} violations"
-    peak = float(scenario(world, WORLD, trace).scaled.max())
-    jobs = [(policy, load) for policy in COMPARED for load in GRIDS[name]]
-    runs = {
-        (policy, load): [run_of(world, policy, trace, load, seed) for seed in range(seeds)]
-        for policy, load in track(jobs, f"loads, {name}", transient=True)
-    }
+    shown.title = f"most pictures a minute {per(trace)}, at most {VIOLATIONS:.0%} violations"
+    unit = unit_of(world, trace)
+    jobs = [
+        (world, policy, trace, load, seed)
+        for policy in COMPARED
+        for load in GRIDS[name]
+        for seed in range(seeds)
+    ]
+    found = runs_of(jobs, f"loads, {name}")
+    runs = {job[1:]: run for job, run in zip(jobs, found, strict=True)}
     for bound in BOUNDS:
         cells = []
         for policy in COMPARED:
             values = [
-                peak * carried([runs[policy, load][seed] for load in GRIDS[name]], name, bound)
+                unit
+                * carried([runs[policy, trace, load, seed] for load in GRIDS[name]], name, bound)
                 for seed in range(seeds)
             ]
             cells.append(f"{np.mean(values):.0f} [{min(values):.0f}, {max(values):.0f}]")
@@ -528,8 +565,8 @@ def draw(world: World, file: Path, traces: dict[str, str], seeds: int) -> None:
     figure = Figure(figsize=(5.5 * len(traces), 4.5))
     panels = figure.subplots(1, len(traces), sharey=True, squeeze=False)[0]
     for panel, (trace, where) in zip(panels, traces.items(), strict=True):
-        peak = float(scenario(world, WORLD, where).scaled.max())
-        x = [load * peak for load in GRIDS[trace]]
+        unit = unit_of(world, where)
+        x = [load * unit for load in GRIDS[trace]]
         for name in COMPARED:
             at = [
                 over([run_of(world, name, where, load, seed) for seed in range(seeds)])
@@ -545,7 +582,7 @@ def draw(world: World, file: Path, traces: dict[str, str], seeds: int) -> None:
                 alpha=0.2, lw=0,
             )  # fmt: skip
         panel.set_title(trace, loc="left", fontsize=10)
-        panel.set_xlabel("pictures a minute at the trace's peak (exact alone: 18)")
+        panel.set_xlabel(f"pictures a minute {per(where)} (exact alone: 18)")
         panel.grid(alpha=0.3)
     panels[0].set_ylabel("effective quality")
     panels[0].set_ylim(0.7, 1.15)
@@ -558,8 +595,7 @@ def draw(world: World, file: Path, traces: dict[str, str], seeds: int) -> None:
 
 def kept(key: tuple[object, ...], make: Callable[[], dict[str, Any]]) -> dict[str, Any]:
     """What was made for the same key by the same code."""
-    name = hashlib.sha256(repr((key, code())).encode()).hexdigest()[:32]
-    file = KEPT / f"{name}.json"
+    file = file_of(key)
     try:
         return dict(json.loads(file.read_text()))
     except (OSError, ValueError):
@@ -568,6 +604,10 @@ def kept(key: tuple[object, ...], make: Callable[[], dict[str, Any]]) -> dict[st
     with written_aside(file) as aside:
         aside.write_text(json.dumps(found))
     return dict(json.loads(file.read_text()))
+
+
+def file_of(key: tuple[object, ...]) -> Path:
+    return KEPT / f"{hashlib.sha256(repr((key, code())).encode()).hexdigest()[:32]}.json"
 
 
 @cache
@@ -581,7 +621,7 @@ def code() -> str:
 
 
 def trace_key(trace: str) -> str:
-    file = Path(trace)
+    file = Path(trace.removeprefix(GENTD26))
     return hashlib.sha256(file.read_bytes()).hexdigest() if file.is_file() else trace
 
 

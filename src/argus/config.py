@@ -88,6 +88,29 @@ class SloClass(BaseModel):
         return float(match[1]) * (exact_s if match[2] == "x" else 1.0)
 
 
+class QualityLevel(BaseModel):
+    """What a request's `quality` of a name means: `least` is the least lower bound of a picture's
+    predicted quality, 1 the exact variant; `cheapest` says that quality beyond it is worth
+    nothing."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    least: float = Field(0.0, ge=0, le=1)
+    cheapest: bool = False
+
+
+QUALITY_LEVELS = {
+    "auto": QualityLevel(),
+    "standard": QualityLevel(),
+    "low": QualityLevel(least=0.75, cheapest=True),
+    "fast": QualityLevel(least=0.75, cheapest=True),
+    "medium": QualityLevel(least=0.9),
+    "high": QualityLevel(least=0.98),
+    "hd": QualityLevel(least=0.98),
+    "lossless": QualityLevel(least=1.0),
+}
+
+
 class Settings(BaseSettings):
     """A server's settings. `argus config show` prints the fields' descriptions."""
 
@@ -114,6 +137,28 @@ class Settings(BaseSettings):
         description="SLO classes by name: latency (3x the exact variant's, or 12s), "
         "quality (the least), keys (API keys of this class). `default` is 3x unless it is given.",
         examples=['{"default": {"latency": "3x", "quality": 0.9}}'],
+    )
+    quality_levels: dict[str, QualityLevel] = Field(
+        {},
+        description="What a request's `quality` means, by name: least (the lower bound of the "
+        "predicted quality; 1 is exact), cheapest (quality beyond it is worth nothing). They come "
+        "before the built-in auto, standard, low, fast, medium, high, hd and lossless.",
+        examples=['{"high": {"least": 0.95}}'],
+    )
+    client_steps: Literal["ceiling", "pin", "ignore"] = Field(
+        "ceiling",
+        description="What a request's num_inference_steps means: the most steps, below which Argus "
+        "decides; exactly so many by the exact model; or nothing.",
+    )
+    unknown_fields: Literal["ignore", "refuse"] = Field(
+        "ignore",
+        description="What happens to fields of a request that Argus does not know: ignored ones "
+        "are named in the answer.",
+    )
+    served_model_names: list[str] = Field(
+        [],
+        description="More names for the family, for clients that ask for a model such as dall-e-3.",
+        examples=['["dall-e-3"]'],
     )
     shadow: bool = Field(
         False, description="Make every picture exactly, and record what Argus would have decided."

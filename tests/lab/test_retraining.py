@@ -8,7 +8,7 @@ import pytest
 from numpy.typing import NDArray
 
 from argus.core.errors import BadRequest
-from argus.core.family import Family, Variant
+from argus.core.family import Family, Sizes, Variant
 from argus.lab import training
 from argus.lab.retraining import is_held_out, retrain
 from argus.lab.training import Examples
@@ -23,6 +23,7 @@ FAMILY = Family(
     models={"large": "owner/large", "small": "owner/small"},
     exact=Variant("large", "ddim", 64, 64, 50, 7.5),
     skips={},
+    sizes=Sizes(((64, 64),)),
     cheaper={"small": Variant("small", "ddim", 64, 64, 50, 7.5)},
 )
 

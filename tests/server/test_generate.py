@@ -79,7 +79,7 @@ def test_only_full_runs_are_kept(server: Running) -> None:
     server.generate("a pink heart")
     before = len(settled(server).service.cache)
     assert server.generate("a pink heart ").json()["argus"][0]["steps_skipped"] == 3
-    server.generate("a pink heart", num_inference_steps=4)
+    server.generate("a pink heart", num_inference_steps=4, argus={"exact": True})
     server.generate("a lone pink star", argus={"cache": False})
     assert len(settled(server).service.cache) == before
 
@@ -122,7 +122,9 @@ def test_a_pinned_variant_is_run(server: Running) -> None:
     assert (pinned["variant"], pinned["steps_skipped"]) == ("skip-2", 2)
     exact = server.generate("a yellow moon", model="tiny/exact").json()["argus"][0]
     assert (exact["variant"], exact["steps_skipped"]) == ("exact", 0)
-    steps = server.generate("a yellow moon", num_inference_steps=4).json()["argus"][0]
+    steps = server.generate("a yellow moon", num_inference_steps=4, argus={"exact": True}).json()[
+        "argus"
+    ][0]
     assert (steps["variant"], steps["steps_run"]) == ("steps-4", 4)
     quick = server.generate("a yellow moon", model="tiny/quick").json()["argus"][0]
     assert (quick["variant"], quick["steps_run"]) == ("quick", 3)
@@ -231,7 +233,7 @@ def test_a_missing_prompt_and_broken_json_are_refused(server: Running) -> None:
 def test_a_full_queue_is_answered_with_when_to_come_back(server: Running) -> None:
     many = server.generate(n=9)
     assert (many.status_code, many.json()["error"]["param"]) == (400, "n")
-    body = {"prompt": "a slow fish", "n": 8, "num_inference_steps": 900}
+    body = {"prompt": "a slow fish", "n": 8, "num_inference_steps": 900, "argus": {"exact": True}}
     holding = threading.Thread(target=ask_and_leave, args=(server, body))
     holding.start()
     wait_until(lambda: server.service.dispatcher.in_flight == 8)
@@ -255,7 +257,10 @@ def ask_and_leave(server: Running, body: dict[str, Any]) -> None:
 def test_a_client_that_leaves_frees_its_work(server: Running) -> None:
     steps = server.metric("argus_steps_total", kind="run")
     left = server.metric("argus_requests_total", status="499")
-    ask_and_leave(server, {"prompt": "an endless fish", "num_inference_steps": 900, "n": 8})
+    ask_and_leave(
+        server,
+        {"prompt": "an endless fish", "num_inference_steps": 900, "argus": {"exact": True}, "n": 8},
+    )
     wait_until(lambda: server.service.dispatcher.in_flight == 0)
     assert server.generate(argus={"cache": False}).status_code == 200
     assert server.metric("argus_steps_total", kind="run") == steps + 6

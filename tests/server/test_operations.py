@@ -44,7 +44,9 @@ def test_a_killed_worker_is_replaced_while_its_requests_wait(server: Running) ->
     restarts = server.service.workers[0].restarts
     answers: list[httpx.Response] = []
     asking = threading.Thread(
-        target=lambda: answers.append(server.generate("a sun", num_inference_steps=200))
+        target=lambda: answers.append(
+            server.generate("a sun", num_inference_steps=200, argus={"exact": True})
+        )
     )
     asking.start()
     wait_until(lambda: server.service.workers[0].backlog == 1)
@@ -217,7 +219,8 @@ def ask(
 ) -> tuple[threading.Thread, list[httpx.Response]]:
     """Ask in a thread for a picture, of many steps; it has been accepted when this returns."""
     answers: list[httpx.Response] = []
-    body = {"prompt": "a red fish", "num_inference_steps": steps, **fields}
+    exact = {"exact": steps is not None}
+    body = {"prompt": "a red fish", "num_inference_steps": steps, "argus": exact, **fields}
 
     def in_flight() -> float:
         lines = httpx.get(f"{url}/metrics").text.splitlines()

@@ -33,7 +33,12 @@ class Led:
 
     def asked(self, slack_s: float, size_factor: float = 1.0) -> ImageRequest:
         request = ImageRequest(
-            prompt="a red fish", width=32, height=32, guidance=3.0, namespace="everyone"
+            prompt="a red fish",
+            width=32,
+            height=32,
+            size=(32, 32),
+            guidance=3.0,
+            namespace="everyone",
         )
         request.slo_class, request.size_factor = self.router.classes[DEFAULT], size_factor
         request.deadline_s = request.limit_s = time.monotonic() + slack_s

@@ -220,11 +220,12 @@ class Price(Base):
             for v in self._mine:
                 if self._model[v] != model or not allowed[v] or quality[v] < floor:
                     continue
-                share = (wait + self._steps[v] * step_s) / slack_s
+                part = request.exact_share if v == EXACT else 1.0
+                share = (wait + part * self._steps[v] * step_s) / slack_s
                 if share > 1:
                     continue
                 hoped = quality[v] * (1 - tuning.late * share**tuning.late_power)
-                worth = hoped - price * size_factor * self._cost_rows[v][kind] - waiting
+                worth = hoped - price * part * size_factor * self._cost_rows[v][kind] - waiting
                 options.append((worth, v, worker, price))
                 if worth > best:
                     best = worth

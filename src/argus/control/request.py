@@ -14,7 +14,9 @@ class Request:
     `quality` (v,) is predicted and `allowed` (v,) says which variants can serve it: without a
     neighbour none that skips. `similarity` is that of the neighbour, None without one. `slo` is the
     index of its SLO class. `size_factor` is the work of its picture as a multiple of the variant
-    table's: 4 where both sides are doubled. It multiplies steps and costs, not waits.
+    table's: 4 where both sides are doubled. It multiplies steps and costs, not waits. `exact_share`
+    is the share of the exact variant's steps that it takes for this request, where that limits
+    them.
 
     Times are seconds of the driver's clock. `deadline_s` is when the picture should be done; the
     request is dropped when it cannot be done by `expires_s`, or does not run by `begin_by_s`.
@@ -32,6 +34,7 @@ class Request:
     similarity: float | None = None
     slo: int = 0
     size_factor: float = 1.0
+    exact_share: float = 1.0
     deadline_s: float = math.inf
     expires_s: float = math.inf
     begin_by_s: float = math.inf

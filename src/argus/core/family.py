@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field, replace
 
 from argus.core.job import Job
@@ -48,6 +49,28 @@ class ScorerSpec:
 
 
 @dataclass(frozen=True)
+class Sizes:
+    """The sizes of a family's pictures, as width and height in pixels.
+
+    `native` are those it is made for, the exact variant's first. Pictures of another size are made
+    at the native one nearest in shape and resized, up to `limit` pixels a side; without a `limit`
+    they are made at that size, if it is near the exact variant's.
+    """
+
+    native: tuple[tuple[int, int], ...]
+    limit: int | None = None
+
+    def nearest(self, width: int, height: int) -> tuple[int, int]:
+        """The native size of the most similar shape; of several, the one nearest in area."""
+
+        def unlike(size: tuple[int, int]) -> tuple[float, float]:
+            shape = abs(math.log(size[0] * height / (size[1] * width)))
+            return round(shape, 6), abs(math.log(size[0] * size[1] / (width * height)))
+
+        return min(self.native, key=unlike)
+
+
+@dataclass(frozen=True)
 class Family:
     """`models` maps a model's name to its source: a folder or a hub id.
 
@@ -63,6 +86,7 @@ class Family:
     models: dict[str, str]
     exact: Variant
     skips: dict[int, float]
+    sizes: Sizes
     cheaper: dict[str, Variant] = field(default_factory=dict)
     scorer: ScorerSpec | None = None
     ideas: str | None = None

@@ -5,13 +5,13 @@ from __future__ import annotations
 from collections.abc import Hashable, Iterator
 from dataclasses import replace
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from argus.core.errors import ModelError
-from argus.core.family import EXACT, Family, ScorerSpec, Variant, skip_name
+from argus.core.family import EXACT, Family, ScorerSpec, Sizes, Variant, skip_name
 from argus.core.job import MAX_STEPS
 
 HERE = Path(__file__).parent
@@ -45,6 +45,15 @@ class _ScorerFile(_Part):
     unrelated: float | None = None
 
 
+class _SizesFile(_Part):
+    """`native` are such as 64x64; `other` ones are refused if they are far from the exact
+    variant's, or resized from a native one, up to `limit` pixels a side."""
+
+    native: list[Annotated[str, Field(pattern=r"^[1-9]\d{0,4}x[1-9]\d{0,4}$")]] = []
+    other: Literal["refuse", "resize"] = "refuse"
+    limit: int = Field(2048, gt=0)
+
+
 class _FamilyFile(_Part):
     name: str = Field(pattern=r"^[\w.-]+$")
     description: str
@@ -54,6 +63,7 @@ class _FamilyFile(_Part):
     variants: dict[Annotated[str, Field(pattern=r"^[\w.-]+$")], _CheaperFile] = {}
     scorer: _ScorerFile | None = None
     ideas: str | None = Field(None, pattern=r"^[\w.]+:\w+$")
+    sizes: _SizesFile = _SizesFile()
 
 
 def list_families() -> dict[str, Family]:
@@ -114,7 +124,14 @@ def read_family(path: Path) -> Family:
         ideas=content.ideas,
         folder=str(path.parent),
         bundled=all(Path(source).is_dir() for source in models.values()),
+        sizes=_sizes(content.sizes, exact),
     )
+
+
+def _sizes(content: _SizesFile, exact: Variant) -> Sizes:
+    sizes = [tuple(map(int, size.split("x"))) for size in content.native]
+    native = dict.fromkeys([(exact.width, exact.height), *((w, h) for w, h in sizes)])
+    return Sizes(tuple(native), content.limit if content.other == "resize" else None)
 
 
 def _problems(content: _FamilyFile, exact: Variant, cheaper: dict[str, Variant]) -> Iterator[str]:

@@ -10,7 +10,7 @@ from http import HTTPStatus
 from typing import Annotated, Any
 
 from fastapi import Depends, FastAPI, Request, Response
-from fastapi.responses import RedirectResponse, StreamingResponse
+from fastapi.responses import RedirectResponse
 from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 
 from argus import __version__
@@ -36,6 +36,7 @@ log = logging.getLogger(__name__)
 
 IMAGES = "/v1/images/"
 GENERATIONS = IMAGES + "generations"
+FILES = (*MEDIA_TYPES.values(), "application/zip")
 SWEEP_EVERY_S = 60.0
 ORPHANS_EVERY_S = 3600.0
 ERRORS: dict[int | str, dict[str, Any]] = {
@@ -134,11 +135,12 @@ def _api_routes(app: FastAPI, service: Service) -> None:
         GENERATIONS,
         response_model=GenerationResponse,
         response_model_exclude_none=True,
-        responses=ERRORS | {200: {"content": {"text/event-stream": {}}}},
+        responses=ERRORS
+        | {200: {"content": {media: {} for media in ("text/event-stream", *FILES)}}},
     )
     async def generations(
         body: GenerationRequest, request: Request, tenant: Tenant
-    ) -> GenerationResponse | StreamingResponse:
+    ) -> GenerationResponse | Response:
         if body.stream:
             return await unless_left(request, stream(service, body, tenant, request))
         work = generate(service, body, tenant, str(request.base_url))

@@ -178,7 +178,7 @@ class Dispatcher:
         request.spent("route", ms)
         if decision.worker is None:
             raise Shed(decision.reason, self._router.retry_after_s(request))
-        own_steps = request.pinned_steps
+        own_steps = self._own_steps(request, decision)
         steps = float(self._table.steps[decision.variant])
         if own_steps is not None:
             steps = own_steps + float(self._table.steps[EXACT]) - self._family.exact.steps
@@ -225,7 +225,8 @@ class Dispatcher:
         """Have the worker make the picture. Raises HandedBack, TooLate and what the worker
         raises."""
         assert decision.worker is not None
-        keeps = request.looked_up and decision.variant == EXACT
+        whole = decision.variant == EXACT and self._own_steps(request, decision) is None
+        keeps = request.looked_up and whole
         return await self._fleet.run(
             request,
             self._job(request, decision),
@@ -237,6 +238,11 @@ class Dispatcher:
             on_preview=request.show,
         )
 
+    def _own_steps(self, request: ImageRequest, decision: Decision) -> int | None:
+        """The number of steps that the request sets for its exact picture, None if none."""
+        limit = request.most_steps if decision.variant == EXACT else None
+        return request.pinned_steps or limit
+
     def _job(self, request: ImageRequest, decision: Decision) -> Job:
         variant = self._variants[decision.variant]
         own_guidance = request.own_guidance or request.pinned
@@ -244,7 +250,7 @@ class Dispatcher:
             request.prompt,
             request.negative_prompt,
             request.seed,
-            request.pinned_steps or variant.steps,
+            self._own_steps(request, decision) or variant.steps,
             request.guidance if own_guidance else variant.guidance,
             variant.skip,
             request.width,
@@ -300,7 +306,7 @@ class Dispatcher:
             model=self._variants[decision.variant].model,
             timings_ms=timings_ms,
             on_time=now <= request.slo_deadline_s,
-            saved_s=0.0 if request.own_steps else self._router.saved_s(decision.variant),
+            saved_s=0.0 if request.own_steps else self._router.saved_s(request, decision.variant),
         )
         self._count(picture)
         self._on_picture(picture)
@@ -322,15 +328,15 @@ class Dispatcher:
             missed = "broken" if request.latents_unusable else "miss"
             metrics.lookups.labels("hit" if picture.job.skip else missed).inc()
         if decision.instead_of is not None:
-            self._count_shadow(decision.instead_of)
+            self._count_shadow(request, decision.instead_of)
 
-    def _count_shadow(self, decision: Decision) -> None:
+    def _count_shadow(self, request: ImageRequest, decision: Decision) -> None:
         """Count the decision that the policy would have made."""
         if decision.worker is None:
             self._metrics.shadow.labels("shed").inc()
             return
         self._metrics.shadow.labels(self._table.variants[decision.variant]).inc()
-        saved_s = self._router.saved_s(decision.variant)
+        saved_s = self._router.saved_s(request, decision.variant)
         self._metrics.saved_seconds.labels("shadow").inc(max(0.0, saved_s))
 
     @property

@@ -8,9 +8,10 @@ from typing import Any
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
+from pydantic import BaseModel
 from starlette.exceptions import HTTPException
 
-from argus.server.schema import ArgusOptions, GenerationRequest
+from argus.server.schema import ArgusOptions
 
 
 class ApiError(HTTPException):
@@ -48,6 +49,11 @@ def invalid(message: str, param: str | None) -> ApiError:
     return ApiError(HTTPStatus.BAD_REQUEST, message, "invalid_value", param)
 
 
+def unknown_field(path: str, of: type[BaseModel]) -> ApiError:
+    known = ", ".join(of.model_fields)
+    return invalid(f"{path}: there is no such field; the fields are {known}.", path)
+
+
 def answer_errors(app: FastAPI) -> None:
     """Answer every error of the app in OpenAI's format."""
 
@@ -71,9 +77,7 @@ def answer_errors(app: FastAPI) -> None:
         path = ".".join(str(part) for part in first["loc"] if part != "body")
         message = first["msg"][0].lower() + first["msg"][1:]
         if first["type"] == "extra_forbidden":
-            inside = first["loc"][1] == "argus"
-            known = (ArgusOptions if inside else GenerationRequest).model_fields
-            message = f"there is no such field; the fields are {', '.join(known)}"
+            return answer(unknown_field(path, ArgusOptions))
         return answer(invalid(f"{path or 'The body'}: {message}.", path or None))
 
     @app.exception_handler(HTTPException)

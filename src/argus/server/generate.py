@@ -1,4 +1,4 @@
-"""`POST /v1/images/generations`: from a request's body to its answer."""
+"""`POST /v1/images/generations`: from a checked request to its answer."""
 
 from __future__ import annotations
 
@@ -12,18 +12,16 @@ from contextlib import suppress
 from http import HTTPStatus
 from typing import Any, TypeVar
 
-from fastapi import Request
+from fastapi import Request, Response
 from starlette.types import Message
 
 from argus.core.errors import BadRequest, Expired, ModelError, NotEnoughMemory
-from argus.core.job import MAX_SEED
+from argus.server.asked import ignored_fields, image_request
 from argus.server.errors import ApiError, invalid
-from argus.server.keys import SHARED
 from argus.server.middleware import CLIENT_LEFT
-from argus.server.pictures import encode_picture
+from argus.server.pictures import MEDIA_TYPES, encode_picture, zipped
 from argus.server.request import Closed, Full, ImageRequest, Picture, Shed
 from argus.server.schema import (
-    ArgusOptions,
     GenerationRequest,
     GenerationResponse,
     NeighbourReport,
@@ -31,20 +29,24 @@ from argus.server.schema import (
     PictureReport,
 )
 from argus.server.service import Service
-from argus.server.slo import class_of
-from argus.workers.worker import OnPreview, WorkerError
+from argus.workers.worker import WorkerError
 
 T = TypeVar("T")
 
 
 async def generate(
     service: Service, body: GenerationRequest, tenant: str, base_url: str
-) -> GenerationResponse:
+) -> GenerationResponse | Response:
     """Answer a tenant's request. Raises ApiError."""
     asked = image_request(service, body, tenant)
     pictures = await serve(service, asked)
     output_format = body.output_format or "png"
-    files = [await asyncio.to_thread(encode_picture, one.image, output_format) for one in pictures]
+    encodings = (
+        asyncio.to_thread(encode_picture, one.image, output_format, asked.size) for one in pictures
+    )
+    files = await asyncio.gather(*encodings)
+    if body.response_format == "file":
+        return _file(files, output_format)
     data = [PictureData(b64_json=base64.b64encode(file).decode()) for file in files]
     reports = [report(service, picture) for picture in pictures]
     if body.response_format == "url":
@@ -56,12 +58,30 @@ async def generate(
             else:
                 data[i] = PictureData(url=f"{base}/v1/images/{name}")
     return GenerationResponse(
+        id=f"img-{secrets.token_hex(12)}",
         created=int(time.time()),
         data=data,
         output_format=output_format,
-        size=f"{asked.width}x{asked.height}",
+        size=named_size(asked.size),
+        quality=body.quality or "auto",
+        ignored_fields=ignored_fields(service, body) or None,
         argus=reports,
     )
+
+
+def _file(files: list[bytes], output_format: str) -> Response:
+    """The answer to `response_format: file`."""
+    if len(files) == 1:
+        name, media_type, content = f"image.{output_format}", MEDIA_TYPES[output_format], files[0]
+    else:
+        name, media_type = "images.zip", "application/zip"
+        content = zipped(files, output_format)
+    headers = {"Content-Disposition": f'attachment; filename="{name}"'}
+    return Response(content, media_type=media_type, headers=headers)
+
+
+def named_size(size: tuple[int, int]) -> str:
+    return f"{size[0]}x{size[1]}"
 
 
 async def serve(service: Service, request: ImageRequest) -> list[Picture]:
@@ -96,93 +116,6 @@ async def serve(service: Service, request: ImageRequest) -> list[Picture]:
         raise ApiError(HTTPStatus.SERVICE_UNAVAILABLE, str(error), "worker_failed") from error
 
 
-def image_request(
-    service: Service,
-    body: GenerationRequest,
-    tenant: str,
-    on_preview: OnPreview | None = None,
-) -> ImageRequest:
-    """The checked request of a client. Raises ApiError."""
-    exact = service.family.exact
-    if not body.prompt.strip():
-        raise invalid("prompt is blank. Say what the picture shows.", "prompt")
-    if "\0" in body.prompt:  # PostgreSQL cannot store it
-        raise invalid("prompt contains a NUL character: leave it out.", "prompt")
-    if body.stream and (body.n or 1) > 1:
-        raise invalid("stream shows one picture at a time; leave n out.", "n")
-    if body.stream and body.response_format == "url":
-        raise invalid("stream sends pictures as b64_json; leave response_format out.", "stream")
-    options = body.argus or ArgusOptions()
-    variant = _pinned(service, body, options)
-    if variant is not None and body.num_inference_steps is not None:
-        raise invalid(
-            f"The variant {variant} is pinned, and num_inference_steps pins another number of "
-            "steps: give one of the two.",
-            "num_inference_steps",
-        )
-    if options.min_quality and (variant is not None or body.num_inference_steps is not None):
-        raise invalid(
-            "A pinned variant is used whatever its quality: leave out min_quality or the pin.",
-            "argus.min_quality",
-        )
-    count = body.n or 1
-    if count > service.settings.queue_limit:
-        raise invalid(
-            f"n is {count}; this server accepts at most {service.settings.queue_limit}.", "n"
-        )
-    settings = exact if variant is None else service.model.variants[variant]
-    steps = body.num_inference_steps
-    if variant is not None and service.family.strategy(variant) == "steps":
-        steps = settings.steps
-    seed = secrets.randbelow(2**32) if body.seed is None else body.seed
-    if seed + count - 1 > MAX_SEED:
-        raise invalid(f"seed {seed} plus the next {count - 1} pass {MAX_SEED}.", "seed")
-    guidance = settings.guidance if body.guidance_scale is None else body.guidance_scale
-    if body.negative_prompt and guidance <= 1:
-        raise invalid(
-            f"negative_prompt has no effect at guidance_scale {guidance:g}: give a guidance_scale "
-            "above 1, or leave it out.",
-            "negative_prompt",
-        )
-    width, height = service.size_of(body.size)
-    return ImageRequest(
-        prompt=body.prompt,
-        negative_prompt=body.negative_prompt or "",
-        count=count,
-        seed=seed,
-        width=width,
-        height=height,
-        guidance=guidance,
-        namespace=SHARED if service.settings.cache_scope == "shared" else tenant,
-        cached=options.cache,
-        pinned_variant=variant,
-        pinned_steps=steps,
-        previews=(body.partial_images or 0) if body.stream else 0,
-        on_preview=on_preview,
-        slo_name=class_of(service.settings.slo, options.slo, tenant),
-        least_quality=options.min_quality or 0.0,
-        own_guidance=body.guidance_scale is not None,
-    )
-
-
-def _pinned(service: Service, body: GenerationRequest, options: ArgusOptions) -> str | None:
-    """The variant that the request pins, by `model` or `argus.variant`. Raises ApiError."""
-    variant = service.variant_of(body.model) if body.model else None
-    if options.variant is None:
-        return variant
-    if options.variant not in service.model.variants:
-        known = ", ".join(service.model.variants)
-        raise invalid(
-            f"There is no variant {options.variant!r}; the variants are {known}.", "argus.variant"
-        )
-    if variant not in (None, options.variant):
-        raise invalid(
-            f"model pins {variant} and argus.variant {options.variant}: give one of the two.",
-            "argus.variant",
-        )
-    return options.variant
-
-
 def report(service: Service, picture: Picture) -> PictureReport:
     """The report of how a picture was made, without other tenants' prompts."""
     request, decision, job = picture.request, picture.decision, picture.job
@@ -192,13 +125,15 @@ def report(service: Service, picture: Picture) -> PictureReport:
         own = service.settings.cache_scope == "key"
         prompt = picture.neighbour.prompt if own else None
         neighbour = NeighbourReport(entry=picture.neighbour.entry, prompt=prompt)
-    latency_s = request.latency_s
+    latency_s, painted = request.latency_s, (request.width, request.height)
     return PictureReport(
         variant=picture.variant,
         model=picture.model,
         reason=decision.reason,
         steps_run=job.steps_run,
         steps_skipped=job.skip,
+        steps_limit=request.most_steps,
+        painted_at=None if painted == request.size else named_size(painted),
         neighbour=neighbour,
         similarity=None if similarity is None else round(similarity, 4),
         seed=job.seed,
@@ -206,8 +141,8 @@ def report(service: Service, picture: Picture) -> PictureReport:
         negative_prompt_truncated=request.negative_truncated,
         timings_ms={stage: round(ms, 2) for stage, ms in picture.timings_ms.items()},
         decision_ms={part: round(ms, 2) for part, ms in request.decision_ms.items()},
-        predicted_quality=_rounded(picture.quality),
-        quality_bound=_rounded(picture.quality_bound),
+        predicted_quality=_relative(picture.quality, request),
+        quality_bound=_relative(picture.quality_bound, request),
         price=_rounded(decision.price),
         saved_ms=round(1000 * picture.saved_s, 1),
         worker=decision.worker,
@@ -215,6 +150,11 @@ def report(service: Service, picture: Picture) -> PictureReport:
         deadline_ms=None if math.isinf(latency_s) else round(1000 * latency_s),
         on_time=picture.on_time,
     )
+
+
+def _relative(quality: float | None, request: ImageRequest) -> float | None:
+    """Predicted quality beside the exact picture with the steps that the request allows."""
+    return None if quality is None else _rounded(quality / request.exact_quality)
 
 
 def _rounded(value: float | None) -> float | None:

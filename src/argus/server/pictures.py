@@ -6,10 +6,11 @@ import io
 import re
 import secrets
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from zipfile import ZipFile
 
-from PIL import Image
+from PIL import Image, ImageOps
 
 from argus.files import try_writing, written_aside
 from argus.server.health import StorageHealth
@@ -25,10 +26,29 @@ LEAST_ROOM_BYTES = 65536
 _NAME = re.compile(r"[\w-]{32}\.(png|jpeg|webp)")
 
 
-def encode_picture(image: Image.Image, output_format: str) -> bytes:
-    """A picture as a file's content; `output_format` is png, jpeg or webp."""
+def resized(image: Image.Image, size: tuple[int, int]) -> Image.Image:
+    """The picture at a size in pixels; of another shape, what fits of its middle."""
+    if image.size == size:
+        return image
+    return ImageOps.fit(image, size, Image.Resampling.LANCZOS)
+
+
+def encode_picture(
+    image: Image.Image, output_format: str, size: tuple[int, int] | None = None
+) -> bytes:
+    """A picture as a file's content, resized to `size` in pixels; `output_format` is png, jpeg or
+    webp."""
     buffer = io.BytesIO()
-    image.save(buffer, output_format.upper())
+    resized(image, size or image.size).save(buffer, output_format.upper())
+    return buffer.getvalue()
+
+
+def zipped(files: Sequence[bytes], output_format: str) -> bytes:
+    """Pictures' files as one zip file."""
+    buffer = io.BytesIO()
+    with ZipFile(buffer, "w") as archive:  # pictures are compressed already
+        for number, file in enumerate(files):
+            archive.writestr(f"image_{number}.{output_format}", file)
     return buffer.getvalue()
 
 

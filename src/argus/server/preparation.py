@@ -10,7 +10,10 @@ from collections.abc import Awaitable
 from concurrent.futures import Future
 from typing import TYPE_CHECKING, TypeVar
 
+import numpy as np
+
 from argus.control.breaker import FETCH_SHARE
+from argus.quality.predictor import Prediction
 from argus.server.model import ServedFamily
 from argus.server.predictions import Predictions
 from argus.server.request import ImageRequest
@@ -22,6 +25,8 @@ if TYPE_CHECKING:
     from argus.quality.encoder import PromptEncoder
 
 T = TypeVar("T")
+
+LEAST_EXACT = 0.1  # quality of an exact picture with few steps, to which others are relative
 
 
 class Preparation:
@@ -68,6 +73,8 @@ class Preparation:
         request.slo_class = slo = classes[request.slo_name]
         request.slo, request.size_factor = slo.index, self._size_factor(request)
         request.governed = random.random() < self._rollout
+        if request.most_steps is not None:
+            request.exact_share = request.most_steps / self.model.family.exact.steps
         if not request.pinned:
             alone_s = slo.deadline_s + (request.count - 1) * classes.exact_s
             request.latency_s = request.size_factor * alone_s
@@ -104,8 +111,22 @@ class Preparation:
         similarity = None if neighbour is None else neighbour.similarity
         picture.predictor = self._predictions.number
         picture.prediction = self._predictions.predict(picture.embedding.vector, similarity)
+        if picture.most_steps is not None and picture.prediction is not None:
+            picture.exact_quality = self._limited(picture.prediction, picture.most_steps)
         picture.spent("predict", 1000 * (time.perf_counter() - begun))
         picture.spent("fetch", 0.0)
+
+    def _limited(self, prediction: Prediction, steps: int) -> float:
+        """Predicted quality of the exact model with so many steps: on straight lines between the
+        family's variants with fewer steps, that of the least below them."""
+        family, table = self.model.family, self.model.table
+        known = {
+            family.variants[name].steps: float(prediction.mean[v])
+            for v, name in enumerate(table.variants)
+            if family.strategy(name) in ("exact", "steps")
+        }
+        at = sorted(known)
+        return max(LEAST_EXACT, float(np.interp(steps, at, [known[one] for one in at])))
 
 
 async def timed(awaitable: Awaitable[T]) -> tuple[T, float]:

@@ -14,6 +14,7 @@ from argus.cache.cache import Neighbour
 from argus.cache.scope import Scope
 from argus.control.policy import Decision
 from argus.control.request import Request
+from argus.control.variants import EXACT
 from argus.core.job import Job
 from argus.quality.predictor import Prediction
 from argus.server.slo import DEFAULT, ServedSlo
@@ -28,17 +29,21 @@ class ImageRequest(Request):
     """A checked request for `count` pictures, filled in on its way (`docs/architecture.md`).
     `split` makes one request for each picture.
 
-    Asked for: `width` and `height` are pixels; `seed` is that of the first picture.
-    `pinned_variant` pins a variant by name, `pinned_steps` a number of steps. `own_guidance` says
-    that the request sets the guidance. `slo_name` names its SLO class; `least_quality` is the least
-    lower bound of a picture's quality. `namespace` is the tenant's; `cached` says whether the cache
-    may serve and store it. `on_preview` is called with up to `previews` unfinished pictures.
+    Asked for: `seed` is that of the first picture. Pictures are made at `width` and `height` and
+    resized to `size`, in pixels. `pinned_variant` pins a variant by name, `pinned_steps` a number
+    of steps; `most_steps` limits the steps of every variant, the exact one included. `own_guidance`
+    says that the request sets the guidance. `slo_name` names its SLO class; `least_quality` is the
+    least lower bound of a picture's quality, and quality beyond it is worth nothing to a `cheapest`
+    request. `namespace` is the tenant's; `cached` says whether the cache may serve and store it.
+    `on_preview` is called with up to `previews` unfinished pictures.
 
     Prepared: `governed` says whether the policy decides; else the picture is made exactly.
     `latency_s` is the SLO class's; it begins at arrival, or when the server can serve, and ends at
     `slo_deadline_s`. `deadline_s` is a margin earlier. The request is dropped at `limit_s`: by then
     it must be finished, or, if it is pinned or not governed, running. `looked_up` says whether the
-    cache was searched. `predictor` is the number of the predictor that made `prediction`.
+    cache was searched. `exact_quality` is the predicted quality of the exact variant with
+    `most_steps`, relative to that without a limit. `predictor` is the number of the predictor that
+    made `prediction`.
 
     Retried: `latents_unusable` is set if its neighbour's latents did not come. `replacement` is
     the variant that replaces `first`, a picture that the policy doubts.
@@ -50,15 +55,18 @@ class ImageRequest(Request):
     seed: int = 0
     width: int
     height: int
+    size: tuple[int, int]
     guidance: float
     namespace: str
     cached: bool = True
     pinned_variant: str | None = None
     pinned_steps: int | None = None
+    most_steps: int | None = None
     previews: int = 0
     on_preview: OnPreview | None = None
     slo_name: str = DEFAULT
     least_quality: float = 0.0
+    cheapest: bool = False
     own_guidance: bool = False
 
     governed: bool = True
@@ -74,6 +82,7 @@ class ImageRequest(Request):
     neighbours: Sequence[Neighbour] = ()
     neighbour: Neighbour | None = None
     prediction: Prediction | None = None
+    exact_quality: float = 1.0
     predictor: int = 0
     decision_ms: dict[str, float] = field(default_factory=dict)
 
@@ -140,7 +149,7 @@ class Picture:
 
     @property
     def quality(self) -> float | None:
-        """The predicted quality; None without a prediction."""
+        """The predicted quality, relative to the exact variant's; None without a prediction."""
         return self._predicted("mean")
 
     @property
@@ -152,6 +161,8 @@ class Picture:
         prediction = self.request.prediction
         if prediction is None or self.request.own_steps:
             return None
+        if self.decision.variant == EXACT:
+            return self.request.exact_quality
         return float(getattr(prediction, what)[self.decision.variant])
 
 

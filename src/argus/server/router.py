@@ -18,6 +18,7 @@ from argus.control.variants import EXACT, VariantTable
 from argus.core.errors import BadRequest, Expired
 from argus.core.family import EXACT as EXACT_NAME
 from argus.core.family import skip_name
+from argus.quality.predictor import Numbers
 from argus.server.model import ServedFamily
 from argus.server.planning import Planning
 from argus.server.predictions import Predictions
@@ -31,6 +32,7 @@ from argus.workers.worker import WorkerError
 log = logging.getLogger(__name__)
 
 UNGOVERNED_S = 300.0  # `timeout_s` of requests that the policy does not decide, unless it is set
+CHEAPER = 0.05  # quality that the cheapest variant is worth above exact to a `cheapest` request
 FUTURE = ("oracle",)  # policies that know the future
 
 
@@ -58,6 +60,10 @@ class Router:
         self._mean = model.table.mean_quality.tolist()
         same = model.table.model == model.table.model[EXACT]
         self._exact_model: list[bool] = same.tolist()
+        variants = [model.variants[name] for name in model.table.variants]
+        self._steps_run = [variant.steps - variant.skip for variant in variants]
+        alone_s = model.table.alone_s.min(axis=-1)
+        self._cheap = (CHEAPER * (1 - alone_s / alone_s.max())).tolist()
 
     def arrived(self, request: ImageRequest) -> None:
         """Count a request as demand for the planner. One that is not governed counts as exact
@@ -164,10 +170,14 @@ class Router:
         slack_s = request.slack_s if math.isfinite(request.slack_s) else 0.0
         return max(1, math.ceil((wait_s + cheapest_s - slack_s) * self._fleet.scale))
 
-    def saved_s(self, variant: int) -> float:
-        """Worker-seconds that a variant saves against the exact one, each alone in its batch."""
+    def saved_s(self, request: ImageRequest, variant: int) -> float:
+        """Worker-seconds that a variant saves against the request's exact picture, each alone in
+        its batch."""
+        if variant == EXACT:
+            return 0.0
         alone = self._table.alone_s
-        return float(alone[EXACT].min() - alone[variant].min()) * self._fleet.scale
+        saved_s = request.exact_share * float(alone[EXACT].min()) - float(alone[variant].min())
+        return request.size_factor * saved_s * self._fleet.scale
 
     def _stored(self, request: ImageRequest) -> Sequence[int]:
         """The steps K for which the neighbour's latents can be fetched."""
@@ -182,18 +192,25 @@ class Router:
         allowed = [not k or k in stored for k in self._skips]
         least = max(request.least_quality, request.slo_class.floor)
         if prediction is not None and least > 0:
-            low = prediction.low.tolist()
+            low = _relative(prediction.low, request).tolist()
             allowed = [a and bound >= least for a, bound in zip(allowed, low, strict=True)]
         elif least > 0:
             allowed = [v == EXACT for v in range(len(allowed))]
         if request.own_guidance:
             allowed = [a and own for a, own in zip(allowed, self._exact_model, strict=True)]
+        if request.most_steps is not None:
+            most, steps = request.most_steps, self._steps_run
+            allowed = [a and (v == EXACT or steps[v] <= most) for v, a in enumerate(allowed)]
         request.allowed = allowed
         request.similarity = None if neighbour is None else neighbour.similarity
         if prediction is None or not self._controller.policy.informed:
-            request.quality = self._mean
+            quality = self._mean
         else:
-            request.quality = np.nan_to_num(prediction.mean, nan=0.0).tolist()
+            quality = np.nan_to_num(_relative(prediction.mean, request), nan=0.0).tolist()
+        if request.cheapest:
+            both = zip(quality, self._cheap, strict=True)
+            quality = [min(one, least) + cheaper for one, cheaper in both]
+        request.quality = quality
 
     def _would_be(self, decision: Decision, request: ImageRequest) -> str:
         """The decision that the policy would have made, for requests that it does not govern."""
@@ -204,6 +221,15 @@ class Router:
             f", of predicted quality {prediction.mean[decision.variant]:.2f}" if prediction else ""
         )
         return f"shadow: Argus would have made {self._table.variants[decision.variant]}{quality}"
+
+
+def _relative(quality: Numbers, request: ImageRequest) -> Numbers:
+    """Predicted quality (v,) beside the exact picture with the steps that the request allows:
+    what is better than that counts as equal."""
+    if request.most_steps is None:
+        return quality
+    beside: Numbers = np.minimum(quality / request.exact_quality, 1.0)
+    return beside
 
 
 def shortest_wait_s(cluster: Cluster) -> float | None:

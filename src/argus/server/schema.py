@@ -23,12 +23,16 @@ class ArgusOptions(BaseModel):
         None, ge=0, le=1, description="Only variants that are worth so much, by their lower bound."
     )
     variant: str | None = Field(None, description="Pins a variant, as `model` FAMILY/VARIANT does.")
+    exact: bool = Field(
+        False, description="Pins the exact model; `num_inference_steps` then is exactly so many."
+    )
 
 
 class GenerationRequest(BaseModel):
-    """`POST /v1/images/generations`. Null is the same as not given."""
+    """`POST /v1/images/generations`. Null is the same as not given. Other fields are ignored and
+    named in the answer, or refused (setting `unknown_fields`)."""
 
-    model_config = ConfigDict(strict=True, extra="forbid")
+    model_config = ConfigDict(strict=True, extra="allow")
 
     prompt: str = Field(min_length=1, max_length=MAX_PROMPT, examples=["a red house in the snow"])
     model: str | None = Field(
@@ -36,7 +40,14 @@ class GenerationRequest(BaseModel):
     )
     n: int | None = Field(None, ge=1, le=MAX_PICTURES, description="Pictures; 1 by default.")
     size: str | None = Field(None, description="WIDTHxHEIGHT in pixels, or auto.")
-    response_format: Literal["b64_json", "url"] | None = None
+    quality: str | None = Field(
+        None,
+        description="What the picture must be worth: auto (the SLO class's own), standard, low, "
+        "fast, medium, high, hd, lossless, or one of the setting `quality_levels`.",
+    )
+    response_format: Literal["b64_json", "url", "file"] | None = Field(
+        None, description="`file` answers with the picture itself, or several in a zip file."
+    )
     output_format: Literal["png", "jpeg", "webp"] | None = None
     user: str | None = None
     stream: bool | None = Field(None, description="Answer with server-sent events.")
@@ -49,14 +60,16 @@ class GenerationRequest(BaseModel):
     negative_prompt: str | None = Field(None, max_length=MAX_PROMPT)
     guidance_scale: float | None = Field(None, ge=0, le=100, allow_inf_nan=False)
     num_inference_steps: int | None = Field(
-        None, ge=1, le=MAX_STEPS, description="Pins the exact model at this many steps."
+        None,
+        ge=1,
+        le=MAX_STEPS,
+        description="The most denoising steps; Argus decides below it (setting `client_steps`).",
     )
     argus: ArgusOptions | None = None
     # Fields of the OpenAI API without effect here, accepted so that its clients work.
     background: str | None = None
     moderation: str | None = None
     output_compression: int | None = None
-    quality: str | None = None
     style: str | None = None
 
 
@@ -79,12 +92,14 @@ class NeighbourReport(BaseModel):
 
 
 class PictureReport(BaseModel):
-    """How a picture was made. `timings_ms` has queue, encode, retrieve, denoise and decode.
+    """How a picture was made. `steps_limit` is the most that the request allowed, where that limits
+    the exact variant; `painted_at` the size from which the picture was resized. `timings_ms` has
+    queue, encode, retrieve, denoise and decode.
 
-    `predicted_quality` is relative to the exact picture's 1, and nine of ten such pictures are not
-    below `quality_bound`. `price` is that of a worker-second at the decision, in quality;
-    `saved_ms` is the worker time that the variant saved. `decision_ms` has the parts of the
-    decision: embed, search, predict, route and fetch.
+    `predicted_quality` is relative to the exact picture's 1, within the limit of steps, and nine of
+    ten such pictures are not below `quality_bound`. `price` is that of a worker-second at the
+    decision, in quality; `saved_ms` is the worker time that the variant saved. `decision_ms` has
+    the parts of the decision: embed, search, predict, route and fetch.
     """
 
     variant: str
@@ -92,6 +107,8 @@ class PictureReport(BaseModel):
     reason: str
     steps_run: int
     steps_skipped: int
+    steps_limit: int | None = None
+    painted_at: str | None = None
     neighbour: NeighbourReport | None = None
     similarity: float | None = None
     seed: int
@@ -114,13 +131,27 @@ class PictureReport(BaseModel):
     )
 
 
-class GenerationResponse(BaseModel):
-    """`data` and `argus` have one item per picture, in the same order."""
+class Usage(BaseModel):
+    """Tokens, which clients of the OpenAI API read: a diffusion model has none."""
 
+    input_tokens: int = 0
+    input_tokens_details: dict[str, int] = {"image_tokens": 0, "text_tokens": 0}
+    output_tokens: int = 0
+    total_tokens: int = 0
+
+
+class GenerationResponse(BaseModel):
+    """`data` and `argus` have one item per picture, in the same order. `ignored_fields` are those
+    of the request that Argus does not know."""
+
+    id: str
     created: int
     data: list[PictureData]
     output_format: str
     size: str
+    quality: str
+    usage: Usage = Usage()
+    ignored_fields: list[str] | None = None
     argus: list[PictureReport]
 
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import logging
 import math
-import re
 import statistics
 import time
 from concurrent.futures import Future
@@ -26,7 +25,7 @@ from argus.control.variants import EXACT
 from argus.core.errors import ModelError
 from argus.core.family import Variant
 from argus.server.dispatcher import Dispatcher
-from argus.server.errors import ApiError, invalid
+from argus.server.errors import ApiError
 from argus.server.health import StorageHealth
 from argus.server.keys import KeyRing
 from argus.server.learning import SAMPLES, Learning
@@ -53,11 +52,9 @@ log = logging.getLogger(__name__)
 DEFAULT_POLICY, UNMEASURED_POLICY = "price", "nirvana"
 MEASURELESS = ("nirvana", "clipper-ha")  # policies that use no costs
 TRIALS = 7
-SIDE_STEP = 8  # every Stable Diffusion model takes only sides that are multiples of this
 STOP_S = 10.0  # for the workers' processes to end
 SETTLE_S = 5.0  # to store the last pictures' latents; dropping them costs only cache hits
 RETRY_S = "5"
-_SIZE = re.compile(r"(\d{1,5})x(\d{1,5})")
 
 
 class Service:
@@ -109,12 +106,14 @@ class Service:
 
     @property
     def model_names(self) -> list[str]:
-        """The names that a request's `model` may have: the family, and its variants."""
+        """The names that a request's `model` may have: the family and its variants, and the
+        `served_model_names`."""
         name = self.family.name
-        return [name, *(f"{name}/{variant}" for variant in self.model.variants)]
+        variants = [f"{name}/{variant}" for variant in self.model.variants]
+        return list(dict.fromkeys([name, *variants, *self.settings.served_model_names]))
 
     def variant_of(self, model: str) -> str | None:
-        """The variant that a request's `model` pins, None if it names the family.
+        """The variant that a request's `model` pins, None if it names the family as a whole.
 
         Raises ApiError for a name that is not in `model_names`.
         """
@@ -125,28 +124,9 @@ class Service:
                 "model_not_found",
                 "model",
             )
+        if model in self.settings.served_model_names:
+            return None
         return model.removeprefix(self.family.name).removeprefix("/") or None
-
-    def size_of(self, size: str | None) -> tuple[int, int]:
-        """Width and height in pixels that a request's `size` asks for.
-
-        Raises ApiError for a size that is too far from the family's own.
-        """
-        exact = self.family.exact
-        if size is None or size == "auto":
-            return exact.width, exact.height
-        match = _SIZE.fullmatch(size)
-        sides = (int(match[1]), int(match[2])) if match else (0, 0)
-        for side, own in zip(sides, (exact.width, exact.height), strict=True):
-            if not own // 2 <= side <= own * 2 or side % SIDE_STEP:
-                raise invalid(
-                    f"size is {size!r}; it must be auto or WIDTHxHEIGHT in multiples of "
-                    f"{SIDE_STEP}, from {exact.width // 2}x{exact.height // 2} to "
-                    f"{exact.width * 2}x{exact.height * 2}. This family is made for "
-                    f"{exact.width}x{exact.height}.",
-                    "size",
-                )
-        return sides
 
     def unavailable(self) -> ApiError:
         """The error that says why no picture can be made now."""

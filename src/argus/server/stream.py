@@ -15,21 +15,15 @@ from fastapi import Request
 from fastapi.responses import StreamingResponse
 from PIL import Image
 
+from argus.server.asked import ignored_fields, image_request
 from argus.server.errors import ApiError
-from argus.server.generate import image_request, report, serve
+from argus.server.generate import named_size, report, serve
 from argus.server.pictures import encode_picture
 from argus.server.request import Picture
-from argus.server.schema import GenerationRequest
+from argus.server.schema import GenerationRequest, Usage
 from argus.server.service import Service
 
 log = logging.getLogger(__name__)
-
-NO_USAGE = {
-    "input_tokens": 0,
-    "input_tokens_details": {"image_tokens": 0, "text_tokens": 0},
-    "output_tokens": 0,
-    "total_tokens": 0,
-}
 
 Event = tuple[str, dict[str, Any]]
 
@@ -73,6 +67,8 @@ class _Making:
 
     def __init__(self, service: Service, body: GenerationRequest, tenant: str) -> None:
         self._service, self._format = service, body.output_format or "png"
+        self._quality = body.quality or "auto"
+        self._ignored = ignored_fields(service, body)
         self._previews: asyncio.Queue[tuple[int, Image.Image] | None] = asyncio.Queue()
         show = self._previews.put_nowait
         self._request = image_request(
@@ -87,7 +83,10 @@ class _Making:
                 content = await self._content(image, "partial_image")
                 yield "image_generation.partial_image", content | {"partial_image_index": index}
             picture = await task
-            content = await self._content(picture.image, "completed") | {"usage": NO_USAGE}
+            content = await self._content(picture.image, "completed")
+            content |= {"usage": Usage().model_dump()}
+            if self._ignored:
+                content["ignored_fields"] = self._ignored
             made = report(self._service, picture).model_dump(exclude_none=True)
             yield "image_generation.completed", content | {"argus": [made]}
         finally:
@@ -102,13 +101,14 @@ class _Making:
             self._previews.put_nowait(None)
 
     async def _content(self, image: Image.Image, kind: str) -> dict[str, Any]:
-        data = await asyncio.to_thread(encode_picture, image, self._format)
+        size = self._request.size
+        data = await asyncio.to_thread(encode_picture, image, self._format, size)
         return {
             "type": f"image_generation.{kind}",
             "b64_json": base64.b64encode(data).decode(),
             "created_at": int(time.time()),
-            "size": f"{image.width}x{image.height}",
-            "quality": "auto",
+            "size": named_size(size),
+            "quality": self._quality,
             "background": "opaque",
             "output_format": self._format,
         }
