@@ -59,7 +59,9 @@ def test_a_vector_of_zeros_is_like_nothing() -> None:
     known = vectors(2)
     known[0] = 0
     for count in (2, FEW + 1):  # by either way
-        index = built(np.concatenate([known, -known[1:].repeat(count - 2, 0)]), by_adding=True)
+        opposite = 0.1 * vectors(count)[2:] - known[1]  # alike, but not the same: a graph may lose
+        opposite /= np.linalg.norm(opposite, axis=1, keepdims=True)  # its way among equals
+        index = built(np.concatenate([known, opposite]), by_adding=True)
         (first, _), (second, similarity) = index.nearest("all", known[1], 2)
         assert (first, second) == (1, 0)
         assert similarity == pytest.approx(0, abs=1e-6)

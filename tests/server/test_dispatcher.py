@@ -48,8 +48,8 @@ def server(measured_family: Path, tmp_path_factory: pytest.TempPathFactory) -> I
 
 def asked(prompt: str = "a red fish", **fields: Any) -> ImageRequest:
     values: dict[str, Any] = {
-        "seed": 1, "width": 32, "height": 32, "guidance": 3.0, "namespace": "everyone",
-        "cached": False, **fields,
+        "seed": 1, "width": 32, "height": 32, "size": (32, 32), "guidance": 3.0,
+        "namespace": "everyone", "cached": False, **fields,
     }  # fmt: skip
     return ImageRequest(prompt=prompt, **values)
 

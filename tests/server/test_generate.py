@@ -191,7 +191,6 @@ def test_text_past_the_encoder_s_limit_is_said_to_be_cut(server: Running) -> Non
         ({"stream": True, "n": 2}, "n", "one picture at a time"),
         ({"stream": True, "response_format": "url"}, "stream", "as b64_json"),
         ({"stream": True, "partial_images": 4}, "partial_images", "less than or equal to 3"),
-        ({"stepps": 4}, "stepps", "the fields are prompt, model"),
         ({"argus": {"cash": False}}, "argus.cash", "the fields are cache"),
         ({"argus": {"cache": "no"}}, "argus.cache", "valid boolean"),
         ({"argus": {"slo": "gold"}}, "argus.slo", "the classes are default"),

@@ -84,7 +84,8 @@ def test_prompts_are_not_in_the_log(
         streamed = ask(200, prompt=f"a streamed {MARKER}", stream=True, partial_images=2)
         assert "completed" in streamed.text
         ask(400, prompt=f"a {MARKER}", size="7x7")
-        ask(400, prompt=f"a {MARKER}", **{MARKER: 1})
+        ask(200, prompt=f"an ignored {MARKER}", **{MARKER: 1})
+        ask(400, prompt=f"a {MARKER}", argus={MARKER: 1})
         ask(400, prompt=[MARKER])
         assert httpx.post(path, content=f'{{"prompt": "{MARKER}').status_code == 400
         ask(413, prompt=MARKER * 200_000)
@@ -191,7 +192,13 @@ def test_errors_are_named_by_what_quotes_nothing(tmp_path: Path) -> None:
 
 def made_by(variant: str, **fields: Any) -> Picture:
     request = ImageRequest(
-        prompt=f"a {MARKER}", width=32, height=32, guidance=3.0, namespace="everyone", **fields
+        prompt=f"a {MARKER}",
+        width=32,
+        height=32,
+        size=(32, 32),
+        guidance=3.0,
+        namespace="everyone",
+        **fields,
     )
     request.embedding = Embedding(np.zeros(WIDTH, np.float32), False)
     return Picture(

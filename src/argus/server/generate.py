@@ -154,7 +154,9 @@ def report(service: Service, picture: Picture) -> PictureReport:
 
 def _relative(quality: float | None, request: ImageRequest) -> float | None:
     """Predicted quality beside the exact picture with the steps that the request allows."""
-    return None if quality is None else _rounded(quality / request.exact_quality)
+    if quality is None or request.most_steps is None:
+        return _rounded(quality)
+    return _rounded(min(1.0, quality / request.exact_quality))
 
 
 def _rounded(value: float | None) -> float | None:
