@@ -30,7 +30,7 @@ grid: $(READY) ## the README's grid of pictures, by the shipped weights
 
 test: $(READY) ## all tests
 	@echo "Testing ..."
-	@$(BIN)/pytest
+	@$(BIN)/pytest -n logical --maxprocesses 4 --dist loadfile
 
 faults: $(READY) ## minutes of load on a real server while its workers fail (FAULT_MINUTES=5)
 	@echo "Failing workers under load ..."
