@@ -103,3 +103,28 @@ def test_workers_that_come_and_go_leave_the_forecast_as_it_is(led: Led) -> None:
     planning.plan()
     told = metrics.registry.get_sample_value("argus_forecast_rate")
     assert told == pytest.approx(rate, rel=0.3)
+
+
+def test_fewer_steps_make_the_exact_picture_as_much_cheaper(led: Led) -> None:
+    late = led.asked(0.7 * led.exact_s)
+    assert led.decide(late).variant != EXACT
+    limited = led.asked(0.7 * led.exact_s)
+    limited.most_steps, limited.exact_share = 2, 2 / 6  # quick has three steps
+    assert led.decide(limited).variant == EXACT
+
+
+def test_a_policy_without_limits_does_not_make_what_a_request_forbids(
+    led: Led, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    table = led.service.model.table
+    other = table.variants.index("other")
+    chosen = Decision(other, 0, "the fastest")
+    monkeypatch.setattr(led.router._controller, "route", lambda request, cluster: chosen)
+    assert led.decide(led.asked(10.0)) == chosen
+    fine = led.asked(10.0)
+    fine.least_quality = 0.9
+    decision = led.decide(fine)
+    assert (decision.variant, decision.worker) == (EXACT, 0)
+    assert decision.reason == "the request does not allow other"
+    led.service.fleet.queues[0].model = int(table.model[other])
+    assert led.decide(fine).worker is None

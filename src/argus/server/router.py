@@ -101,6 +101,8 @@ class Router:
     def _routed(self, request: ImageRequest) -> Decision:
         cluster = self.planning.cluster()
         decision = self._controller.route(request, cluster)
+        if decision.worker is not None and not request.allowed[decision.variant]:
+            decision = self._allowed(request, decision)
         if request.governed and decision.worker is None and self._fleet.idle and self._fleet.ready:
             decision = self._best_effort(request, f"{decision.reason}, and no other request waits")
         hopeless = decision.worker is None or decision.variant == request.too_late_for
@@ -111,13 +113,23 @@ class Router:
     def _best_effort(self, request: ImageRequest, reason: str) -> Decision:
         """The best picture that a worker can make now, even if late, when no other request is
         queued."""
+        best = self._best(request)
+        return replace(best, reason=reason, best_effort=best.worker is not None)
+
+    def _allowed(self, request: ImageRequest, decision: Decision) -> Decision:
+        """The best variant that the request allows, for policies that know no such limits."""
+        name = self._table.variants[decision.variant]
+        return replace(self._best(request), reason=f"the request does not allow {name}")
+
+    def _best(self, request: ImageRequest) -> Decision:
+        """The best picture that a worker can make with the model it holds."""
         cluster = self._fleet.cluster()
         held, model = set(cluster.models), self._table.model.tolist()
         able = [v for v, allowed in enumerate(request.allowed) if allowed and model[v] in held]
         if not able:
-            return Decision(EXACT, None, reason)
+            return Decision(EXACT, None, "")
         best = max(able, key=lambda v: request.quality[v])
-        return Decision(best, first_free(cluster, model[best]), reason, best_effort=True)
+        return Decision(best, first_free(cluster, model[best]), "")
 
     async def _held(self, variant: str, reason: str, request: ImageRequest) -> Decision:
         """A decision without the policy, for the worker with the variant's model that is free
