@@ -27,7 +27,7 @@ import torch
 import typer
 from numpy.typing import NDArray
 
-from argus.cache.cache import ApproximateCache
+from argus.cache.cache import ApproximateCache, Neighbour
 from argus.cache.catalogue import Catalogue
 from argus.cache.index import SimilarityIndex, Vector
 from argus.cache.latents import LatentStore
@@ -201,7 +201,7 @@ def _replay(
     )
     hits = saved = stored = 0
     for text, vector in zip(texts, vectors, strict=True):
-        k = _resume(cache, vector, thresholds)
+        _, k = resumed(cache, vector, thresholds)
         if k:
             hits, saved = hits + 1, saved + k
         elif cache.keep(SCOPE, text, vector, latents) is not None:
@@ -213,13 +213,15 @@ def _replay(
     }
 
 
-def _resume(cache: ApproximateCache, vector: Vector, thresholds: dict[int, float]) -> int:
-    """K of the latents a prompt is resumed from, 0 if it is not."""
+def resumed(
+    cache: ApproximateCache, vector: Vector, thresholds: dict[int, float]
+) -> tuple[Neighbour | None, int]:
+    """The neighbour from which a prompt is resumed, and K; None and 0 if it is not."""
     for neighbour in cache.find(SCOPE, vector):
         usable = [k for k in neighbour.skips if neighbour.similarity > thresholds[k]]
         if usable and cache.fetch(neighbour, max(usable)) is not None:
-            return max(usable)
-    return 0
+            return neighbour, max(usable)
+    return None, 0
 
 
 if __name__ == "__main__":

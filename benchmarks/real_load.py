@@ -29,7 +29,7 @@ import json
 import re
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from itertools import pairwise
+from itertools import count, pairwise
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -37,14 +37,13 @@ import numpy as np
 import pandas as pd
 import torch
 import typer
-from cache import SCOPE, SHARES, STEPS, Matrix, embed, thresholds_of
+from cache import SCOPE, SHARES, STEPS, Matrix, embed, resumed, thresholds_of
 from rich.console import Console
 from rich.table import Table
 from torch import Tensor
 
-from argus.cache.cache import ApproximateCache, Neighbour
+from argus.cache.cache import ApproximateCache
 from argus.cache.catalogue import ORDERS, Catalogue
-from argus.cache.index import Vector
 from argus.cache.latents import LatentStore, StoredLatents
 
 NOTHING = torch.zeros(1)
@@ -57,9 +56,10 @@ ROOMS = (0.01, 0.02, 0.05, 0.2)  # of what all the prompts' latents would fill
 class Names(LatentStore):
     """A store of names, a byte each: which latents stay is asked here, not what they cost."""
 
+    _names = count()
+
     def put(self, k: int, latents: Tensor) -> StoredLatents:
-        self._count = getattr(self, "_count", 0) + 1
-        return StoredLatents(k, str(self._count), "", 1)
+        return StoredLatents(k, str(next(self._names)), "", 1)
 
     def get(self, stored: StoredLatents) -> Tensor:
         return NOTHING
@@ -226,7 +226,7 @@ def replay(
     ages = []
     for ask in asks:
         now[0], vector = ask.at_s, vectors[number[ask.text]]
-        neighbour, k = _resumed(cache, vector, thresholds)
+        neighbour, k = resumed(cache, vector, thresholds)
         if neighbour is not None:
             source = stored[neighbour.entry]
             hits, saved = hits + 1, saved + k * ask.pictures
@@ -244,17 +244,6 @@ def replay(
         "evicted": kept - cache.stats().latents,
         "ages_h": np.array(ages),
     }
-
-
-def _resumed(
-    cache: ApproximateCache, vector: Vector, thresholds: dict[int, float]
-) -> tuple[Neighbour | None, int]:
-    """The neighbour from which a prompt is resumed, and K; None and 0 if it is not."""
-    for neighbour in cache.find(SCOPE, vector):
-        usable = [k for k in neighbour.skips if neighbour.similarity > thresholds[k]]
-        if usable and cache.fetch(neighbour, max(usable)) is not None:
-            return neighbour, max(usable)
-    return None, 0
 
 
 def _embedded(texts: list[str], minilm: bool, file: Path | None) -> Matrix:

@@ -129,8 +129,10 @@ def read_family(path: Path) -> Family:
 
 
 def _sizes(content: _SizesFile, exact: Variant) -> Sizes:
-    sizes = [tuple(map(int, size.split("x"))) for size in content.native]
-    native = dict.fromkeys([(exact.width, exact.height), *((w, h) for w, h in sizes)])
+    native = {(exact.width, exact.height): None}
+    for size in content.native:
+        width, height = map(int, size.split("x"))
+        native[width, height] = None
     return Sizes(tuple(native), content.limit if content.other == "resize" else None)
 
 

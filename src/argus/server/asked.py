@@ -28,7 +28,7 @@ def image_request(
 ) -> ImageRequest:
     """The checked request of a client. Raises ApiError."""
     exact, settings = service.family.exact, service.settings
-    ignored_fields(service, body)
+    ignored = _ignored_fields(service, body)
     if not body.prompt.strip():
         raise invalid("prompt is blank. Say what the picture shows.", "prompt")
     if "\0" in body.prompt:  # PostgreSQL cannot store it
@@ -85,10 +85,11 @@ def image_request(
         least_quality=least,
         cheapest=level.cheapest and not pinned,
         own_guidance=guidance != usual,
+        ignored_fields=ignored,
     )
 
 
-def ignored_fields(service: Service, body: GenerationRequest) -> list[str]:
+def _ignored_fields(service: Service, body: GenerationRequest) -> list[str]:
     """The fields of a body that Argus does not know. Raises ApiError if it refuses them."""
     unknown = sorted(body.model_extra or ())
     if unknown and service.settings.unknown_fields == "refuse":

@@ -16,7 +16,7 @@ from fastapi import Request, Response
 from starlette.types import Message
 
 from argus.core.errors import BadRequest, Expired, ModelError, NotEnoughMemory
-from argus.server.asked import ignored_fields, image_request
+from argus.server.asked import image_request
 from argus.server.errors import ApiError, invalid
 from argus.server.middleware import CLIENT_LEFT
 from argus.server.pictures import MEDIA_TYPES, encode_picture, zipped
@@ -41,10 +41,10 @@ async def generate(
     asked = image_request(service, body, tenant)
     pictures = await serve(service, asked)
     output_format = body.output_format or "png"
-    encodings = (
-        asyncio.to_thread(encode_picture, one.image, output_format, asked.size) for one in pictures
-    )
-    files = await asyncio.gather(*encodings)
+    files = [  # one after the other: the threads are everybody's
+        await asyncio.to_thread(encode_picture, one.image, output_format, asked.size)
+        for one in pictures
+    ]
     if body.response_format == "file":
         return _file(files, output_format)
     data = [PictureData(b64_json=base64.b64encode(file).decode()) for file in files]
@@ -64,7 +64,7 @@ async def generate(
         output_format=output_format,
         size=named_size(asked.size),
         quality=body.quality or "auto",
-        ignored_fields=ignored_fields(service, body) or None,
+        ignored_fields=list(asked.ignored_fields) or None,
         argus=reports,
     )
 
@@ -141,8 +141,8 @@ def report(service: Service, picture: Picture) -> PictureReport:
         negative_prompt_truncated=request.negative_truncated,
         timings_ms={stage: round(ms, 2) for stage, ms in picture.timings_ms.items()},
         decision_ms={part: round(ms, 2) for part, ms in request.decision_ms.items()},
-        predicted_quality=_relative(picture.quality, request),
-        quality_bound=_relative(picture.quality_bound, request),
+        predicted_quality=_beside_exact(picture.quality, request),
+        quality_bound=_beside_exact(picture.quality_bound, request),
         price=_rounded(decision.price),
         saved_ms=round(1000 * picture.saved_s, 1),
         worker=decision.worker,
@@ -152,11 +152,8 @@ def report(service: Service, picture: Picture) -> PictureReport:
     )
 
 
-def _relative(quality: float | None, request: ImageRequest) -> float | None:
-    """Predicted quality beside the exact picture with the steps that the request allows."""
-    if quality is None or request.most_steps is None:
-        return _rounded(quality)
-    return _rounded(min(1.0, quality / request.exact_quality))
+def _beside_exact(quality: float | None, request: ImageRequest) -> float | None:
+    return None if quality is None else _rounded(float(request.beside_exact(quality)))
 
 
 def _rounded(value: float | None) -> float | None:

@@ -6,8 +6,9 @@ import copy
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
+import numpy as np
 from PIL import Image
 
 from argus.cache.cache import Neighbour
@@ -16,12 +17,15 @@ from argus.control.policy import Decision
 from argus.control.request import Request
 from argus.control.variants import EXACT
 from argus.core.job import Job
-from argus.quality.predictor import Prediction
+from argus.quality.predictor import Numbers, Prediction
 from argus.server.slo import DEFAULT, ServedSlo
 from argus.workers.worker import Finished, OnPreview
 
 if TYPE_CHECKING:
     from argus.quality.encoder import Embedding
+
+
+Q = TypeVar("Q", float, Numbers)
 
 
 @dataclass(eq=False, kw_only=True)
@@ -35,7 +39,8 @@ class ImageRequest(Request):
     says that the request sets the guidance. `slo_name` names its SLO class; `least_quality` is the
     least lower bound of a picture's quality, and quality beyond it is worth nothing to a `cheapest`
     request. `namespace` is the tenant's; `cached` says whether the cache may serve and store it.
-    `on_preview` is called with up to `previews` unfinished pictures.
+    `on_preview` is called with up to `previews` unfinished pictures. `ignored_fields` are those of
+    the body that Argus does not know.
 
     Prepared: `governed` says whether the policy decides; else the picture is made exactly.
     `latency_s` is the SLO class's; it begins at arrival, or when the server can serve, and ends at
@@ -68,6 +73,7 @@ class ImageRequest(Request):
     least_quality: float = 0.0
     cheapest: bool = False
     own_guidance: bool = False
+    ignored_fields: Sequence[str] = ()
 
     governed: bool = True
     arrived_s: float = 0.0
@@ -100,6 +106,14 @@ class ImageRequest(Request):
     def own_steps(self) -> bool:
         """Whether the request pins a number of steps, and no variant."""
         return self.pinned_steps is not None and self.pinned_variant is None
+
+    def beside_exact(self, quality: Q) -> Q:
+        """Predicted quality beside the exact picture with the steps that the request allows: what
+        is better than that counts as equal."""
+        if self.most_steps is None:
+            return quality
+        beside: Q = np.minimum(quality / self.exact_quality, 1.0)
+        return beside
 
     def split(self) -> list[ImageRequest]:
         """One request for each picture, each with another neighbour: with a sampler that adds no

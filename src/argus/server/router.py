@@ -18,7 +18,6 @@ from argus.control.variants import EXACT, VariantTable
 from argus.core.errors import BadRequest, Expired
 from argus.core.family import EXACT as EXACT_NAME
 from argus.core.family import skip_name
-from argus.quality.predictor import Numbers
 from argus.server.model import ServedFamily
 from argus.server.planning import Planning
 from argus.server.predictions import Predictions
@@ -204,7 +203,7 @@ class Router:
         allowed = [not k or k in stored for k in self._skips]
         least = max(request.least_quality, request.slo_class.floor)
         if prediction is not None and least > 0:
-            low = _relative(prediction.low, request).tolist()
+            low = request.beside_exact(prediction.low).tolist()
             allowed = [a and bound >= least for a, bound in zip(allowed, low, strict=True)]
         elif least > 0:
             allowed = [v == EXACT for v in range(len(allowed))]
@@ -218,7 +217,7 @@ class Router:
         if prediction is None or not self._controller.policy.informed:
             quality = self._mean
         else:
-            quality = np.nan_to_num(_relative(prediction.mean, request), nan=0.0).tolist()
+            quality = np.nan_to_num(request.beside_exact(prediction.mean), nan=0.0).tolist()
         if request.cheapest:
             both = zip(quality, self._cheap, strict=True)
             quality = [min(one, least) + cheaper for one, cheaper in both]
@@ -233,15 +232,6 @@ class Router:
             f", of predicted quality {prediction.mean[decision.variant]:.2f}" if prediction else ""
         )
         return f"shadow: Argus would have made {self._table.variants[decision.variant]}{quality}"
-
-
-def _relative(quality: Numbers, request: ImageRequest) -> Numbers:
-    """Predicted quality (v,) beside the exact picture with the steps that the request allows:
-    what is better than that counts as equal."""
-    if request.most_steps is None:
-        return quality
-    beside: Numbers = np.minimum(quality / request.exact_quality, 1.0)
-    return beside
 
 
 def shortest_wait_s(cluster: Cluster) -> float | None:

@@ -15,7 +15,7 @@ from fastapi import Request
 from fastapi.responses import StreamingResponse
 from PIL import Image
 
-from argus.server.asked import ignored_fields, image_request
+from argus.server.asked import image_request
 from argus.server.errors import ApiError
 from argus.server.generate import named_size, report, serve
 from argus.server.pictures import encode_picture
@@ -68,7 +68,6 @@ class _Making:
     def __init__(self, service: Service, body: GenerationRequest, tenant: str) -> None:
         self._service, self._format = service, body.output_format or "png"
         self._quality = body.quality or "auto"
-        self._ignored = ignored_fields(service, body)
         self._previews: asyncio.Queue[tuple[int, Image.Image] | None] = asyncio.Queue()
         show = self._previews.put_nowait
         self._request = image_request(
@@ -85,8 +84,8 @@ class _Making:
             picture = await task
             content = await self._content(picture.image, "completed")
             content |= {"usage": Usage().model_dump()}
-            if self._ignored:
-                content["ignored_fields"] = self._ignored
+            if self._request.ignored_fields:
+                content["ignored_fields"] = list(self._request.ignored_fields)
             made = report(self._service, picture).model_dump(exclude_none=True)
             yield "image_generation.completed", content | {"argus": [made]}
         finally:
