@@ -72,6 +72,19 @@ def test_a_plan_is_made_for_the_requests_that_came(controller: Controller, polic
     assert policy.inputs[-1].slo.tolist() == [0, 0]
 
 
+def test_a_plan_knows_how_much_of_exact_pictures_the_requests_allow(
+    controller: Controller, policy: Noting
+) -> None:
+    plan(controller)
+    assert policy.inputs[-1].exact_share == 1
+    for share in (1.0, 0.5):
+        limited = request(only(0))
+        limited.exact_share = share
+        controller.arrived(limited)
+    plan(controller)
+    assert policy.inputs[-1].exact_share == 0.75
+
+
 def test_without_requests_a_plan_is_asked_for_nobody(
     controller: Controller, policy: Noting
 ) -> None:

@@ -53,6 +53,12 @@ def test_a_family_file_is_read(tmp_path: Path) -> None:
         ("  light:", "  skip-3:", "kept for its skips"),
         ("  light:", "  quick:", "'quick' is given twice"),
         ("kind: clip", "kind: beauty", "scorer.kind"),
+        ("name: mine", "sizes: {native: [60x64]}\nname: mine", "60x64; sides must be multiples"),
+        (
+            "name: mine",
+            "sizes: {native: [4096x64], other: resize}\nname: mine",
+            "its limit of 2048",
+        ),
     ],
 )
 def test_a_wrong_family_file_says_what_is_wrong(

@@ -16,6 +16,7 @@ import pytest
 from PIL import Image
 
 from argus.config import QualityLevel, Settings, SloClass
+from argus.core.errors import BadRequest
 from argus.core.family import Sizes
 from argus.families.catalog import find_family
 from argus.server.asked import image_request, size_of
@@ -77,8 +78,9 @@ def test_fewer_steps_are_a_ceiling_below_which_argus_decides(argus: Running) -> 
     new = {"quality": "thrifty", "argus": {"cache": False}}
     cheap = made(argus, "a hasty bird", num_inference_steps=4, **new)
     assert (cheap["variant"], cheap["steps_run"]) == ("quick", 3)
-    # quick is worth 0.8; four of six steps are on the line from it to 1
-    assert cheap["predicted_quality"] == pytest.approx(0.8 / (0.8 + 0.2 / 3), abs=1e-3)
+    assert cheap["predicted_quality"] == 0.8  # four of six steps may be as good as six
+    same = made(argus, "a hasty cat", num_inference_steps=3, argus={"cache": False})
+    assert (same["steps_run"], same["predicted_quality"]) == (3, 1)
     assert cheap["saved_ms"] < made(argus, "a slow bird", **new)["saved_ms"]
 
 
@@ -88,8 +90,20 @@ def test_who_means_the_exact_model_says_so(argus: Running) -> None:
     assert report["reason"] == "the request pins the number of steps"
     report = made(argus, "an exact fish", argus={"exact": True})
     assert (report["variant"], report["reason"]) == ("exact", "the request pins this variant")
-    report = made(argus, "a pinned fish", model="tiny/quick", num_inference_steps=50)
+    report = made(argus, "a pinned fish", model="tiny/quick", num_inference_steps=50, quality="hd")
     assert (report["variant"], report["steps_run"]) == ("quick", 3)
+
+
+def test_what_languages_without_integers_and_other_programs_send_is_understood(
+    argus: Running,
+) -> None:
+    report = made(argus, "a lua fish", num_inference_steps=30.0, seed=-1, n=1.0)
+    assert report["steps_run"] == 6
+    assert made(argus, "a lua fish", num_inference_steps=30, seed=-1)["seed"] != report["seed"]
+    made(argus, "a patient fish", num_inference_steps=5000)
+    answer = argus.generate("a fish", num_inference_steps=5000, argus={"exact": True})
+    assert "at most 1000 can be pinned" in answer.json()["error"]["message"]
+    assert argus.generate("a fish", num_inference_steps=30.5).status_code == 400
 
 
 def asked(service: Service, **fields: Any) -> ImageRequest:
@@ -112,6 +126,9 @@ def test_a_setting_says_what_steps_mean(
     family: Path, tmp_path: Path, meaning: Any, steps: int, pinned: int | None, most: int | None
 ) -> None:
     service = Service(Settings(family=str(family), data=tmp_path, client_steps=meaning))
+    assert asked(service, num_inference_steps=3, model="tiny/quick").pinned_steps == 3
+    skipping = asked(service, num_inference_steps=4, argus={"variant": "skip-2"})
+    assert skipping.pinned_variant == "skip-2"  # which runs four of six
     request = asked(service, num_inference_steps=steps)
     assert (request.pinned_steps, request.most_steps) == (pinned, most)
     exactly = asked(service, num_inference_steps=steps, argus={"exact": True})
@@ -137,6 +154,16 @@ def test_quality_is_what_a_picture_must_be_worth(argus: Running) -> None:
     assert thrifty["quality_bound"] >= 0.65
 
 
+def test_without_a_predictor_only_high_quality_is_a_promise(
+    tiny_family: Path, tmp_path: Path
+) -> None:
+    service = Service(Settings(family=str(tiny_family), data=tmp_path))
+    for name in ("low", "fast", "medium"):
+        request = asked(service, quality=name)
+        assert (request.least_quality, request.cheapest) == (0, False)
+    assert asked(service, quality="high").least_quality == 0.98
+
+
 def test_other_sizes_are_resized_from_a_native_one(argus: Running) -> None:
     large = argus.generate("a large fish", size="512x512", seed=1)
     assert large.json()["size"] == "512x512"
@@ -147,6 +174,10 @@ def test_other_sizes_are_resized_from_a_native_one(argus: Running) -> None:
     assert shown.size == (512, 512)
     back = shown.resize((32, 32), Image.Resampling.BOX)
     assert np.abs(np.asarray(back, int) - np.asarray(painted, int)).mean() < 16
+    assert argus.generate(size="512x512", n=4).status_code == 200
+    many = argus.generate(size="512x512", n=5)
+    assert (many.status_code, many.json()["error"]["param"]) == (400, "n")
+    assert "too many pixels" in many.json()["error"]["message"]
     tall = argus.generate("a tall fish", size="100x150").json()
     assert (tall["size"], tall["argus"][0]["painted_at"]) == ("100x150", "32x48")
 
@@ -163,6 +194,19 @@ def test_the_native_size_nearest_in_shape_is_made() -> None:
     assert sizes.nearest(1024, 1536) == (64, 96)
     assert sizes.nearest(1792, 1024) == (96, 64)
     assert sizes.nearest(64, 80) == (64, 96)
+
+
+def test_previews_are_sent_at_the_size_that_is_painted(argus: Running) -> None:
+    client = openai.OpenAI(base_url=f"{argus.url}/v1", api_key="any")
+    events = list(
+        client.images.generate(
+            prompt="a fish", size="512x512", stream=True, partial_images=2,
+            extra_body={"argus": {"exact": True}},
+        )
+    )  # fmt: skip
+    assert [event.size for event in events] == ["32x32", "32x32", "512x512"]
+    shown = [Image.open(io.BytesIO(base64.b64decode(str(event.b64_json)))) for event in events]
+    assert [image.size for image in shown] == [(32, 32), (32, 32), (512, 512)]
 
 
 @pytest.mark.parametrize("size", ["513x512", "0x32", "512", "x", "-1x5"])
@@ -191,11 +235,22 @@ def test_a_served_name_stands_for_the_family(argus: Running) -> None:
         client.models.retrieve("gpt-image-1")
 
 
+@pytest.mark.parametrize("name", ["tiny", "tiny/quick"])
+def test_a_served_name_does_not_hide_the_family_s_own(
+    family: Path, tmp_path: Path, name: str
+) -> None:
+    with pytest.raises(BadRequest, match=f"served_model_names has '{name}'"):
+        Service(Settings(family=str(family), data=tmp_path, served_model_names=[name]))
+
+
 def test_unknown_fields_are_ignored_and_named(argus: Running) -> None:
     fields = {"true_cfg_scale": 4.0, "enable_teacache": True, "seed": 3}
     answer = argus.generate("an unknown fish", **fields).json()
     assert answer["ignored_fields"] == ["enable_teacache", "true_cfg_scale"]
     assert "ignored_fields" not in argus.generate("a known fish").json()
+    many = argus.generate("a fish", **{f"{number}" + 100 * "x": 1 for number in range(100)})
+    names = many.json()["ignored_fields"]
+    assert (len(names), {len(name) for name in names}) == (32, {64})
     assert answer["id"] != argus.generate("an unknown fish", **fields).json()["id"]
 
 

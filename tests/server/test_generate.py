@@ -182,7 +182,7 @@ def test_text_past_the_encoder_s_limit_is_said_to_be_cut(server: Running) -> Non
         ({"size": "4096x4096"}, "size", "multiples of 8"),
         ({"size": "large"}, "size", "auto or WIDTHxHEIGHT"),
         ({"output_format": "gif"}, "output_format", "'png', 'jpeg' or 'webp'"),
-        ({"seed": -1}, "seed", "greater than or equal to 0"),
+        ({"seed": -2}, "seed", "greater than or equal to -1"),
         ({"seed": MAX_SEED, "n": 2}, "seed", "pass"),
         ({"guidance_scale": 1, "negative_prompt": "fog"}, "negative_prompt", "above 1"),
         ({"guidance_scale": 101}, "guidance_scale", "less than or equal to 100"),

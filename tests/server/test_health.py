@@ -87,6 +87,46 @@ def test_a_probe_that_hangs_keeps_no_other_waiting() -> None:
     run(use)
 
 
+def test_the_pause_after_a_probe_that_failed_is_the_first_one_again(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """A store that hung once is not looked at as rarely as one that hangs."""
+    pauses, sleep = list[float](), asyncio.sleep
+    loop: asyncio.AbstractEventLoop | None = None
+    outcomes = [
+        TimeoutError(),
+        TimeoutError(),
+        OSError("no space left"),
+        OSError("still none"),
+        None,
+    ]
+
+    async def noted(pause_s: float) -> None:
+        if asyncio.get_running_loop() is not loop:  # another test's server
+            await sleep(pause_s)
+            return
+        pauses.append(pause_s)
+        await sleep(0)
+
+    def probe() -> None:
+        if (outcome := outcomes.pop(0)) is not None:
+            raise outcome
+
+    async def use() -> None:
+        nonlocal loop
+        loop = asyncio.get_running_loop()
+        monkeypatch.setattr(asyncio, "sleep", noted)
+        works = StorageHealth()
+        works.add("latents", probe)
+        works.failed("latents", OSError("no space left"))
+        while works.degraded:
+            await sleep(0)
+
+    monkeypatch.setattr(health, "PROBE_EVERY_S", 5.0)
+    run(use)
+    assert pauses == [5, 10, 20, 5, 5]
+
+
 def test_a_check_finds_out_by_itself() -> None:
     store = Store()
 
@@ -141,7 +181,8 @@ def test_the_pause_doubles_while_writes_fail_though_probes_succeed(
 
     async def noted(pause_s: float) -> None:
         if asyncio.get_running_loop() is not loop:  # another test's server
-            return await sleep(pause_s)
+            await sleep(pause_s)
+            return
         pauses.append(pause_s)
         now[0] += pause_s
         await sleep(0)

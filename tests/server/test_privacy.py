@@ -202,7 +202,7 @@ def made_by(variant: str, **fields: Any) -> Picture:
     )
     request.embedding = Embedding(np.zeros(WIDTH, np.float32), False)
     return Picture(
-        Image.new("RGB", (32, 32)), request, Decision(1, 0, "a test"), Job(request.prompt),
+        Image.new("RGB", (32, 32)), b"", request, Decision(1, 0, "a test"), Job(request.prompt),
         variant, "tiny", {}, on_time=True,
     )  # fmt: skip
 

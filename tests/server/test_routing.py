@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from argus.config import Settings
@@ -17,6 +18,7 @@ from argus.server.request import ImageRequest
 from argus.server.router import Router
 from argus.server.service import Service
 from argus.server.slo import DEFAULT, Classes
+from tests.conftest import WIDTH
 
 
 @dataclass(frozen=True)
@@ -61,6 +63,14 @@ def led(measured_family: Path, tmp_path: Path) -> Iterator[Led]:
     service.cache.close()
 
 
+@pytest.fixture
+def still(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Time stands still: what is left of a deadline does not depend on the machine."""
+    now = time.monotonic()
+    monkeypatch.setattr(time, "monotonic", lambda: now)
+
+
+@pytest.mark.usefixtures("still")
 def test_a_larger_picture_takes_longer_to_make_and_waits_no_longer(led: Led) -> None:
     led.service.fleet.queues[0].queued_s = 3 * led.exact_s
     doubled = led.asked(8 * led.exact_s, size_factor=4)  # of which 3 are waited and 4 worked
@@ -68,6 +78,7 @@ def test_a_larger_picture_takes_longer_to_make_and_waits_no_longer(led: Led) -> 
     assert led.decide(led.asked(6 * led.exact_s, size_factor=4)).variant != EXACT
 
 
+@pytest.mark.usefixtures("still")
 def test_a_smaller_picture_waits_as_long_as_any(led: Led) -> None:
     led.service.fleet.queues[0].queued_s = 1.5 * led.exact_s
     halved = led.asked(0.75 * led.exact_s, size_factor=0.25)
@@ -105,6 +116,7 @@ def test_workers_that_come_and_go_leave_the_forecast_as_it_is(led: Led) -> None:
     assert told == pytest.approx(rate, rel=0.3)
 
 
+@pytest.mark.usefixtures("still")
 def test_fewer_steps_make_the_exact_picture_as_much_cheaper(led: Led) -> None:
     late = led.asked(0.7 * led.exact_s)
     assert led.decide(late).variant != EXACT
@@ -126,5 +138,57 @@ def test_a_policy_without_limits_does_not_make_what_a_request_forbids(
     decision = led.decide(fine)
     assert (decision.variant, decision.worker) == (EXACT, 0)
     assert decision.reason == "the request does not allow other"
-    led.service.fleet.queues[0].model = int(table.model[other])
-    assert led.decide(fine).worker is None
+
+
+def test_what_only_the_exact_model_can_serve_has_a_worker_load_it(
+    led: Led, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    router, queue = led.router, led.service.fleet.queues[0]
+    other, exact = led.service.model.table.variants.index("other"), queue.model
+    queue.model = int(led.service.model.table.model[other])
+    chosen = Decision(other, 0, "the fastest")
+    monkeypatch.setattr(router._controller, "route", lambda request, cluster: chosen)
+    asked: list[int] = []
+
+    def load(model: int) -> None:
+        asked.append(model)
+        queue.model = model
+
+    monkeypatch.setattr(led.service.fleet, "require", load)
+    monkeypatch.setattr(type(led.service.fleet), "targets", [queue.model], raising=False)
+    fine = led.asked(10.0)
+    fine.least_quality = 0.9
+    decision = led.decide(fine)
+    assert (decision.variant, decision.worker, asked) == (EXACT, 0, [exact])
+
+
+@pytest.mark.usefixtures("still")
+def test_the_cheapest_picture_that_can_be_in_time_is_the_policy_s_choice(led: Led) -> None:
+    names, queue = led.service.model.table.variants, led.service.fleet.queues[0]
+    request = led.asked(10.0)
+    request.prediction = led.service.predictions.predict(np.zeros(WIDTH, np.float32), None)
+    request.least_quality, request.cheapest = 0.65, True
+    assert names[led.decide(request).variant] == "quick"  # `other` is held by no worker
+    assert max(request.quality) == 1  # what it is worth stays what is predicted
+    request.least_quality = 0.75  # which the bound of `quick` is below
+    assert led.decide(request).variant == EXACT
+    request.least_quality, request.most_steps = 0.65, 2
+    request.exact_share = 0.1
+    assert led.decide(request).variant == EXACT
+    queue.queued_s = 20.0
+    assert led.decide(request).worker is None
+
+
+@pytest.mark.usefixtures("still")
+def test_a_negative_prompt_is_made_by_variants_with_guidance(
+    led: Led, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(led.router, "_guided", [v == EXACT for v in range(5)])
+    request = led.asked(0.7 * led.exact_s)
+    assert led.decide(request).variant != EXACT
+    request.negative_prompt = "fog"
+    decision = led.decide(request)
+    assert (decision.variant, decision.best_effort) == (EXACT, True)  # none can be in time
+    request.deadline_s += 10
+    decision = led.decide(request)
+    assert (decision.variant, decision.best_effort) == (EXACT, False)

@@ -39,7 +39,9 @@ class Controller:
         self._slos, self._known_rate = slos, known_rate
         self._forecast = Forecast(window_s)
         self._slowness = SlownessTracker(slowness)
-        self._recent: deque[tuple[Sequence[float], Sequence[bool], int]] = deque(maxlen=RECENT)
+        self._recent: deque[tuple[Sequence[float], Sequence[bool], int, float]] = deque(
+            maxlen=RECENT
+        )
         self._count = self._counted = self._seen = 0  # in total, by last window, by last look
         self._looked_s = self._added_s = now  # last look, end of the last window
 
@@ -50,7 +52,7 @@ class Controller:
     def arrived(self, request: Request) -> None:
         """Count a request, and make the next plans for it too."""
         self._count += 1
-        self._recent.append((request.quality, request.allowed, request.slo))
+        self._recent.append((request.quality, request.allowed, request.slo, request.exact_share))
 
     def refused(self, count: int) -> None:
         """Count requests in the rate that were refused before they were prepared."""
@@ -85,20 +87,23 @@ class Controller:
         if self._slowness.outdated:
             self._slowness.planned()
             self.policy.set_slos(self._slos(self._slowness.slowness))
-        recent = list(self._recent)
-        shape = (len(recent), -1) if recent else (0, 0)
+        quality, allowed, slo, shares = (
+            zip(*self._recent, strict=True) if self._recent else [()] * 4
+        )
+        shape = (len(quality), -1) if quality else (0, 0)
         return self.policy.plan(
             PlanningInput(
                 now_s=cluster.now_s,
                 rate=self.rate(cluster.now_s) * self._slowness.slowness,
-                quality=np.array([row for row, _, _ in recent], float).reshape(shape),
-                allowed=np.array([row for _, row, _ in recent], bool).reshape(shape),
-                slo=np.array([index for _, _, index in recent], np.int64),
+                quality=np.array(quality, float).reshape(shape),
+                allowed=np.array(allowed, bool).reshape(shape),
+                slo=np.array(slo, np.int64),
                 kinds=np.array(cluster.kinds),
                 models=np.array(models),
                 alive=np.array(alive),
                 wait_s=np.array(cluster.wait_s),
                 usable=usable,
+                exact_share=float(np.mean(shares)) if shares else 1.0,
             )
         )
 

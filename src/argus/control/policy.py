@@ -34,7 +34,8 @@ class PlanningInput:
     `allowed` (p, v) says which variants can serve them and `slo` (p,) is their SLO class; p may be
     0. `kinds` (w,) are the workers' types of device, `models` (w,) what they hold or load, `alive`
     (w,) which of them are alive, `wait_s` (w,) the predicted wait of a request sent there now.
-    `usable` is the share of cached latents that come in time.
+    `usable` is the share of cached latents that come in time, `exact_share` the mean share of an
+    exact picture's work that these requests allow.
     """
 
     now_s: float
@@ -47,6 +48,7 @@ class PlanningInput:
     alive: Flags
     wait_s: Numbers
     usable: float = 1.0
+    exact_share: float = 1.0
 
 
 @dataclass

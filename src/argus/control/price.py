@@ -105,6 +105,7 @@ class Price(Base):
         quality = self.valued(inputs.quality)
         costs = self._expected_costs(inputs.usable)
         self._cost_rows = costs.tolist()
+        costs[EXACT] *= inputs.exact_share
         allowed = inputs.allowed & self._own
         demand = demand_of(inputs.rate, quality, allowed, inputs.slo)
         counts = placed(inputs, table)

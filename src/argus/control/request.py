@@ -15,8 +15,8 @@ class Request:
     neighbour none that skips. `similarity` is that of the neighbour, None without one. `slo` is the
     index of its SLO class. `size_factor` is the work of its picture as a multiple of the variant
     table's: 4 where both sides are doubled. It multiplies steps and costs, not waits. `exact_share`
-    is the share of the exact variant's steps that it takes for this request, where that limits
-    them.
+    is the share of the exact variant's work that it takes for this request, where that limits its
+    steps.
 
     Times are seconds of the driver's clock. `deadline_s` is when the picture should be done; the
     request is dropped when it cannot be done by `expires_s`, or does not run by `begin_by_s`.

@@ -9,6 +9,7 @@ from argus.core.job import Job
 
 EXACT = "exact"
 STRATEGIES = ("exact", "cache", "model", "steps")
+SIDE_STEP = 8  # every Stable Diffusion model takes only sides that are multiples of this
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,7 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from argus.core.errors import ModelError
-from argus.core.family import EXACT, Family, ScorerSpec, Sizes, Variant, skip_name
+from argus.core.family import EXACT, SIDE_STEP, Family, ScorerSpec, Sizes, Variant, skip_name
 from argus.core.job import MAX_STEPS
 
 HERE = Path(__file__).parent
@@ -51,7 +51,7 @@ class _SizesFile(_Part):
 
     native: list[Annotated[str, Field(pattern=r"^[1-9]\d{0,4}x[1-9]\d{0,4}$")]] = []
     other: Literal["refuse", "resize"] = "refuse"
-    limit: int = Field(2048, gt=0)
+    limit: int = Field(2048, gt=0, le=8192)
 
 
 class _FamilyFile(_Part):
@@ -136,8 +136,18 @@ def _sizes(content: _SizesFile, exact: Variant) -> Sizes:
     return Sizes(tuple(native), content.limit if content.other == "resize" else None)
 
 
+def _size_problems(content: _SizesFile) -> Iterator[str]:
+    for size in content.native:
+        sides = [int(side) for side in size.split("x")]
+        if any(side % SIDE_STEP for side in sides):
+            yield f"has the native size {size}; sides must be multiples of {SIDE_STEP}."
+        if content.other == "resize" and max(sides) > content.limit:
+            yield f"has the native size {size}, beyond its limit of {content.limit} pixels a side."
+
+
 def _problems(content: _FamilyFile, exact: Variant, cheaper: dict[str, Variant]) -> Iterator[str]:
     """What is wrong with a family beyond the form of its file."""
+    yield from _size_problems(content.sizes)
     known = ", ".join(content.models)
     for name, variant in {EXACT: exact, **cheaper}.items():
         if variant.model not in content.models:

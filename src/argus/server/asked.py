@@ -6,8 +6,8 @@ import re
 import secrets
 
 from argus.config import QUALITY_LEVELS, QualityLevel
-from argus.core.family import EXACT, Family
-from argus.core.job import MAX_SEED
+from argus.core.family import EXACT, SIDE_STEP, Family
+from argus.core.job import MAX_SEED, MAX_STEPS
 from argus.server.errors import invalid, unknown_field
 from argus.server.keys import SHARED
 from argus.server.request import ImageRequest
@@ -16,7 +16,8 @@ from argus.server.service import Service
 from argus.server.slo import class_of
 from argus.workers.worker import OnPreview
 
-SIDE_STEP = 8  # every Stable Diffusion model takes only sides that are multiples of this
+MOST_AREA = 4  # pixels of all pictures of a request, as a multiple of the largest picture's
+MOST_NAMES, LONGEST_NAME = 32, 64  # of unknown fields that the answer names
 _SIZE = re.compile(r"(\d{1,5})x(\d{1,5})")
 
 
@@ -40,19 +41,18 @@ def image_request(
     options = body.argus or ArgusOptions()
     variant = _pinned_variant(service, body, options)
     pinned_steps, most_steps = _steps(service, body, options, variant)
-    level = _level(service, body)
-    least = max(level.least, options.min_quality or 0.0)
     pinned = variant is not None or pinned_steps is not None
-    if pinned and least:
+    if pinned and options.min_quality:
         raise invalid(
-            "A pinned variant is used whatever its quality: leave out "
-            f"{'min_quality' if options.min_quality else 'quality'} or the pin.",
-            "argus.min_quality" if options.min_quality else "quality",
+            "A pinned variant is used whatever its quality: leave out min_quality or the pin.",
+            "argus.min_quality",
         )
+    level = _level(service, body)
+    least = 0.0 if pinned else max(level.least, options.min_quality or 0.0)
     count = body.n or 1
     if count > settings.queue_limit:
         raise invalid(f"n is {count}; this server accepts at most {settings.queue_limit}.", "n")
-    seed = secrets.randbelow(2**32) if body.seed is None else body.seed
+    seed = secrets.randbelow(2**32) if body.seed in (None, -1) else body.seed
     if seed + count - 1 > MAX_SEED:
         raise invalid(f"seed {seed} plus the next {count - 1} pass {MAX_SEED}.", "seed")
     usual = exact.guidance if variant is None else service.model.variants[variant].guidance
@@ -63,8 +63,14 @@ def image_request(
             "above 1, or leave it out.",
             "negative_prompt",
         )
-    size = size_of(service.family, body.size)
-    width, height = service.family.sizes.nearest(*size) if service.family.sizes.limit else size
+    size, sizes = size_of(service.family, body.size), service.family.sizes
+    width, height = sizes.nearest(*size) if sizes.limit else size
+    if sizes.limit and count * size[0] * size[1] > MOST_AREA * sizes.limit**2:
+        raise invalid(
+            f"{count} pictures of {size[0]}x{size[1]} are too many pixels for one request: ask for "
+            "fewer, or smaller ones.",
+            "n",
+        )
     return ImageRequest(
         prompt=body.prompt,
         negative_prompt=body.negative_prompt or "",
@@ -73,6 +79,7 @@ def image_request(
         width=width,
         height=height,
         size=size,
+        output_format=body.output_format or "png",
         guidance=guidance,
         namespace=SHARED if settings.cache_scope == "shared" else tenant,
         cached=options.cache,
@@ -91,7 +98,9 @@ def image_request(
 
 def _ignored_fields(service: Service, body: GenerationRequest) -> list[str]:
     """The fields of a body that Argus does not know. Raises ApiError if it refuses them."""
-    unknown = sorted(body.model_extra or ())
+    extra = body.model_extra or {}
+    unknown = [name[:LONGEST_NAME] for name in sorted(extra)[:MOST_NAMES]]
+    extra.clear()  # their values would stay in memory for as long as the request is served
     if unknown and service.settings.unknown_fields == "refuse":
         raise unknown_field(unknown[0], GenerationRequest)
     return unknown
@@ -163,19 +172,29 @@ def _steps(
     family, meaning = service.family, service.settings.client_steps
     steps = None if meaning == "ignore" else body.num_inference_steps
     if options.exact:
-        return body.num_inference_steps, None
+        return _possible(body.num_inference_steps), None
     if variant is None:
         if steps is None or meaning == "pin":
-            return steps, None
+            return _possible(steps), None
         return None, (steps if steps < family.exact.steps else None)
-    own = family.variants[variant].steps
-    if steps is not None and (meaning == "pin" or steps < own):
+    chosen = family.variants[variant]
+    own, run = chosen.steps, chosen.steps - chosen.skip
+    if steps is not None and not (steps in (own, run) if meaning == "pin" else steps >= run):
         raise invalid(
-            f"The variant {variant} is pinned, which has {own} steps, and num_inference_steps asks "
-            "for another number: give one of the two.",
+            f"The variant {variant} is pinned, which runs {run} steps, and num_inference_steps "
+            f"asks for {steps}: give one of the two.",
             "num_inference_steps",
         )
     return (own if family.strategy(variant) == "steps" else None), None
+
+
+def _possible(steps: int | None) -> int | None:
+    if steps is not None and steps > MAX_STEPS:
+        raise invalid(
+            f"num_inference_steps is {steps}; at most {MAX_STEPS} can be pinned.",
+            "num_inference_steps",
+        )
+    return steps
 
 
 def _level(service: Service, body: GenerationRequest) -> QualityLevel:
@@ -184,4 +203,6 @@ def _level(service: Service, body: GenerationRequest) -> QualityLevel:
     level = levels.get(body.quality or "auto")
     if level is None:
         raise invalid(f"quality is {body.quality!r}; it must be {', '.join(levels)}.", "quality")
+    if service.predictions.predictor is None and level.least < QUALITY_LEVELS["high"].least:
+        return QualityLevel()  # nothing is known of any variant: what the policy chooses will do
     return level

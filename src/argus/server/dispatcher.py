@@ -7,7 +7,8 @@ import logging
 import math
 import time
 from collections.abc import Callable, Coroutine
-from concurrent.futures import Future
+from concurrent.futures import Future, ThreadPoolExecutor
+from functools import partial
 from typing import Any, NoReturn
 
 from argus.control.breaker import FETCH_SHARE
@@ -16,6 +17,7 @@ from argus.control.variants import EXACT
 from argus.core.errors import Expired
 from argus.core.job import Job
 from argus.server.metrics import Metrics
+from argus.server.pictures import encode_picture
 from argus.server.preparation import Preparation, timed
 from argus.server.request import (
     Closed,
@@ -34,6 +36,7 @@ from argus.workers.worker import Finished, WorkerError
 log = logging.getLogger(__name__)
 
 RETRY_S = 5  # while models load
+ENCODERS = 2  # threads that write pictures as files
 
 
 class Dispatcher:
@@ -59,6 +62,7 @@ class Dispatcher:
         self._retrieval, self._fleet, self._metrics = retrieval, fleet, metrics
         self._limit, self._on_picture = queue_limit, on_picture
         self._variants = [model.variants[name] for name in model.table.variants]
+        self._encoders = ThreadPoolExecutor(ENCODERS, "encode-pictures")
         self._in_flight = 0
         self._closed = False
         self._ends: set[asyncio.Future[None]] = set()  # one per request, set by `close`
@@ -121,6 +125,7 @@ class Dispatcher:
     def close(self) -> None:
         """End every request that is not answered yet. May be called twice."""
         self._closed = True
+        self._encoders.shutdown(wait=False, cancel_futures=True)
         for end in self._ends:
             if not end.done():
                 end.set_result(None)
@@ -156,7 +161,8 @@ class Dispatcher:
                 raise
             log.info("A doubted picture is returned: no other was made (%s)", type(error).__name__)
             made = request.first
-        return self._finish(request, *made)
+        file, file_ms = await timed(self._file(request, made[1]))
+        return self._finish(request, *made, file, file_ms)
 
     async def _attempts(self, request: ImageRequest) -> tuple[Decision, Finished]:
         while True:
@@ -180,7 +186,7 @@ class Dispatcher:
             raise Shed(decision.reason, self._router.retry_after_s(request))
         own_steps = self._own_steps(request, decision)
         steps = float(self._table.steps[decision.variant])
-        if own_steps is not None:
+        if own_steps is not None:  # what is not a step is in the table's number
             steps = own_steps + float(self._table.steps[EXACT]) - self._family.exact.steps
         request.variant, request.work_steps = decision.variant, steps * request.size_factor
         if decision.best_effort:
@@ -267,6 +273,10 @@ class Dispatcher:
             request.first = decision, finished
             raise Doubted
 
+    async def _file(self, request: ImageRequest, finished: Finished) -> bytes:
+        encode = partial(encode_picture, finished.image, request.output_format, request.size)
+        return await asyncio.get_running_loop().run_in_executor(self._encoders, encode)
+
     async def _again(self, request: ImageRequest, reason: Exception) -> None:
         """Prepare a request to be routed again. Raises the error that ends it if it cannot be."""
         if isinstance(reason, LatentsUnusable):
@@ -281,7 +291,14 @@ class Dispatcher:
                 raise Expired("The deadline passed while workers changed.") from None
             await asyncio.sleep(0)
 
-    def _finish(self, request: ImageRequest, decision: Decision, finished: Finished) -> Picture:
+    def _finish(
+        self,
+        request: ImageRequest,
+        decision: Decision,
+        finished: Finished,
+        file: bytes,
+        file_ms: float,
+    ) -> Picture:
         """Store the latents, and record the picture's account."""
         if finished.kept:
             self._retrieval.keep(
@@ -293,12 +310,13 @@ class Dispatcher:
             "encode": parts["embed"] + finished.timings_ms["encode"],
             "retrieve": parts["search"] + parts.get("fetch", 0.0),
             "denoise": finished.timings_ms["denoise"],
-            "decode": finished.timings_ms["decode"],
+            "decode": finished.timings_ms["decode"] + file_ms,
         }
         total_ms = 1000 * (now - request.arrived_s)
         timings_ms = {"queue": max(0.0, total_ms - sum(timings_ms.values())), **timings_ms}
         picture = Picture(
             image=finished.image,
+            file=file,
             request=request,
             decision=decision,
             job=self._job(request, decision),

@@ -19,7 +19,7 @@ from argus.core.errors import BadRequest, Expired, ModelError, NotEnoughMemory
 from argus.server.asked import image_request
 from argus.server.errors import ApiError, invalid
 from argus.server.middleware import CLIENT_LEFT
-from argus.server.pictures import MEDIA_TYPES, encode_picture, zipped
+from argus.server.pictures import MEDIA_TYPES, zipped
 from argus.server.request import Closed, Full, ImageRequest, Picture, Shed
 from argus.server.schema import (
     GenerationRequest,
@@ -40,11 +40,7 @@ async def generate(
     """Answer a tenant's request. Raises ApiError."""
     asked = image_request(service, body, tenant)
     pictures = await serve(service, asked)
-    output_format = body.output_format or "png"
-    files = [  # one after the other: the threads are everybody's
-        await asyncio.to_thread(encode_picture, one.image, output_format, asked.size)
-        for one in pictures
-    ]
+    output_format, files = asked.output_format, [picture.file for picture in pictures]
     if body.response_format == "file":
         return _file(files, output_format)
     data = [PictureData(b64_json=base64.b64encode(file).decode()) for file in files]

@@ -69,7 +69,8 @@ class StorageHealth:
         except Exception as error:
             self.failed(kind, error)
 
-    async def _recover(self, kind: str, pause_s: float) -> None:
+    async def _recover(self, kind: str, first_pause_s: float) -> None:
+        pause_s = first_pause_s
         while True:
             await asyncio.sleep(pause_s)
             try:
@@ -78,6 +79,7 @@ class StorageHealth:
                 pause_s = min(2 * pause_s, MOST_PAUSE_S)
                 continue
             except Exception:
+                pause_s = first_pause_s
                 continue
             del self._recovering[kind]
             self._recovered[kind] = asyncio.get_running_loop().time(), pause_s

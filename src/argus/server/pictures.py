@@ -6,6 +6,7 @@ import io
 import re
 import secrets
 import time
+import zlib
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from zipfile import ZipFile
@@ -23,6 +24,7 @@ WRITE_LIMIT_S = 2.0  # after that the picture is sent in the answer
 READ_LIMIT_S = 10.0
 ROOM = 4  # largest pictures so far that a probe writes; with less room, writing soon fails again
 LEAST_ROOM_BYTES = 65536
+_FAST_PNG = {"compress_level": 1, "compress_type": zlib.Z_RLE}  # smooth pictures stay as small
 _NAME = re.compile(r"[\w-]{32}\.(png|jpeg|webp)")
 
 
@@ -39,7 +41,9 @@ def encode_picture(
     """A picture as a file's content, resized to `size` in pixels; `output_format` is png, jpeg or
     webp."""
     buffer = io.BytesIO()
-    resized(image, size or image.size).save(buffer, output_format.upper())
+    of_size = resized(image, size or image.size)
+    fast = _FAST_PNG if output_format == "png" and of_size is not image else {}
+    of_size.save(buffer, output_format.upper(), **fast)
     return buffer.getvalue()
 
 

@@ -8,11 +8,11 @@ import random
 import time
 from collections.abc import Awaitable
 from concurrent.futures import Future
+from dataclasses import replace
 from typing import TYPE_CHECKING, TypeVar
 
-import numpy as np
-
 from argus.control.breaker import FETCH_SHARE
+from argus.control.variants import EXACT
 from argus.quality.predictor import Prediction
 from argus.server.model import ServedFamily
 from argus.server.predictions import Predictions
@@ -74,7 +74,9 @@ class Preparation:
         request.slo, request.size_factor = slo.index, self._size_factor(request)
         request.governed = random.random() < self._rollout
         if request.most_steps is not None:
-            request.exact_share = request.most_steps / self.model.family.exact.steps
+            whole = float(self.model.table.steps[EXACT])  # what is not a step is in it
+            left = self.model.family.exact.steps - request.most_steps
+            request.exact_share = (whole - left) / whole
         if not request.pinned:
             alone_s = slo.deadline_s + (request.count - 1) * classes.exact_s
             request.latency_s = request.size_factor * alone_s
@@ -112,21 +114,22 @@ class Preparation:
         picture.predictor = self._predictions.number
         picture.prediction = self._predictions.predict(picture.embedding.vector, similarity)
         if picture.most_steps is not None and picture.prediction is not None:
-            picture.exact_quality = self._limited(picture.prediction, picture.most_steps)
+            limited = self._limited(picture.prediction, picture.most_steps)
+            picture.exact_quality = max(LEAST_EXACT, limited)
         picture.spent("predict", 1000 * (time.perf_counter() - begun))
         picture.spent("fetch", 0.0)
 
     def _limited(self, prediction: Prediction, steps: int) -> float:
-        """Predicted quality of the exact model with so many steps: on straight lines between the
-        family's variants with fewer steps, that of the least below them."""
-        family, table = self.model.family, self.model.table
-        known = {
-            family.variants[name].steps: float(prediction.mean[v])
-            for v, name in enumerate(table.variants)
-            if family.strategy(name) in ("exact", "steps")
-        }
-        at = sorted(known)
-        return max(LEAST_EXACT, float(np.interp(steps, at, [known[one] for one in at])))
+        """Predicted quality of the exact model with so many steps: that of the variant which
+        differs from exact in steps alone and has the fewest of those with at least as many, so that
+        others do not look better beside it than they are."""
+        exact, variants = self.model.family.exact, self.model.family.variants
+        known = [
+            (variants[name].steps, float(prediction.mean[v]))
+            for v, name in enumerate(self.model.table.variants)
+            if v != EXACT and replace(variants[name], steps=exact.steps) == exact
+        ]
+        return min((one for one in known if one[0] >= steps), default=(exact.steps, 1.0))[1]
 
 
 async def timed(awaitable: Awaitable[T]) -> tuple[T, float]:

@@ -33,14 +33,14 @@ class ImageRequest(Request):
     """A checked request for `count` pictures, filled in on its way (`docs/architecture.md`).
     `split` makes one request for each picture.
 
-    Asked for: `seed` is that of the first picture. Pictures are made at `width` and `height` and
-    resized to `size`, in pixels. `pinned_variant` pins a variant by name, `pinned_steps` a number
-    of steps; `most_steps` limits the steps of every variant, the exact one included. `own_guidance`
-    says that the request sets the guidance. `slo_name` names its SLO class; `least_quality` is the
-    least lower bound of a picture's quality, and quality beyond it is worth nothing to a `cheapest`
-    request. `namespace` is the tenant's; `cached` says whether the cache may serve and store it.
-    `on_preview` is called with up to `previews` unfinished pictures. `ignored_fields` are those of
-    the body that Argus does not know.
+    Asked for: `seed` is that of the first picture. Pictures are made at `width` and `height`,
+    resized to `size`, in pixels, and encoded in `output_format`. `pinned_variant` pins a variant by
+    name, `pinned_steps` a number of steps; `most_steps` limits the steps of every variant, the
+    exact one included. `own_guidance` says that the request sets the guidance. `slo_name` names its
+    SLO class; `least_quality` is the least lower bound of a picture's quality; a `cheapest` request
+    gets the cheapest such variant that can be in time. `namespace` is the tenant's; `cached` says
+    whether the cache may serve and store it. `on_preview` is called with up to `previews`
+    unfinished pictures. `ignored_fields` are those of the body that Argus does not know.
 
     Prepared: `governed` says whether the policy decides; else the picture is made exactly.
     `latency_s` is the SLO class's; it begins at arrival, or when the server can serve, and ends at
@@ -61,6 +61,7 @@ class ImageRequest(Request):
     width: int
     height: int
     size: tuple[int, int]
+    output_format: str = "png"
     guidance: float
     namespace: str
     cached: bool = True
@@ -140,13 +141,14 @@ class ImageRequest(Request):
 
 @dataclass(frozen=True)
 class Picture:
-    """A finished picture and how it was made.
+    """A finished picture, the content of its `file`, and how it was made.
 
     `saved_s` are the worker-seconds saved against an exact picture; `on_time` says whether it was
     finished within its SLO class's latency.
     """
 
     image: Image.Image
+    file: bytes
     request: ImageRequest
     decision: Decision
     job: Job

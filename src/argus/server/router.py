@@ -31,7 +31,6 @@ from argus.workers.worker import WorkerError
 log = logging.getLogger(__name__)
 
 UNGOVERNED_S = 300.0  # `timeout_s` of requests that the policy does not decide, unless it is set
-CHEAPER = 0.05  # quality that the cheapest variant is worth above exact to a `cheapest` request
 FUTURE = ("oracle",)  # policies that know the future
 
 
@@ -55,14 +54,16 @@ class Router:
         self._fleet, self._retrieval = fleet, retrieval
         self._predictions, self._scorer = predictions, scorer
         self._numbers = {name: v for v, name in enumerate(model.table.variants)}
+        self._models = model.table.model.tolist()
         self._skips = model.table.skip.tolist()
         self._mean = model.table.mean_quality.tolist()
         same = model.table.model == model.table.model[EXACT]
         self._exact_model: list[bool] = same.tolist()
         variants = [model.variants[name] for name in model.table.variants]
         self._steps_run = [variant.steps - variant.skip for variant in variants]
-        alone_s = model.table.alone_s.min(axis=-1)
-        self._cheap = (CHEAPER * (1 - alone_s / alone_s.max())).tolist()
+        self._guided = [variant.guidance > 1 for variant in variants]
+        self._alone_s = model.table.alone_s.tolist()
+        self._by_cost = np.argsort(model.table.alone_s.min(axis=-1), kind="stable").tolist()
 
     def arrived(self, request: ImageRequest) -> None:
         """Count a request as demand for the planner. One that is not governed counts as exact
@@ -88,7 +89,7 @@ class Router:
         self._update(request, () if self._retrieval.shut else stored)
         if request.replacement is not None:
             return await self._held(request.replacement, "the first picture was doubted", request)
-        decision = self._routed(request)
+        decision = await self._routed(request)
         if not request.governed:
             made = await self._held(EXACT_NAME, self._would_be(decision, request), request)
             return replace(made, instead_of=decision)
@@ -97,11 +98,14 @@ class Router:
             return replace(decision, reason=reason)
         return decision
 
-    def _routed(self, request: ImageRequest) -> Decision:
+    async def _routed(self, request: ImageRequest) -> Decision:
         cluster = self.planning.cluster()
-        decision = self._controller.route(request, cluster)
+        if request.cheapest:
+            decision = self._cheapest(request, cluster)
+        else:
+            decision = self._controller.route(request, cluster)
         if decision.worker is not None and not request.allowed[decision.variant]:
-            decision = self._allowed(request, decision)
+            decision = await self._allowed(request, decision)
         if request.governed and decision.worker is None and self._fleet.idle and self._fleet.ready:
             decision = self._best_effort(request, f"{decision.reason}, and no other request waits")
         hopeless = decision.worker is None or decision.variant == request.too_late_for
@@ -109,26 +113,66 @@ class Router:
             raise Expired("The deadline left no time to make the picture.")
         return decision
 
+    def _cheapest(self, request: ImageRequest, cluster: Cluster) -> Decision:
+        """The policy's decision among the cheapest of the allowed variants that can be in time;
+        among all of them if it finds that one too slow."""
+        request.slack_s = (request.deadline_s - cluster.now_s) / cluster.slowness
+        allowed = request.allowed
+        able = (
+            v for v in self._by_cost
+            if allowed[v] and v != request.too_late_for and self._in_time(request, v, cluster)
+        )  # fmt: skip
+        chosen = next(able, None)
+        if chosen is not None:
+            request.allowed = [v == chosen for v in range(len(allowed))]
+            decision = self._controller.route(request, cluster)
+            if decision.worker is not None:
+                return decision
+            request.allowed = allowed
+        return self._controller.route(request, cluster)
+
+    def _in_time(self, request: ImageRequest, v: int, cluster: Cluster) -> bool:
+        """Whether a worker that holds the variant's model can make it before the deadline, alone
+        in its batch."""
+        share = request.size_factor * (request.exact_share if v == EXACT else 1.0)
+        model, alone_s = self._models[v], self._alone_s[v]
+        return any(
+            held == model and wait + share * alone_s[kind] <= request.slack_s
+            for kind, held, wait in zip(cluster.kinds, cluster.models, cluster.wait_s, strict=True)
+        )
+
     def _best_effort(self, request: ImageRequest, reason: str) -> Decision:
         """The best picture that a worker can make now, even if late, when no other request is
         queued."""
         best = self._best(request)
         return replace(best, reason=reason, best_effort=best.worker is not None)
 
-    def _allowed(self, request: ImageRequest, decision: Decision) -> Decision:
-        """The best variant that the request allows, for policies that know no such limits."""
-        name = self._table.variants[decision.variant]
-        return replace(self._best(request), reason=f"the request does not allow {name}")
+    async def _allowed(self, request: ImageRequest, decision: Decision) -> Decision:
+        """The best variant that the request allows, for policies that know no such limits. Where no
+        worker can make any, one loads the exact model."""
+        reason = f"the request does not allow {self._table.variants[decision.variant]}"
+        best = self._best(request)
+        if best.worker is None and request.too_late_for != EXACT:
+            try:
+                return await self._held(EXACT_NAME, reason, request)
+            except WorkerError:
+                return replace(best, reason=f"{reason}, and no worker holds the exact model")
+        return replace(best, reason=reason)
 
     def _best(self, request: ImageRequest) -> Decision:
-        """The best picture that a worker can make with the model it holds."""
+        """The best picture that a worker can make in time with the model it holds; if none can be
+        in time, the best of all."""
         cluster = self._fleet.cluster()
-        held, model = set(cluster.models), self._table.model.tolist()
-        able = [v for v, allowed in enumerate(request.allowed) if allowed and model[v] in held]
+        held, late = set(cluster.models), request.too_late_for
+        able = [
+            v for v, allowed in enumerate(request.allowed)
+            if allowed and self._models[v] in held and v != late
+        ]  # fmt: skip
+        able = [v for v in able if self._in_time(request, v, cluster)] or able
         if not able:
             return Decision(EXACT, None, "")
         best = max(able, key=lambda v: request.quality[v])
-        return Decision(best, first_free(cluster, model[best]), "")
+        return Decision(best, first_free(cluster, self._models[best]), "")
 
     async def _held(self, variant: str, reason: str, request: ImageRequest) -> Decision:
         """A decision without the policy, for the worker with the variant's model that is free
@@ -209,6 +253,8 @@ class Router:
             allowed = [v == EXACT for v in range(len(allowed))]
         if request.own_guidance:
             allowed = [a and own for a, own in zip(allowed, self._exact_model, strict=True)]
+        elif request.negative_prompt:  # without guidance it has no effect
+            allowed = [a and guided for a, guided in zip(allowed, self._guided, strict=True)]
         if request.most_steps is not None:
             most, steps = request.most_steps, self._steps_run
             allowed = [a and (v == EXACT or steps[v] <= most) for v, a in enumerate(allowed)]
@@ -218,20 +264,17 @@ class Router:
             quality = self._mean
         else:
             quality = np.nan_to_num(request.beside_exact(prediction.mean), nan=0.0).tolist()
-        if request.cheapest:
-            both = zip(quality, self._cheap, strict=True)
-            quality = [min(one, least) + cheaper for one, cheaper in both]
         request.quality = quality
 
     def _would_be(self, decision: Decision, request: ImageRequest) -> str:
         """The decision that the policy would have made, for requests that it does not govern."""
         if decision.worker is None:
             return f"shadow: Argus would have shed this request: {decision.reason}"
-        prediction = request.prediction
-        quality = (
-            f", of predicted quality {prediction.mean[decision.variant]:.2f}" if prediction else ""
-        )
-        return f"shadow: Argus would have made {self._table.variants[decision.variant]}{quality}"
+        reason = f"shadow: Argus would have made {self._table.variants[decision.variant]}"
+        if request.prediction is None:
+            return reason
+        quality = request.beside_exact(request.prediction.mean)[decision.variant]
+        return f"{reason}, of predicted quality {quality:.2f}"
 
 
 def shortest_wait_s(cluster: Cluster) -> float | None:

@@ -2,14 +2,22 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 
-from argus.core.job import MAX_SEED, MAX_STEPS
+from argus.core.job import MAX_SEED
 
 MAX_PROMPT = 4000
 MAX_PICTURES = 10
+
+
+def _whole(value: Any) -> Any:
+    """Convert 30.0, which clients in JavaScript and Lua send for 30."""
+    return int(value) if isinstance(value, float) and value.is_integer() else value
+
+
+Whole = Annotated[int, BeforeValidator(_whole)]
 
 
 class ArgusOptions(BaseModel):
@@ -38,7 +46,7 @@ class GenerationRequest(BaseModel):
     model: str | None = Field(
         None, description="A family (Argus chooses the variant) or FAMILY/VARIANT (pinned)."
     )
-    n: int | None = Field(None, ge=1, le=MAX_PICTURES, description="Pictures; 1 by default.")
+    n: Whole | None = Field(None, ge=1, le=MAX_PICTURES, description="Pictures; 1 by default.")
     size: str | None = Field(None, description="WIDTHxHEIGHT in pixels, or auto.")
     quality: str | None = Field(
         None,
@@ -54,15 +62,17 @@ class GenerationRequest(BaseModel):
     partial_images: int | None = Field(
         None, ge=0, le=3, description="Unfinished pictures that a stream sends."
     )
-    seed: int | None = Field(
-        None, ge=0, le=MAX_SEED, description="Seed of the first picture; each next one adds 1."
+    seed: Whole | None = Field(
+        None,
+        ge=-1,
+        le=MAX_SEED,
+        description="Seed of the first picture; each next one adds 1. -1 takes any.",
     )
     negative_prompt: str | None = Field(None, max_length=MAX_PROMPT)
     guidance_scale: float | None = Field(None, ge=0, le=100, allow_inf_nan=False)
-    num_inference_steps: int | None = Field(
+    num_inference_steps: Whole | None = Field(
         None,
         ge=1,
-        le=MAX_STEPS,
         description="The most denoising steps; Argus decides below it (setting `client_steps`).",
     )
     argus: ArgusOptions | None = None

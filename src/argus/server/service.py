@@ -22,7 +22,7 @@ from argus.control.breaker import FETCH_SHARE
 from argus.control.controller import Controller
 from argus.control.policy import Slo
 from argus.control.variants import EXACT
-from argus.core.errors import ModelError
+from argus.core.errors import BadRequest, ModelError
 from argus.core.family import Variant
 from argus.server.dispatcher import Dispatcher
 from argus.server.errors import ApiError
@@ -67,6 +67,7 @@ class Service:
         self.keys = None if settings.api_key_file is None else KeyRing(settings.api_key_file)
         self.model = model = ServedFamily.of(settings)
         self.family = model.family
+        self._check_names()
         self.policy = _policy_name(settings, model)
         batching = live_policy(self.policy, model.table, [Slo(math.inf)]).batching
         if settings.policy is None:  # a paper's own batching only where its policy is set
@@ -103,6 +104,15 @@ class Service:
         self._tasks: list[asyncio.Task[None]] = []
         self.leaving = self.draining = False
         self.accepted = 0  # requests that are not answered in full; `Leaving` counts them
+
+    def _check_names(self) -> None:
+        own = [self.family.name, *(f"{self.family.name}/{name}" for name in self.model.variants)]
+        for name in self.settings.served_model_names:
+            if name in own:
+                raise BadRequest(
+                    f"served_model_names has {name!r}, which the family's own names have already: "
+                    "leave it out."
+                )
 
     @property
     def model_names(self) -> list[str]:

@@ -66,7 +66,7 @@ class _Making:
     """A picture that is being made. Closing the generator of its events cancels the work."""
 
     def __init__(self, service: Service, body: GenerationRequest, tenant: str) -> None:
-        self._service, self._format = service, body.output_format or "png"
+        self._service = service
         self._quality = body.quality or "auto"
         self._previews: asyncio.Queue[tuple[int, Image.Image] | None] = asyncio.Queue()
         show = self._previews.put_nowait
@@ -79,10 +79,11 @@ class _Making:
         try:
             while (preview := await self._previews.get()) is not None:
                 index, image = preview
-                content = await self._content(image, "partial_image")
+                file = await asyncio.to_thread(encode_picture, image, self._request.output_format)
+                content = self._content(file, image.size, "partial_image")
                 yield "image_generation.partial_image", content | {"partial_image_index": index}
             picture = await task
-            content = await self._content(picture.image, "completed")
+            content = self._content(picture.file, self._request.size, "completed")
             content |= {"usage": Usage().model_dump()}
             if self._request.ignored_fields:
                 content["ignored_fields"] = list(self._request.ignored_fields)
@@ -99,15 +100,13 @@ class _Making:
         finally:
             self._previews.put_nowait(None)
 
-    async def _content(self, image: Image.Image, kind: str) -> dict[str, Any]:
-        size = self._request.size
-        data = await asyncio.to_thread(encode_picture, image, self._format, size)
+    def _content(self, file: bytes, size: tuple[int, int], kind: str) -> dict[str, Any]:
         return {
             "type": f"image_generation.{kind}",
-            "b64_json": base64.b64encode(data).decode(),
+            "b64_json": base64.b64encode(file).decode(),
             "created_at": int(time.time()),
             "size": named_size(size),
             "quality": self._quality,
             "background": "opaque",
-            "output_format": self._format,
+            "output_format": self._request.output_format,
         }
