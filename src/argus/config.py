@@ -53,6 +53,8 @@ def _share(value: Any) -> Any:
     return value
 
 
+Signal = Literal["running", "waiting", "queue_seconds", "backlog_seconds", "saturation"]
+Price = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 Share = Annotated[float, BeforeValidator(_share), Field(ge=0, le=1)]
 
 
@@ -156,9 +158,16 @@ class Settings(BaseSettings):
         "are named in the answer.",
     )
     served_model_names: list[str] = Field(
-        [],
-        description="More names for the family, for clients that ask for a model such as dall-e-3.",
+        ["default"],
+        description="More names for the family, for clients that ask for a model such as dall-e-3. "
+        "Benchmarks of other servers ask for `default`.",
         examples=['["dall-e-3"]'],
+    )
+    router_metrics: dict[Signal, str] = Field(
+        {},
+        description="Names under which /metrics has what routers in front of servers read: "
+        "running, waiting, queue_seconds, backlog_seconds, saturation. Default: vLLM's.",
+        examples=['{"waiting": "sglang:num_queue_reqs"}'],
     )
     shadow: bool = Field(
         False, description="Make every picture exactly, and record what Argus would have decided."
@@ -192,6 +201,18 @@ class Settings(BaseSettings):
     )
     max_batch: int | None = Field(
         None, ge=1, description="Most pictures in a batch. Default: the profile's best, or 32."
+    )
+    cost_per_hour: dict[str, Price] | Price | None = Field(
+        None,
+        description="What an hour of a worker costs: a number, or numbers by type of device, "
+        "of which `default` is for all others. Answers then say what a picture cost.",
+        examples=['{"default": 2.5}'],
+    )
+    currency: str = Field("USD", description="The currency of `cost_per_hour`, for answers.")
+    admin_keys: list[str] = Field(
+        [],
+        description="Names of API keys that may see the usage of all keys.",
+        examples=['["operator"]'],
     )
     api_key_file: UserPath | None = Field(
         None, description="Hashed API keys, written by `argus key`. Without it no key is needed."

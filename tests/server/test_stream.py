@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import io
+import json
 from typing import Any
 
 import httpx
@@ -82,7 +83,9 @@ def test_leaving_a_stream_frees_its_work(server: Running) -> None:
         httpx.post(f"{server.url}/v1/images/generations", json=body, timeout=0.5)
     body["partial_images"] = 3
     with server.http.stream("POST", "/v1/images/generations", json=body) as answer:
-        assert next(answer.iter_lines()) == "event: image_generation.partial_image"
+        lines = answer.iter_lines()
+        assert json.loads(next(lines).removeprefix(": queued "))["queued_behind"] == 0
+        assert [next(lines), next(lines)] == ["", "event: image_generation.partial_image"]
     wait_until(lambda: server.service.dispatcher.in_flight == 0)
     assert server.generate(argus={"cache": False}).status_code == 200
     assert server.metric("argus_pictures_total", model="tiny", variant="steps-900") == made
@@ -104,7 +107,8 @@ def test_a_stream_is_counted_and_timed_when_it_ends(
     before = ok, left, failed, seconds = counted()
     with server.http.stream("POST", "/v1/images/generations", json=body) as answer:
         lines = answer.iter_lines()
-        assert next(lines) == "event: image_generation.partial_image"
+        assert next(lines).startswith(": queued ")
+        assert [next(lines), next(lines)] == ["", "event: image_generation.partial_image"]
         assert counted() == before
         assert "event: image_generation.completed" in list(lines)
     assert counted() == (ok + 1, left, failed, seconds + 1)

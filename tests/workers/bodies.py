@@ -73,7 +73,7 @@ def _serve(pipe: Connection, kind: str) -> Model | None:
         if kind == "slow":
             time.sleep(600 if answered else 1.0)
         answered += 1
-        pipe.send(Done(request.number, PICTURE))
+        pipe.send(Done(request.number, PICTURE, 0.0))
 
 
 def run_lying(pipe: Connection, model: Model) -> None:
@@ -83,7 +83,7 @@ def run_lying(pipe: Connection, model: Model) -> None:
         request = pipe.recv()
         if isinstance(request, Task):
             for number in (request.number, request.number, request.number + 1000, -1):
-                pipe.send(Done(number, PICTURE))
+                pipe.send(Done(number, PICTURE, 0.0))
             pipe.send(Ready(Model("another")))
 
 

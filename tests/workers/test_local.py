@@ -108,7 +108,7 @@ def test_a_job_that_kills_is_given_up_and_takes_no_other_with_it(
 
 def test_cancelled_tasks_are_dropped_inside_the_process(tiny_sd: Path) -> None:
     ours, theirs = Pipe()
-    thread = threading.Thread(target=_Worker(theirs, Engine.load(str(tiny_sd))).serve)
+    thread = threading.Thread(target=_Worker(theirs, Engine.load(str(tiny_sd)), 0.0).serve)
     ours.send(Task(1, Job("an endless fish", steps=LONG), progress=True))
     ours.send(Task(2, Job("waits until it is alone", steps=LONG), alone=True))
     ours.send(Task(3, Job("a boat", steps=3)))

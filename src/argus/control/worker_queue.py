@@ -204,6 +204,11 @@ class WorkerQueue(Generic[R]):
         self.free_at_s = self.queued_s + (free if blocked else now)
         return at
 
+    @property
+    def backlog_s(self) -> float:
+        """Seconds of work that the queued and running requests are, as of the last `advance`."""
+        return self.queued_s + self._together_s([end - self.progress for end, _, _ in self.running])
+
     def drain(self) -> list[R]:
         """Stop serving, so that another model can be loaded once what runs is finished. Removes the
         queued requests, so that they can be routed again."""

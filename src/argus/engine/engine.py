@@ -26,6 +26,7 @@ from argus.engine.loading import AnyPipeline, load_pipeline
 from argus.engine.memory import in_halves, memory_errors
 from argus.engine.samplers import DEFAULT, new_scheduler
 from argus.engine.schedules import new_schedule
+from argus.engine.sharing import NOTHING, Meter, Share
 from argus.engine.slots import Denoiser, OnPreview, OnStep, Slot
 from argus.engine.transfer import Pace, to_device, to_host
 
@@ -41,7 +42,8 @@ class Result:
 
     `final` are the last latents (1, c, h, w). `kept` maps K to the latents after K steps, from
     which a job with `skip` K resumes. `timings_ms` has the job's times in encode, denoise and
-    decode, each shared with the rest of its batch.
+    decode, each shared with the rest of its batch. `share` is its share of the engine's time and
+    energy.
     """
 
     image: Image.Image
@@ -49,17 +51,19 @@ class Result:
     final: Tensor
     kept: dict[int, Tensor] = field(default_factory=dict)
     timings_ms: dict[str, float] = field(default_factory=dict)
+    share: Share = NOTHING
 
 
 @dataclass(eq=False)
 class _InFlight:
-    """A slot, its ticket and size, and its times in seconds."""
+    """A slot, its ticket and size, its times in seconds, and its share of what the engine uses."""
 
     ticket: int
     slot: Slot
     size: tuple[int, int]
     begun_s: float
     encode_s: float
+    share: Share = NOTHING
     cancelled: bool = False
 
 
@@ -108,6 +112,7 @@ class Engine:
         self.decoder = Decoder(pipeline)
         self._canvas = Canvas(pipeline)
         self._pace = Pace(self._forward.device)
+        self._meter = Meter(self._forward.device)
         self._tickets = itertools.count(1)
         self._waiting = Queue()
         self._in_flight: list[_InFlight] = []
@@ -196,6 +201,8 @@ class Engine:
         """
         self._canvas.check(job, start, keep)
         self._schedule(job.steps)
+        if not self.busy:
+            self._meter.start()
         ticket = next(self._tickets)
         waiting = Waiting(
             ticket,
@@ -238,7 +245,8 @@ class Engine:
         group = [one for one in self._in_flight if one.size == size][: self.max_batch]
         outcomes = self._halved(group, self._advance, lasting=True)
         self._pace.keep()
-        self._preview([one.slot for one in group if one.slot.done in one.slot.previews])
+        self._meter.charge(group)
+        self._preview([one for one in group if one.slot.done in one.slot.previews])
         finished = [one for one in self._in_flight if one.slot.finished]
         outcomes += self._halved(finished, self._decode)
         for one in group:
@@ -290,14 +298,15 @@ class Engine:
             if job.skip in one.keep:
                 slot.kept[job.skip] = to_host(latents)
             admitted.append(_InFlight(one.ticket, slot, size, now, now - begun))
+        self._meter.charge(admitted)
         self._in_flight += admitted
 
     def _advance(self, group: Sequence[_InFlight]) -> None:
         self._denoiser.advance([one.slot for one in group])
 
-    def _preview(self, due: Sequence[Slot]) -> None:
+    def _preview(self, due: Sequence[_InFlight]) -> None:
         """Decode the slots' estimates of their finished latents for `on_preview`."""
-        estimates = [(slot, slot.x0) for slot in due if slot.x0 is not None]
+        estimates = [(one.slot, one.slot.x0) for one in due if one.slot.x0 is not None]
         if not estimates:
             return
         try:
@@ -311,10 +320,12 @@ class Engine:
         for (slot, _), image in zip(estimates, images, strict=True):
             if slot.on_preview is not None:
                 slot.on_preview(slot.previews.index(slot.done), image)
+        self._meter.charge(due)
 
     def _decode(self, group: Sequence[_InFlight]) -> None:
         denoised = time.perf_counter()
         pictures = self.decoder.start([one.slot.latents for one in group])
+        self._meter.charge(group)
         self._decoding.append(_Decoding(group, pictures, denoised))
         self._in_flight = [one for one in self._in_flight if one not in group]
 
@@ -326,6 +337,7 @@ class Engine:
         for batch in ready:
             images = batch.pictures.images()
             decode_ms = 1000 * (time.perf_counter() - batch.begun_s)
+            self._meter.charge(batch.group)
             for one, image in zip(batch.group, images, strict=True):
                 if one.cancelled:
                     continue
@@ -335,7 +347,9 @@ class Engine:
                     "decode": decode_ms,
                 }
                 slot = one.slot
-                result = Result(image, slot.job, slot.latents.clone(), slot.kept, timings)
+                result = Result(
+                    image, slot.job, slot.latents.clone(), slot.kept, timings, one.share
+                )
                 outcomes.append((one.ticket, result))
         return outcomes
 

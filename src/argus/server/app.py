@@ -6,10 +6,11 @@ import asyncio
 import logging
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
+from datetime import datetime
 from http import HTTPStatus
 from typing import Annotated, Any
 
-from fastapi import Depends, FastAPI, Request, Response
+from fastapi import Depends, FastAPI, Query, Request, Response
 from fastapi.responses import RedirectResponse
 from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 
@@ -18,7 +19,7 @@ from argus.core.errors import named
 from argus.server.errors import ApiError, answer_errors
 from argus.server.generate import generate, unless_left
 from argus.server.keys import EVERYONE, KeyRing
-from argus.server.middleware import BodyLimit, Counting, Leaving
+from argus.server.middleware import BodyLimit, Counting, Leaving, RequestId
 from argus.server.pictures import MEDIA_TYPES
 from argus.server.schema import (
     ErrorBody,
@@ -27,10 +28,12 @@ from argus.server.schema import (
     ModelData,
     ModelList,
     Readiness,
+    UsageReport,
 )
 from argus.server.service import Service
 from argus.server.stream import stream
 from argus.server.threads import Threads, TooManyHang
+from argus.server.usage import usage_report
 
 log = logging.getLogger(__name__)
 
@@ -40,7 +43,7 @@ FILES = (*MEDIA_TYPES.values(), "application/zip")
 SWEEP_EVERY_S = 60.0
 ORPHANS_EVERY_S = 3600.0
 ERRORS: dict[int | str, dict[str, Any]] = {
-    status: {"model": ErrorBody} for status in (400, 401, 404, 413, 429, 500, 503)
+    status: {"model": ErrorBody} for status in (400, 401, 403, 404, 413, 429, 500, 503)
 }
 
 
@@ -88,6 +91,7 @@ def new_app(service: Service) -> FastAPI:
     app.add_middleware(BodyLimit, limit=service.settings.body_limit)
     app.add_middleware(Counting, path=GENERATIONS, metrics=service.metrics)
     app.add_middleware(Leaving, path=IMAGES, service=service)
+    app.add_middleware(RequestId)
     answer_errors(app)
     _operator_routes(app, service)
     _api_routes(app, service)
@@ -139,12 +143,31 @@ def _api_routes(app: FastAPI, service: Service) -> None:
         | {200: {"content": {media: {} for media in ("text/event-stream", *FILES)}}},
     )
     async def generations(
-        body: GenerationRequest, request: Request, tenant: Tenant
+        body: GenerationRequest, request: Request, response: Response, tenant: Tenant
     ) -> GenerationResponse | Response:
         if body.stream:
             return await unless_left(request, stream(service, body, tenant, request))
-        work = generate(service, body, tenant, str(request.base_url))
+        work = generate(
+            service, body, tenant, request.state.request_id, str(request.base_url),
+            response.headers,
+        )  # fmt: skip
         return await unless_left(request, work)
+
+    @app.get(
+        "/v1/argus/usage",
+        summary="What pictures took, by key, SLO class and variant",
+        responses={status: ERRORS[status] for status in (400, 401, 403, 503)},
+    )
+    async def usage(
+        tenant: Tenant,
+        begin: Annotated[
+            datetime | None,
+            Query(alias="from", description="Time in ISO 8601 or seconds since the epoch."),
+        ] = None,
+        end: Annotated[datetime | None, Query(alias="to")] = None,
+        key: Annotated[str | None, Query(description="The name of an API key.")] = None,
+    ) -> UsageReport:
+        return await usage_report(service, tenant, begin, end, key)
 
     @app.get(GENERATIONS, include_in_schema=False)
     async def not_a_picture() -> None:

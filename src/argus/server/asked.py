@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import secrets
+from collections.abc import Callable
 
 from argus.config import QUALITY_LEVELS, QualityLevel
 from argus.core.family import EXACT, SIDE_STEP, Family
@@ -26,6 +27,7 @@ def image_request(
     body: GenerationRequest,
     tenant: str,
     on_preview: OnPreview | None = None,
+    on_decided: Callable[[ImageRequest], None] | None = None,
 ) -> ImageRequest:
     """The checked request of a client. Raises ApiError."""
     exact, settings = service.family.exact, service.settings
@@ -81,6 +83,7 @@ def image_request(
         size=size,
         output_format=body.output_format or "png",
         guidance=guidance,
+        key=tenant,
         namespace=SHARED if settings.cache_scope == "shared" else tenant,
         cached=options.cache,
         pinned_variant=variant,
@@ -88,6 +91,7 @@ def image_request(
         most_steps=most_steps,
         previews=(body.partial_images or 0) if body.stream else 0,
         on_preview=on_preview,
+        on_decided=on_decided,
         slo_name=class_of(settings.slo, options.slo, tenant),
         least_quality=least,
         cheapest=level.cheapest and not pinned,

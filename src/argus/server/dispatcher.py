@@ -61,6 +61,7 @@ class Dispatcher:
         self._family, self._table = model.family, model.table
         self._retrieval, self._fleet, self._metrics = retrieval, fleet, metrics
         self._limit, self._on_picture = queue_limit, on_picture
+        self._costs = model.cost_per_s
         self._variants = [model.variants[name] for name in model.table.variants]
         self._encoders = ThreadPoolExecutor(ENCODERS, "encode-pictures")
         self._in_flight = 0
@@ -195,6 +196,12 @@ class Dispatcher:
             decides = request.governed and not request.pinned
             request.expires_s = request.limit_s if decides else math.inf
             request.begin_by_s = request.limit_s
+        model = int(self._table.model[decision.variant])
+        request.queued_behind, request.expected_s = self._fleet.expected(
+            request, decision.worker, model
+        )
+        if request.on_decided is not None:
+            request.on_decided(request)
         return decision
 
     async def _some_worker(self, request: ImageRequest) -> None:
@@ -233,7 +240,7 @@ class Dispatcher:
         assert decision.worker is not None
         whole = decision.variant == EXACT and self._own_steps(request, decision) is None
         keeps = request.looked_up and whole
-        return await self._fleet.run(
+        finished = await self._fleet.run(
             request,
             self._job(request, decision),
             decision.worker,
@@ -243,6 +250,12 @@ class Dispatcher:
             previews=request.previews,
             on_preview=request.show,
         )
+        request.used(finished, self._cost_per_s(decision.worker))
+        return finished
+
+    def _cost_per_s(self, worker: int) -> float | None:
+        costs = self._costs
+        return None if costs is None else costs[self._fleet.queues[worker].kind]
 
     def _own_steps(self, request: ImageRequest, decision: Decision) -> int | None:
         """The number of steps that the request sets for its exact picture, None if none."""
@@ -314,6 +327,9 @@ class Dispatcher:
         }
         total_ms = 1000 * (now - request.arrived_s)
         timings_ms = {"queue": max(0.0, total_ms - sum(timings_ms.values())), **timings_ms}
+        assert decision.worker is not None
+        cost_per_s = self._cost_per_s(decision.worker)
+        saved_s = 0.0 if request.own_steps else self._router.saved_s(request, decision.variant)
         picture = Picture(
             image=finished.image,
             file=file,
@@ -324,7 +340,8 @@ class Dispatcher:
             model=self._variants[decision.variant].model,
             timings_ms=timings_ms,
             on_time=now <= request.slo_deadline_s,
-            saved_s=0.0 if request.own_steps else self._router.saved_s(request, decision.variant),
+            saved_s=saved_s,
+            saved_cost=None if cost_per_s is None else saved_s * cost_per_s,
         )
         self._count(picture)
         self._on_picture(picture)
@@ -335,6 +352,12 @@ class Dispatcher:
         metrics.pictures.labels(picture.model, picture.variant).inc()
         metrics.steps.labels("run").inc(picture.job.steps_run)
         metrics.steps.labels("skipped").inc(picture.job.skip)
+        labels = (self._family.name, picture.variant, request.slo_name, request.key)
+        metrics.gpu_seconds.labels(*labels).inc(request.worker_s)
+        if request.cost is not None:
+            metrics.cost.labels(*labels).inc(request.cost)
+        if request.joules is not None:
+            metrics.joules.labels(*labels).inc(request.joules)
         metrics.saved_seconds.labels("served").inc(max(0.0, picture.saved_s))
         if picture.quality is not None:
             metrics.predicted.labels(picture.variant).observe(picture.quality)

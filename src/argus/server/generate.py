@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import base64
 import math
-import secrets
 import time
 from collections.abc import Awaitable, Callable, Coroutine
 from contextlib import suppress
@@ -13,6 +12,7 @@ from http import HTTPStatus
 from typing import Any, TypeVar
 
 from fastapi import Request, Response
+from starlette.datastructures import MutableHeaders
 from starlette.types import Message
 
 from argus.core.errors import BadRequest, Expired, ModelError, NotEnoughMemory
@@ -35,14 +35,24 @@ T = TypeVar("T")
 
 
 async def generate(
-    service: Service, body: GenerationRequest, tenant: str, base_url: str
+    service: Service,
+    body: GenerationRequest,
+    tenant: str,
+    request_id: str,
+    base_url: str,
+    headers: MutableHeaders,
 ) -> GenerationResponse | Response:
-    """Answer a tenant's request. Raises ApiError."""
+    """Answer a tenant's request; sets the answer's `headers`. Raises ApiError."""
     asked = image_request(service, body, tenant)
     pictures = await serve(service, asked)
     output_format, files = asked.output_format, [picture.file for picture in pictures]
+    account = {
+        "x-argus-variant": ", ".join(dict.fromkeys(one.variant for one in pictures)),
+        "x-argus-gpu-seconds": f"{sum(one.request.worker_s for one in pictures):.6f}",
+    }
+    headers.update(account)
     if body.response_format == "file":
-        return _file(files, output_format)
+        return _file(files, output_format, account)
     data = [PictureData(b64_json=base64.b64encode(file).decode()) for file in files]
     reports = [report(service, picture) for picture in pictures]
     if body.response_format == "url":
@@ -54,7 +64,7 @@ async def generate(
             else:
                 data[i] = PictureData(url=f"{base}/v1/images/{name}")
     return GenerationResponse(
-        id=f"img-{secrets.token_hex(12)}",
+        id=request_id,
         created=int(time.time()),
         data=data,
         output_format=output_format,
@@ -65,15 +75,15 @@ async def generate(
     )
 
 
-def _file(files: list[bytes], output_format: str) -> Response:
+def _file(files: list[bytes], output_format: str, headers: dict[str, str]) -> Response:
     """The answer to `response_format: file`."""
     if len(files) == 1:
         name, media_type, content = f"image.{output_format}", MEDIA_TYPES[output_format], files[0]
     else:
         name, media_type = "images.zip", "application/zip"
         content = zipped(files, output_format)
-    headers = {"Content-Disposition": f'attachment; filename="{name}"'}
-    return Response(content, media_type=media_type, headers=headers)
+    named = {"Content-Disposition": f'attachment; filename="{name}"'}
+    return Response(content, media_type=media_type, headers=headers | named)
 
 
 def named_size(size: tuple[int, int]) -> str:
@@ -141,6 +151,13 @@ def report(service: Service, picture: Picture) -> PictureReport:
         quality_bound=_beside_exact(picture.quality_bound, request),
         price=_rounded(decision.price),
         saved_ms=round(1000 * picture.saved_s, 1),
+        gpu_seconds=round(request.worker_s, 6),
+        cost=_rounded(request.cost, 9),
+        saved_cost=_rounded(picture.saved_cost, 9),
+        currency=None if request.cost is None else service.settings.currency,
+        energy_joules=_rounded(request.joules, 3),
+        queued_behind=request.queued_behind,
+        expected_ms=round(1000 * request.expected_s),
         worker=decision.worker,
         slo=request.slo_name,
         deadline_ms=None if math.isinf(latency_s) else round(1000 * latency_s),
@@ -152,8 +169,8 @@ def _beside_exact(quality: float | None, request: ImageRequest) -> float | None:
     return None if quality is None else _rounded(float(request.beside_exact(quality)))
 
 
-def _rounded(value: float | None) -> float | None:
-    return None if value is None else round(value, 4)
+def _rounded(value: float | None, digits: int = 4) -> float | None:
+    return None if value is None else round(value, digits)
 
 
 async def unless_left(request: Request, work: Coroutine[Any, Any, T]) -> T:

@@ -2,16 +2,45 @@
 
 from __future__ import annotations
 
+import re
+from collections.abc import Mapping
+
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 
+from argus.config import Signal
+from argus.core.errors import BadRequest
+
+_NAME = re.compile(r"[a-zA-Z_:][a-zA-Z0-9_:]*")
 _SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 25, 50, 100)
 _QUALITY = (-0.5, 0, 0.25, 0.5, 0.7, 0.8, 0.9, 0.95, 1, 1.05, 1.25, 1.5)
 
 
-class Metrics:
-    """One registry for each server, so that a process can have several."""
+# What routers in front of servers read: names and meanings of https://llm-d.ai/docs/architecture
+# (EPP and model server protocol) where those have some.
+SIGNALS: dict[Signal, tuple[str, str]] = {
+    "running": ("vllm:num_requests_running", "Pictures that workers make now."),
+    "waiting": (
+        "vllm:num_requests_waiting",
+        "Accepted pictures that no worker has begun, wherever they wait.",
+    ),
+    "queue_seconds": ("argus_queue_seconds", "Expected wait of a picture that is requested now."),
+    "backlog_seconds": (
+        "argus_backlog_gpu_seconds",
+        "Worker-seconds of the pictures that are queued or running.",
+    ),
+    "saturation": (
+        "vllm:kv_cache_usage_perc",
+        "The expected wait as a share of the shortest deadline, at most 1.",
+    ),
+}
 
-    def __init__(self) -> None:
+
+class Metrics:
+    """One registry for each server, so that a process can have several. `names` are the operator's
+    for `SIGNALS`, of the model `family`. Raises BadRequest for names that are no metric's, or
+    taken."""
+
+    def __init__(self, family: str = "", names: Mapping[Signal, str] = {}) -> None:
         self.registry = registry = CollectorRegistry()
         self.requests = Counter(
             "argus_requests", "Generation requests answered.", ["status"], registry=registry
@@ -107,6 +136,27 @@ class Metrics:
             ["kind"],
             registry=registry,
         )
+        account = ["family", "variant", "slo", "key"]
+        self.gpu_seconds = Counter(
+            "argus_gpu_seconds",
+            "Worker-seconds that finished pictures took, by share of the batch.",
+            account,
+            registry=registry,
+        )
+        self.cost = Counter(
+            "argus_cost", "What finished pictures cost, where `cost_per_hour` is set.", account,
+            registry=registry,
+        )  # fmt: skip
+        self.joules = Counter(
+            "argus_energy_joules", "Energy that finished pictures took, where it is measured.",
+            account, registry=registry,
+        )  # fmt: skip
+        self.worker_busy = Gauge(
+            "argus_worker_busy_seconds",
+            "Seconds in which the worker had pictures in flight, as of the last finished one.",
+            ["worker"],
+            registry=registry,
+        )
         self.shadow = Counter(
             "argus_shadow_pictures",
             "Exact pictures that Argus would have made by this variant, or shed.",
@@ -136,3 +186,19 @@ class Metrics:
             "argus_retrainings", "Trainings: accepted, refused or failed.", ["result"],
             registry=registry,
         )  # fmt: skip
+        self._signals = {
+            signal: self._signal(names.get(signal, usual), meaning).labels(family)
+            for signal, (usual, meaning) in SIGNALS.items()
+        }
+
+    def signal(self, signal: Signal, value: float) -> None:
+        """Set one of `SIGNALS`."""
+        self._signals[signal].set(value)
+
+    def _signal(self, name: str, meaning: str) -> Gauge:
+        try:
+            if not _NAME.fullmatch(name):
+                raise ValueError("a name has letters, digits, _ and :")
+            return Gauge(name, meaning, ["model_name"], registry=self.registry)
+        except ValueError as error:
+            raise BadRequest(f"router_metrics: {name!r} cannot be used: {error}") from error

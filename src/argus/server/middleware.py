@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+import secrets
 import time
 from http import HTTPStatus
 from typing import TYPE_CHECKING
@@ -14,6 +16,7 @@ from argus.server.metrics import Metrics
 if TYPE_CHECKING:
     from argus.server.service import Service
 
+_PLAIN_ID = re.compile(r"[\w.:-]{1,128}", re.ASCII)
 CLIENT_LEFT = 499  # nginx's status, only for the metrics: it is never sent
 
 
@@ -83,6 +86,29 @@ class Counting:
         finally:
             if not counted:  # the client disconnected
                 count(CLIENT_LEFT)
+
+
+class RequestId:
+    """Gives every request an id: the client's X-Request-Id, if it is a plain one, else a new one.
+    The answer's header has it, and `request.state.request_id`."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self._app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            return await self._app(scope, receive, send)
+        given = dict(scope["headers"]).get(b"x-request-id", b"").decode("latin-1")
+        own = given if _PLAIN_ID.fullmatch(given) else f"img-{secrets.token_hex(12)}"
+        scope.setdefault("state", {})["request_id"] = own
+
+        async def named(message: Message) -> None:
+            if message["type"] == "http.response.start":
+                headers = [*message.get("headers", ()), (b"x-request-id", own.encode())]
+                message = {**message, "headers": headers}
+            await send(message)
+
+        return await self._app(scope, receive, named)
 
 
 class Leaving:

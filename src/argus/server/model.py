@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -13,7 +14,7 @@ import torch
 from argus.cache.scope import Scope
 from argus.config import Settings
 from argus.control.variants import VariantTable, variant_table
-from argus.core.errors import ModelError
+from argus.core.errors import BadRequest, ModelError
 from argus.core.family import Family, Variant
 from argus.core.profile import MAX_BATCH, Profile
 from argus.engine.sources import family_fingerprint, fingerprint, model_folder, settled
@@ -25,6 +26,7 @@ from argus.workers.worker import Model
 log = logging.getLogger(__name__)
 
 PROFILE, PREDICTOR = "profile.json", "predictor"
+DEFAULT_TYPE = "default"  # of devices, in `cost_per_hour`
 CPU_WORKERS = 2  # one keeps the exact model while the other loads another
 
 
@@ -36,7 +38,8 @@ class ServedFamily:
     `table` has the variants that are served, `models` what a worker loads for each model of the
     table, `devices` the device of each worker. Without a `predictor` qualities are unknown; without
     a profile (`profiled` is false) the table's costs are guesses. `made_for` is the fingerprint
-    that a predictor must be trained for.
+    that a predictor must be trained for. `cost_per_s` is what a worker's second costs by type of
+    device, None if no costs are set.
     """
 
     family: Family
@@ -49,6 +52,7 @@ class ServedFamily:
     predictor_folder: Path | None
     made_for: str
     profiled: bool
+    cost_per_s: tuple[float, ...] | None
 
     @classmethod
     def of(cls, settings: Settings) -> ServedFamily:
@@ -91,7 +95,7 @@ class ServedFamily:
         own = f"{name}@{fingerprint(folders[name])}"
         return cls(
             family, own, folders, table, models, devices, predictor, predictor_folder, made_for,
-            profile is not None,
+            profile is not None, _costs(settings, table.types),
         )  # fmt: skip
 
     @property
@@ -117,6 +121,23 @@ class ServedFamily:
     def model_at(self, number: int, model: int) -> Model:
         """The model that worker `number` loads for the table's `model`."""
         return replace(self.models[model], device=self.devices[number])
+
+
+def _costs(settings: Settings, types: Sequence[str]) -> tuple[float, ...] | None:
+    """What a worker's second costs by type of device. Raises BadRequest for an unknown type."""
+    given = settings.cost_per_hour
+    if given is None:
+        return None
+    if not isinstance(given, dict):
+        return (given / 3600,) * len(types)
+    for name in given:
+        if name not in (*types, DEFAULT_TYPE):
+            known = ", ".join([*types, DEFAULT_TYPE])
+            raise BadRequest(f"cost_per_hour is given for {name!r}; the types are {known}.")
+    for name in types:
+        if name not in given and DEFAULT_TYPE not in given:
+            raise BadRequest(f"cost_per_hour lacks {name!r}: give it, or {DEFAULT_TYPE!r}.")
+    return tuple(given.get(name, given.get(DEFAULT_TYPE, 0.0)) / 3600 for name in types)
 
 
 def _samplers(family: Family) -> dict[str, str]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, TypeVar
 
@@ -18,6 +18,7 @@ from argus.control.request import Request
 from argus.control.variants import EXACT
 from argus.core.job import Job
 from argus.quality.predictor import Numbers, Prediction
+from argus.server.keys import EVERYONE
 from argus.server.slo import DEFAULT, ServedSlo
 from argus.workers.worker import Finished, OnPreview
 
@@ -38,7 +39,8 @@ class ImageRequest(Request):
     name, `pinned_steps` a number of steps; `most_steps` limits the steps of every variant, the
     exact one included. `own_guidance` says that the request sets the guidance. `slo_name` names its
     SLO class; `least_quality` is the least lower bound of a picture's quality; a `cheapest` request
-    gets the cheapest such variant that can be in time. `namespace` is the tenant's; `cached` says
+    gets the cheapest such variant that can be in time. `key` is the name of the client's
+    API key, `namespace` that of its cache; `cached` says
     whether the cache may serve and store it. `on_preview` is called with up to `previews`
     unfinished pictures. `ignored_fields` are those of the body that Argus does not know.
 
@@ -49,6 +51,12 @@ class ImageRequest(Request):
     cache was searched. `exact_quality` is the predicted quality of the exact variant with
     `most_steps`, relative to that without a limit. `predictor` is the number of the predictor that
     made `prediction`.
+
+    Decided: when it was, `queued_behind` requests were queued at its worker, and it was expected to
+    be done after `expected_s` more seconds; `on_decided` is called then.
+
+    Run: `worker_s`, `joules` and `cost` are what its pictures took, also those that were made
+    again.
 
     Retried: `latents_unusable` is set if its neighbour's latents did not come. `replacement` is
     the variant that replaces `first`, a picture that the policy doubts.
@@ -63,6 +71,7 @@ class ImageRequest(Request):
     size: tuple[int, int]
     output_format: str = "png"
     guidance: float
+    key: str = EVERYONE
     namespace: str
     cached: bool = True
     pinned_variant: str | None = None
@@ -70,6 +79,7 @@ class ImageRequest(Request):
     most_steps: int | None = None
     previews: int = 0
     on_preview: OnPreview | None = None
+    on_decided: Callable[[ImageRequest], None] | None = None
     slo_name: str = DEFAULT
     least_quality: float = 0.0
     cheapest: bool = False
@@ -92,6 +102,13 @@ class ImageRequest(Request):
     exact_quality: float = 1.0
     predictor: int = 0
     decision_ms: dict[str, float] = field(default_factory=dict)
+
+    queued_behind: int = 0
+    expected_s: float = 0.0
+
+    worker_s: float = 0.0
+    joules: float | None = None
+    cost: float | None = None
 
     latents_unusable: bool = False
     replacement: str | None = None
@@ -134,6 +151,14 @@ class ImageRequest(Request):
             self.shown = index
             self.on_preview(index, image)
 
+    def used(self, finished: Finished, cost_per_s: float | None) -> None:
+        """Add what a picture took."""
+        self.worker_s += finished.worker_s
+        if finished.joules is not None:
+            self.joules = (self.joules or 0.0) + finished.joules
+        if cost_per_s is not None:
+            self.cost = (self.cost or 0.0) + cost_per_s * finished.worker_s
+
     def spent(self, part: str, ms: float) -> None:
         """Add to the milliseconds that a part of the decision took."""
         self.decision_ms[part] = self.decision_ms.get(part, 0.0) + ms
@@ -143,7 +168,8 @@ class ImageRequest(Request):
 class Picture:
     """A finished picture, the content of its `file`, and how it was made.
 
-    `saved_s` are the worker-seconds saved against an exact picture; `on_time` says whether it was
+    `saved_s` are the worker-seconds saved against an exact picture, by the profile, `saved_cost`
+    what they would have cost, if costs are set; `on_time` says whether it was
     finished within its SLO class's latency.
     """
 
@@ -157,6 +183,7 @@ class Picture:
     timings_ms: dict[str, float]
     on_time: bool
     saved_s: float = 0.0
+    saved_cost: float | None = None
 
     @property
     def neighbour(self) -> Neighbour | None:

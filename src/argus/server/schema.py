@@ -110,6 +110,11 @@ class PictureReport(BaseModel):
     ten such pictures are not below `quality_bound`. `price` is that of a worker-second at the
     decision, in quality; `saved_ms` is the worker time that the variant saved. `decision_ms` has
     the parts of the decision: embed, search, predict, route and fetch.
+
+    `gpu_seconds` is the time of its worker, each second divided among the pictures that shared it;
+    `cost`, in `currency`, is what that costs, `saved_cost` what `saved_ms` would have, and
+    `energy_joules` the device's energy. When it was decided on, `queued_behind` pictures were
+    queued at the worker, and this one was expected to take `expected_ms` more.
     """
 
     variant: str
@@ -130,6 +135,13 @@ class PictureReport(BaseModel):
     quality_bound: float | None = None
     price: float | None = None
     saved_ms: float
+    gpu_seconds: float
+    cost: float | None = None
+    saved_cost: float | None = None
+    currency: str | None = None
+    energy_joules: float | None = None
+    queued_behind: int
+    expected_ms: float
     worker: int
     slo: str
     deadline_ms: float | None = None
@@ -163,6 +175,40 @@ class GenerationResponse(BaseModel):
     usage: Usage = Usage()
     ignored_fields: list[str] | None = None
     argus: list[PictureReport]
+
+
+class Amounts(BaseModel):
+    """What pictures took; costs are 0 while `cost_per_hour` was not set, and energy where it is not
+    measured."""
+
+    pictures: int = 0
+    gpu_seconds: float = 0.0
+    saved_gpu_seconds: float = 0.0
+    cost: float = 0.0
+    saved_cost: float = 0.0
+    energy_joules: float = 0.0
+
+
+class UsageRow(Amounts):
+    """What the pictures of one key, SLO class and variant took."""
+
+    key: str
+    slo: str
+    family: str
+    variant: str
+
+
+class UsageReport(BaseModel):
+    """Usage in whole hours: those that begin in [`from`, `to`), in seconds since the epoch."""
+
+    model_config = ConfigDict(populate_by_name=True)
+
+    object: Literal["list"] = "list"
+    begin: int = Field(alias="from")
+    end: int = Field(alias="to")
+    currency: str
+    total: Amounts
+    data: list[UsageRow]
 
 
 class ModelData(BaseModel):

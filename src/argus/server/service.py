@@ -35,11 +35,13 @@ from argus.server.pictures import Pictures, encode_picture
 from argus.server.planning import Planning
 from argus.server.predictions import Predictions
 from argus.server.preparation import Preparation
+from argus.server.request import Picture
 from argus.server.retrieval import LATENTS, Retrieval
-from argus.server.router import Router, live_policy
+from argus.server.router import Router, live_policy, shortest_wait_s
 from argus.server.scoring import ScoringThread
 from argus.server.slo import DEFAULT, MARGIN, Classes
-from argus.server.storage import open_cache, open_pictures
+from argus.server.storage import catalogue_url, open_cache, open_pictures
+from argus.server.usage import Usage
 from argus.workers.fleet import Fleet
 from argus.workers.local import LocalWorker
 from argus.workers.worker import State
@@ -55,6 +57,7 @@ TRIALS = 7
 STOP_S = 10.0  # for the workers' processes to end
 SETTLE_S = 5.0  # to store the last pictures' latents; dropping them costs only cache hits
 RETRY_S = "5"
+STARTING_S = 5.0  # the expected wait while no worker serves
 
 
 class Service:
@@ -79,7 +82,7 @@ class Service:
             for number in range(len(model.devices))
         ]
         self.fleet = Fleet(model.table, model.models, self.workers, batching, self._replan)
-        self.metrics = Metrics()
+        self.metrics = Metrics(self.family.name, settings.router_metrics)
         self.cache = open_cache(settings)
         self.health = StorageHealth()
         self.retrieval = Retrieval(self.cache, self.health)
@@ -93,13 +96,14 @@ class Service:
         self.health.add(SAMPLES, self.cache.probe_catalogue)  # both are in one database
         share = 1.0 if settings.rollout is None else settings.rollout
         self.rollout = 0.0 if settings.shadow and settings.rollout is None else share
+        self.usage = Usage(catalogue_url(settings), self.family.name, self.health)
         preparation = Preparation(
             model, self._encoder, self._router, self.retrieval, self.predictions, self.rollout,
             settings.timeout_s,
         )  # fmt: skip
         self.dispatcher = Dispatcher(
             preparation, self._router, self.retrieval, self.fleet, self.metrics,
-            settings.queue_limit, self.learning.saw,
+            settings.queue_limit, self._saw,
         )  # fmt: skip
         self._tasks: list[asyncio.Task[None]] = []
         self.leaving = self.draining = False
@@ -182,6 +186,7 @@ class Service:
         self.fleet.start()
         Thread(target=self._load_encoder, daemon=True).start()
         self._tasks.append(asyncio.create_task(self._start()))
+        self._tasks.append(asyncio.create_task(self.usage.run()))
 
     def _load_encoder(self) -> None:
         try:
@@ -233,6 +238,10 @@ class Service:
             self.scorer,
         )  # fmt: skip
 
+    def _saw(self, picture: Picture) -> None:
+        self.usage.saw(picture)
+        self.learning.saw(picture)
+
     def _changed(self, number: int) -> None:
         self.fleet.changed(number)
 
@@ -246,15 +255,30 @@ class Service:
         for number, (worker, queue) in enumerate(zip(self.workers, self.fleet.queues, strict=True)):
             metrics.worker_ready.labels(number).set(worker.state is State.READY)
             metrics.worker_restarts.labels(number).set(worker.restarts)
+            metrics.worker_busy.labels(number).set(worker.busy_s)
             for m, name in enumerate(models):
                 metrics.worker_holds.labels(number, name).set(queue.serving == m)
         metrics.slowness.set(self.fleet.scale)
+        self._signal()
         metrics.model_loads.set(self.fleet.loads)
         metrics.store_usable.set(self.retrieval.usable)
         for kind in self.health.kinds:
             metrics.storage_ok.labels(kind).set(kind not in self.degraded)
         metrics.cache_entries.set(len(self.cache))
         metrics.cache_bytes.set(self.cache.size_bytes)
+
+    def _signal(self) -> None:
+        """Update what routers in front of this server read."""
+        running = self.fleet.running
+        cluster, wait_s = self.fleet.cluster(), shortest_wait_s(self.fleet.cluster())
+        router = self.router
+        deadline_s = math.inf if router is None else router.classes.shortest_s
+        queue_s = STARTING_S if wait_s is None else wait_s * cluster.slowness
+        self.metrics.signal("running", running)
+        self.metrics.signal("waiting", max(0, self.dispatcher.in_flight - running))
+        self.metrics.signal("queue_seconds", queue_s)
+        self.metrics.signal("backlog_seconds", self.fleet.backlog_s)
+        self.metrics.signal("saturation", min(1.0, queue_s / deadline_s))
 
     def leave(self) -> None:
         """Answer 503 to `/ready`; requests are still served."""
@@ -275,7 +299,7 @@ class Service:
             task.cancel()
         self.learning.close()
         self.health.close()
-        settled = asyncio.create_task(self.retrieval.close(SETTLE_S))
+        settled = asyncio.gather(self.retrieval.close(SETTLE_S), self.usage.close(SETTLE_S))
         with suppress(TimeoutError):
             async with asyncio.timeout(STOP_S):
                 await self.fleet.stop(grace_s=0.0)

@@ -42,6 +42,10 @@ class Classes:
     def __getitem__(self, name: str) -> ServedSlo:
         return self._all[name]
 
+    @property
+    def shortest_s(self) -> float:
+        return min(one.deadline_s for one in self._all.values())
+
     def slos(self, scale: float) -> list[Slo]:
         """For each class, the seconds for queueing and running, divided by `scale`, the fleet's
         slowness."""

@@ -19,13 +19,14 @@ from argus.server.asked import image_request
 from argus.server.errors import ApiError
 from argus.server.generate import named_size, report, serve
 from argus.server.pictures import encode_picture
-from argus.server.request import Picture
+from argus.server.request import ImageRequest, Picture
 from argus.server.schema import GenerationRequest, Usage
 from argus.server.service import Service
 
 log = logging.getLogger(__name__)
 
 Event = tuple[str, dict[str, Any]]
+QUEUED = "queued"  # an event that is sent as a comment, which clients of OpenAI's API skip
 
 
 async def stream(
@@ -59,7 +60,15 @@ async def stream(
 
 def _worded(event: Event) -> str:
     name, data = event
+    if name == QUEUED:
+        return f": {QUEUED} {json.dumps(data)}\n\n"
     return f"event: {name}\ndata: {json.dumps(data)}\n\n"
+
+
+def _place(request: ImageRequest) -> dict[str, Any]:
+    """A decided request's place in the queue, and when its picture is expected."""
+    expected_ms = round(1000 * request.expected_s)
+    return {"queued_behind": request.queued_behind, "expected_ms": expected_ms}
 
 
 class _Making:
@@ -68,17 +77,20 @@ class _Making:
     def __init__(self, service: Service, body: GenerationRequest, tenant: str) -> None:
         self._service = service
         self._quality = body.quality or "auto"
-        self._previews: asyncio.Queue[tuple[int, Image.Image] | None] = asyncio.Queue()
-        show = self._previews.put_nowait
+        self._news: asyncio.Queue[tuple[int, Image.Image] | ImageRequest | None] = asyncio.Queue()
+        tell = self._news.put_nowait
         self._request = image_request(
-            service, body, tenant, lambda index, image: show((index, image))
+            service, body, tenant, lambda index, image: tell((index, image)), tell
         )
 
     async def events(self) -> AsyncGenerator[Event]:
         task = asyncio.create_task(self._made())
         try:
-            while (preview := await self._previews.get()) is not None:
-                index, image = preview
+            while (news := await self._news.get()) is not None:
+                if isinstance(news, ImageRequest):
+                    yield QUEUED, _place(news)
+                    continue
+                index, image = news
                 file = await asyncio.to_thread(encode_picture, image, self._request.output_format)
                 content = self._content(file, image.size, "partial_image")
                 yield "image_generation.partial_image", content | {"partial_image_index": index}
@@ -98,7 +110,7 @@ class _Making:
         try:
             return (await serve(self._service, self._request))[0]
         finally:
-            self._previews.put_nowait(None)
+            self._news.put_nowait(None)
 
     def _content(self, file: bytes, size: tuple[int, int], kind: str) -> dict[str, Any]:
         return {

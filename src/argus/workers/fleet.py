@@ -128,6 +128,11 @@ class Fleet:
         return not any(one.queued or one.running or one.queued_s > 0 for one in self.queues)
 
     @property
+    def running(self) -> int:
+        """Number of requests that workers run now."""
+        return sum(len(one.running) for one in self.queues)
+
+    @property
     def backlog(self) -> int:
         return sum(len(one.queued) + len(one.running) for one in self.queues)
 
@@ -186,6 +191,22 @@ class Fleet:
         raise WorkerError(f"No worker makes a picture: {found[0]}")
 
     # --- work
+
+    @property
+    def backlog_s(self) -> float:
+        """Worker-seconds of work that the queued and running requests are."""
+        now = time.monotonic()
+        for one in self.queues:
+            one.advance(now)
+        return sum(one.backlog_s for one in self.queues)
+
+    def expected(self, request: Request, number: int, model: int) -> tuple[int, float]:
+        """How many requests are queued at a worker, and the seconds after which one more, decided
+        on but not sent yet, should be done."""
+        cluster, queue = self.cluster(), self.queues[number]
+        size = min(len(queue.running) + 1, queue.batch_limit(queue.kind, model))
+        work_s = request.work_steps * self._table.batch_step_s(queue.kind, model, size)
+        return len(queue.queued), (cluster.wait_s[number] + work_s) * cluster.slowness
 
     def reserve(self, request: Request, number: int) -> None:
         """Reserve a worker's time for a request while its latents are being fetched."""

@@ -79,6 +79,7 @@ class LocalWorker:
         self.model, self.device_type, self._on_change = model, device_type, on_change
         self.state = State.STARTING
         self.restarts = 0
+        self.busy_s = self._busy_before_s = 0.0  # the latter without the present process
         self.problem: Exception | None = None
         self._numbers = itertools.count(1)
         self._pending: dict[int, _Pending] = {}
@@ -264,6 +265,7 @@ class LocalWorker:
             log.warning("The fork server fails (%r); a worker starts without it", error)
             ours, process = await self._start(forking.spawning(), model)
         self._asked, self._proven, self._heard_s = model, False, time.monotonic()
+        self._busy_before_s = self.busy_s
         self._outbox.put(None)
         self._outbox = SimpleQueue()
         if self.model != model:  # `load` was called meanwhile
@@ -368,6 +370,7 @@ class LocalWorker:
                 pending.on_preview(answer.index, answer.image)
         elif isinstance(answer, Done):
             self._proven = True
+            self.busy_s = self._busy_before_s + answer.busy_s
             pending.answer.set_result(answer.finished)
         else:
             pending.answer.set_exception(answer.error)

@@ -95,10 +95,11 @@ class Preview:
 
 @dataclass(frozen=True)
 class Done:
-    """A task's picture."""
+    """A task's picture; the process has been busy for `busy_s` seconds in all."""
 
     number: int
     finished: Finished
+    busy_s: float
 
 
 @dataclass(frozen=True)

@@ -48,6 +48,7 @@ def run_worker(pipe: Connection, model: Model) -> None:
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
     try:
         wanted: Model | None = model
+        busy_s = 0.0
         while wanted is not None:
             try:
                 engine = _load(wanted)
@@ -55,8 +56,9 @@ def run_worker(pipe: Connection, model: Model) -> None:
                 pipe.send(Unusable(wanted, error))
                 return
             pipe.send(Ready(wanted))
-            wanted = _Worker(pipe, engine).serve()
-            del engine  # before the next one is loaded: memory for one
+            worker = _Worker(pipe, engine, busy_s)
+            wanted, busy_s = worker.serve(), worker.busy_s
+            del worker, engine  # before the next one is loaded: memory for one
     except (EOFError, BrokenPipeError):
         return  # the server is gone
     except Exception as error:  # Python would print its message, which may quote a prompt
@@ -94,9 +96,10 @@ def lower_priority() -> None:
 
 class _Worker:
     """Runs the engine, and reads messages between two steps. `_waiting` are the tasks that the
-    engine does not have yet: those behind one that must be alone."""
+    engine does not have yet: those behind one that must be alone. `busy_s` are the seconds in which
+    this process was busy so far."""
 
-    def __init__(self, pipe: Connection, engine: Engine) -> None:
+    def __init__(self, pipe: Connection, engine: Engine, busy_s: float) -> None:
         self._pipe, self._engine = pipe, engine
         self._waiting: deque[Task] = deque()
         self._tasks: dict[int, Task] = {}  # by the engine's ticket
@@ -104,6 +107,8 @@ class _Worker:
         self._stopping = False
         self._wanted: Model | None = None
         self._beat_s = -math.inf
+        self._busy_before_s = busy_s  # until `_since_s`, when the engine became busy
+        self._since_s: float | None = None
 
     def serve(self) -> Model | None:
         """Work until a `Stop` or `Load`; the model to load, None for a `Stop`."""
@@ -112,8 +117,12 @@ class _Worker:
                 self._take(self._pipe.recv())
             self._admit()
             if self._engine.busy:
+                if self._since_s is None:
+                    self._since_s = time.perf_counter()
                 self._beat()
                 self._step()
+                if not self._engine.busy:
+                    self._busy_before_s, self._since_s = self.busy_s, None
             elif self._stopping:
                 return self._wanted
             else:
@@ -163,7 +172,21 @@ class _Worker:
             self._pipe.send(Begun(tuple(numbers)))
         self._begun = begun
         for ticket, outcome in self._engine.step():
-            self._pipe.send(_answer(self._tasks.pop(ticket).number, outcome))
+            self._pipe.send(self._answer(self._tasks.pop(ticket).number, outcome))
+
+    def _answer(self, number: int, outcome: Result | Exception) -> Done | Failed:
+        if isinstance(outcome, Exception):
+            return Failed(number, _public(outcome))
+        kept = {k: pack(latents) for k, latents in outcome.kept.items()}
+        share = outcome.share
+        finished = Finished(outcome.image, kept, outcome.timings_ms, share.seconds, share.joules)
+        return Done(number, finished, self.busy_s)
+
+    @property
+    def busy_s(self) -> float:
+        """Seconds in which the engine was busy, up to now."""
+        since_s = self._since_s
+        return self._busy_before_s + (0.0 if since_s is None else time.perf_counter() - since_s)
 
     def _beat(self) -> None:
         """Send a beat, since a silent process counts as hung."""
@@ -177,13 +200,6 @@ class _Worker:
 
     def _shower(self, task: Task) -> Callable[[int, Image.Image], None]:
         return lambda index, image: self._pipe.send(Preview(task.number, index, image))
-
-
-def _answer(number: int, outcome: Result | Exception) -> Done | Failed:
-    if isinstance(outcome, Exception):
-        return Failed(number, _public(outcome))
-    kept = {k: pack(latents) for k, latents in outcome.kept.items()}
-    return Done(number, Finished(outcome.image, kept, outcome.timings_ms))
 
 
 def _public(error: Exception) -> ArgusError:

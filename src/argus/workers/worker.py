@@ -51,18 +51,23 @@ class Model:
 
 @dataclass(frozen=True)
 class Finished:
-    """A job's picture. `kept` maps K to packed latents; `timings_ms` as in the engine's result."""
+    """A job's picture. `kept` maps K to packed latents; `timings_ms` as in the engine's result.
+    `worker_s` are the worker's seconds that it took, each divided among the jobs that shared it,
+    `joules` the device's energy likewise, if it is measured."""
 
     image: Image.Image
     kept: dict[int, bytes] = field(default_factory=dict)
     timings_ms: dict[str, float] = field(default_factory=dict)
+    worker_s: float = 0.0
+    joules: float | None = None
 
 
 class Worker(Protocol):
     """Holds one model and runs jobs, many at once. For use from one asyncio loop.
 
     `device_type` is the index of its type of device in the variant table. `model` is what it holds
-    or loads, `problem` why it is unusable. `restarts` counts its restarts. A worker that has jobs
+    or loads, `problem` why it is unusable. `restarts` counts its restarts, `busy_s` the seconds in
+    which it had jobs in flight, as of the last one that it finished. A worker that has jobs
     and gives no sign of life for longer than `silence_s()` seconds, which the fleet sets, hangs: it
     restarts and runs its jobs again.
 
@@ -74,6 +79,7 @@ class Worker(Protocol):
     state: State
     problem: Exception | None
     restarts: int
+    busy_s: float
     silence_s: Callable[[], float]
 
     @property

@@ -1,0 +1,235 @@
+"""What pictures took, by hour, API key, SLO class and variant, in the catalogue's database."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections.abc import Mapping
+from contextlib import suppress
+from dataclasses import asdict, astuple, dataclass, fields
+from datetime import UTC, datetime
+from http import HTTPStatus
+from typing import TYPE_CHECKING
+
+import sqlalchemy as sa
+
+from argus.cache.catalogue import new_engine
+from argus.server.errors import ApiError, invalid
+from argus.server.health import StorageHealth
+from argus.server.request import Picture
+from argus.server.schema import Amounts, UsageReport, UsageRow
+from argus.server.threads import Threads, TooManyHang
+
+if TYPE_CHECKING:
+    from argus.server.service import Service
+
+log = logging.getLogger(__name__)
+
+USAGE = "usage"  # the kind of data, as in `StorageHealth`
+HOUR_S = 3600
+KEPT_S = 400 * 24 * HOUR_S
+USUAL_S = 30 * 24 * HOUR_S  # of a report without `from`
+FLUSH_S = 5.0
+READ_LIMIT_S = 10.0
+
+_meta = sa.MetaData()
+_usage = sa.Table(
+    "usage",
+    _meta,
+    sa.Column("hour", sa.BigInteger, primary_key=True, autoincrement=False),
+    sa.Column("key", sa.String(64), primary_key=True),
+    sa.Column("slo", sa.String(255), primary_key=True),
+    sa.Column("family", sa.String(255), primary_key=True),
+    sa.Column("variant", sa.String(255), primary_key=True),
+    sa.Column("pictures", sa.BigInteger, nullable=False),
+    sa.Column("gpu_seconds", sa.Float, nullable=False),
+    sa.Column("saved_gpu_seconds", sa.Float, nullable=False),
+    sa.Column("cost", sa.Float, nullable=False),
+    sa.Column("saved_cost", sa.Float, nullable=False),
+    sa.Column("energy_joules", sa.Float, nullable=False),
+)
+
+
+@dataclass(frozen=True)
+class Account:
+    """Whose pictures, of which variant, finished in the hour that begins at `hour` (seconds since
+    the epoch)."""
+
+    hour: int
+    key: str
+    slo: str
+    family: str
+    variant: str
+
+
+class UsageStore:
+    """The usage in the database at `url`. Safe to call from any thread, and from many servers."""
+
+    def __init__(self, url: str) -> None:
+        self._engine = new_engine(url)
+        _meta.create_all(self._engine)
+
+    def add(self, used: Mapping[Account, Amounts]) -> None:
+        """Add amounts, all or none, and remove what is older than `KEPT_S`."""
+        with self._engine.begin() as connection:
+            for account, amounts in sorted(used.items(), key=lambda item: astuple(item[0])):
+                those = [_usage.c[name] == value for name, value in asdict(account).items()]
+                more = amounts.model_dump()
+                sums = {name: _usage.c[name] + value for name, value in more.items()}
+                update = _usage.update().where(*those).values(**sums)
+                if connection.execute(update).rowcount:
+                    continue
+                try:
+                    with connection.begin_nested():
+                        insert = _usage.insert().values(**asdict(account), **more)
+                        connection.execute(insert)
+                except sa.exc.IntegrityError:  # another server was faster
+                    connection.execute(update)
+            oldest = time.time() - KEPT_S
+            connection.execute(_usage.delete().where(_usage.c.hour < oldest))
+
+    def read(self, begin: int, end: int, key: str | None) -> dict[Account, Amounts]:
+        """The amounts of the hours that begin in [begin, end), of one key or of all."""
+        query = sa.select(_usage).where(_usage.c.hour >= begin, _usage.c.hour < end)
+        if key is not None:
+            query = query.where(_usage.c.key == key)
+        with self._engine.connect() as connection:
+            rows = [row._asdict() for row in connection.execute(query)]
+        names = [one.name for one in fields(Account)]
+        return {
+            Account(**{name: row.pop(name) for name in names}): Amounts.model_validate(row)
+            for row in rows
+        }
+
+    def close(self) -> None:
+        self._engine.dispose()
+
+
+class Usage:
+    """Counts what pictures took and stores it every few seconds. For use from one asyncio loop.
+
+    What cannot be stored stays in memory until it can.
+    """
+
+    def __init__(self, url: str, family: str, health: StorageHealth) -> None:
+        self._store: UsageStore | None = None
+        self._url, self._family, self._health = url, family, health
+        self._threads = Threads("usage", 1)
+        self._lock = asyncio.Lock()  # held while the database is read or written
+        self._new: dict[Account, Amounts] = {}
+        health.add(USAGE, lambda: self._opened().add({}))
+
+    def saw(self, picture: Picture) -> None:
+        """Count a finished picture."""
+        request = picture.request
+        hour = int(time.time()) // HOUR_S * HOUR_S
+        account = Account(hour, request.key, request.slo_name, self._family, picture.variant)
+        self._count(
+            account,
+            Amounts(
+                pictures=1,
+                gpu_seconds=request.worker_s,
+                saved_gpu_seconds=picture.saved_s,
+                cost=request.cost or 0.0,
+                saved_cost=picture.saved_cost or 0.0,
+                energy_joules=request.joules or 0.0,
+            ),
+        )
+
+    async def run(self) -> None:
+        """Store what is new every `FLUSH_S` seconds; does not return."""
+        while True:
+            await asyncio.sleep(FLUSH_S)
+            await self._flush()
+
+    async def read(self, begin: int, end: int, key: str | None) -> dict[Account, Amounts]:
+        """The amounts of the hours that begin in [begin, end), of one key or of all, with those
+        that are not stored yet. Raises what the database raises, and TimeoutError."""
+        async with asyncio.timeout(READ_LIMIT_S), self._lock:
+            found = await self._threads.run(lambda: self._opened().read(begin, end, key))
+        for account, amounts in self._new.items():
+            if begin <= account.hour < end and key in (None, account.key):
+                found[account] = _sum([found.get(account, Amounts()), amounts])
+        return found
+
+    async def close(self, limit_s: float) -> None:
+        """Store what is new, in at most `limit_s` seconds."""
+        with suppress(TimeoutError):
+            async with asyncio.timeout(limit_s):
+                await self._flush()
+
+    async def _flush(self) -> None:
+        if not self._new or not self._health.works(USAGE):
+            return
+        async with self._lock:
+            new, self._new = self._new, {}
+            try:  # without a limit: what was given up could be stored after all, and counted twice
+                await self._threads.run(lambda: self._opened().add(new))
+            except Exception as error:
+                self._health.failed(USAGE, error)
+                for account, amounts in new.items():
+                    self._count(account, amounts)
+
+    def _opened(self) -> UsageStore:
+        if self._store is None:
+            self._store = UsageStore(self._url)
+        return self._store
+
+    def _count(self, account: Account, amounts: Amounts) -> None:
+        self._new[account] = _sum([self._new.get(account, Amounts()), amounts])
+
+
+def _sum(amounts: list[Amounts]) -> Amounts:
+    names = Amounts.model_fields
+    return Amounts(**{name: sum(getattr(one, name) for one in amounts) for name in names})
+
+
+async def usage_report(
+    service: Service, tenant: str, begin: datetime | None, end: datetime | None, key: str | None
+) -> UsageReport:
+    """The usage that a tenant asks for; other keys' is only for `admin_keys`. Raises ApiError."""
+    free = service.keys is None or tenant in service.settings.admin_keys
+    if not free and key not in (None, tenant):
+        raise ApiError(
+            HTTPStatus.FORBIDDEN,
+            "A key sees its own usage: leave key out, or ask with one of the admin_keys.",
+            "not_an_admin_key",
+            "key",
+        )
+    whose = key if free else tenant
+    now_s = time.time()
+    end_s = now_s if end is None else _seconds(end)
+    begin_s = end_s - USUAL_S if begin is None else _seconds(begin)
+    if begin_s >= end_s:
+        raise invalid("from is not before to.", "from")
+    first, last = int(begin_s) // HOUR_S * HOUR_S, int(end_s)
+    try:
+        found = await service.usage.read(first, max(last, first + 1), whose)
+    except (OSError, TimeoutError, TooManyHang, sa.exc.SQLAlchemyError) as error:
+        raise ApiError(
+            HTTPStatus.SERVICE_UNAVAILABLE,
+            "Usage cannot be read now: ask again.",
+            "storage_unavailable",
+            headers={"Retry-After": "5"},
+        ) from error
+    by: dict[tuple[str, str, str, str], list[Amounts]] = {}
+    for account, amounts in found.items():
+        row = (account.key, account.slo, account.family, account.variant)
+        by.setdefault(row, []).append(amounts)
+    data = [
+        UsageRow(key=key, slo=slo, family=family, variant=variant, **_sum(amounts).model_dump())
+        for (key, slo, family, variant), amounts in sorted(by.items())
+    ]
+    return UsageReport(
+        begin=first,
+        end=last,
+        currency=service.settings.currency,
+        total=_sum(list(found.values())),
+        data=data,
+    )
+
+
+def _seconds(when: datetime) -> float:
+    """Seconds since the epoch; a time without a zone is UTC."""
+    return (when if when.tzinfo else when.replace(tzinfo=UTC)).timestamp()
