@@ -259,11 +259,9 @@ def test_routers_read_the_whole_backlog(argus: Running) -> None:
                         argus={"exact": True})
             for i in range(24)
         ]  # fmt: skip
-        wait_until(lambda: read()["vllm:num_requests_waiting"] > 3)
+        wait_until(lambda: read()["argus_queue_seconds"] > 0)
         now = read()
-        print(
-            now, [(len(q.queued), len(q.running), q.queued_s) for q in argus.service.fleet.queues]
-        )
+        assert now["vllm:num_requests_waiting"] > 0
         assert now["vllm:num_requests_running"] + now["vllm:num_requests_waiting"] <= 24
         assert 0 < now["vllm:num_requests_running"] <= 8  # two workers with batches of four
         assert now["argus_backlog_gpu_seconds"] > now["argus_queue_seconds"] > 0

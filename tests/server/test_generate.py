@@ -46,6 +46,7 @@ def test_the_openai_client_gets_a_picture_and_how_it_was_made(server: Running) -
     assert set(report["timings_ms"]) == {"queue", "encode", "retrieve", "denoise", "decode"}
     assert [model.id for model in client.models.list()] == [
         "tiny", "tiny/exact", "tiny/skip-2", "tiny/skip-3", "tiny/quick", "tiny/other",
+        "default",
     ]  # fmt: skip
     assert client.models.retrieve("tiny/skip-2").id == "tiny/skip-2"
     with pytest.raises(openai.NotFoundError, match="There is no model 'dall-e-3'"):
