@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import math
+import os
 import time
 from collections.abc import Callable, Coroutine
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -36,7 +37,7 @@ from argus.workers.worker import Finished, WorkerError
 log = logging.getLogger(__name__)
 
 RETRY_S = 5  # while models load
-ENCODERS = 2  # threads that write pictures as files
+ENCODERS = max(2, (os.cpu_count() or 1) // 2)  # threads that write pictures as files
 
 
 class Dispatcher:

@@ -55,7 +55,7 @@ async def generate(
         return _file(files, output_format, account)
     data = [PictureData(b64_json=base64.b64encode(file).decode()) for file in files]
     reports = [report(service, picture) for picture in pictures]
-    if body.response_format == "url":
+    if _wants_url(body):
         base = (service.settings.public_url or base_url).rstrip("/")
         for i, file in enumerate(files):
             name = await service.pictures.put(file, output_format)
@@ -73,6 +73,13 @@ async def generate(
         ignored_fields=list(asked.ignored_fields) or None,
         argus=reports,
     )
+
+
+def _wants_url(body: GenerationRequest) -> bool:
+    """Whether an answer has URLs: clients that ask for a DALL·E expect them unless they say."""
+    if body.response_format is None:
+        return (body.model or "").startswith("dall-e")
+    return body.response_format == "url"
 
 
 def _file(files: list[bytes], output_format: str, headers: dict[str, str]) -> Response:

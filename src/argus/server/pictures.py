@@ -24,7 +24,8 @@ WRITE_LIMIT_S = 2.0  # after that the picture is sent in the answer
 READ_LIMIT_S = 10.0
 ROOM = 4  # largest pictures so far that a probe writes; with less room, writing soon fails again
 LEAST_ROOM_BYTES = 65536
-_FAST_PNG = {"compress_level": 1, "compress_type": zlib.Z_RLE}  # smooth pictures stay as small
+LARGE = 256 * 256  # pixels, from which pictures are compressed fast: they hardly get larger
+_FAST_PNG = {"compress_level": 1, "compress_type": zlib.Z_RLE}
 _NAME = re.compile(r"[\w-]{32}\.(png|jpeg|webp)")
 
 
@@ -32,7 +33,9 @@ def resized(image: Image.Image, size: tuple[int, int]) -> Image.Image:
     """The picture at a size in pixels; of another shape, what fits of its middle."""
     if image.size == size:
         return image
-    return ImageOps.fit(image, size, Image.Resampling.LANCZOS)
+    larger = size[0] >= image.width and size[1] >= image.height
+    kernel = Image.Resampling.BICUBIC if larger else Image.Resampling.LANCZOS
+    return ImageOps.fit(image, size, kernel)
 
 
 def encode_picture(
@@ -42,7 +45,8 @@ def encode_picture(
     webp."""
     buffer = io.BytesIO()
     of_size = resized(image, size or image.size)
-    fast = _FAST_PNG if output_format == "png" and of_size is not image else {}
+    large = of_size.width * of_size.height > LARGE
+    fast = _FAST_PNG if output_format == "png" and large else {}
     of_size.save(buffer, output_format.upper(), **fast)
     return buffer.getvalue()
 
