@@ -159,3 +159,31 @@ def test_known_rates_are_told_instead_of_a_forecast(policy: Noting) -> None:
     plan(controller, now=1.0)
     assert policy.inputs[-1].rate == pytest.approx(8.0)
     assert np.isfinite(policy.inputs[-1].rate)
+
+
+def test_a_plan_knows_how_far_forecasts_were_off(controller: Controller, policy: Noting) -> None:
+    now = 0.0
+
+    def window(count: int) -> float:
+        nonlocal now
+        now += WINDOW_S
+        for _ in range(count):
+            controller.arrived(request(only(0)))
+        controller.end_window(now)
+        plan(controller, now)
+        return policy.inputs[-1].doubt
+
+    assert window(30) == 0  # nothing was forecast
+    assert max(window(count) for count in [30, 33, 27] * 10) < 0.1
+    assert min([window(count) for count in [0, 0, 0, 12] * 20][-20:]) > 0.5
+    assert max([window(30) for _ in range(120)][-20:]) < 0.02
+
+
+def test_a_plan_for_known_rates_has_no_doubt(policy: Noting) -> None:
+    known = Controller(policy, lambda slowness: [Slo(10.0)], WINDOW_S, known_rate=lambda now: 1.0)
+    for now, count in ((30.0, 5), (60.0, 50), (90.0, 0)):
+        for _ in range(count):
+            known.arrived(request(only(0)))
+        known.end_window(now)
+    plan(known, 90.0)
+    assert policy.inputs[-1].doubt == 0

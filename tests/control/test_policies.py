@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from hypothesis import given
@@ -226,3 +228,13 @@ def test_argus_batches_only_when_one_at_a_time_falls_behind() -> None:
     assert batching.choose(queue([9.0], rate=0.1)) == (0, 1)
     assert batching.choose(queue([9.0] * 6, rate=2.0)) == (0, 4)
     assert batching.choose(queue([1.5] * 4, rate=9.0)) == (0, 1)  # a larger one is late for all
+
+
+def test_price_loads_nothing_for_a_little_where_forecasts_are_often_wrong() -> None:
+    """A load that answers one user's burst comes when the burst is over."""
+    for doubt, models in ((0.0, [0]), (0.25, [0]), (0.6, [1])):
+        policy = made("price")
+        told = replace(inputs(0.1, [[1.0, 0.99, 0.98, 0.9]] * 50, [1]), doubt=doubt)
+        assert policy.plan(told).models.tolist() == models
+    much = replace(inputs(0.1, [[1.0, 0.99, 0.98, 0.4]] * 50, [1]), doubt=3.0)
+    assert made("price").plan(much).models.tolist() == [0]

@@ -13,6 +13,8 @@ from argus.control.request import Request
 from argus.control.slowness import LOOKS, SlownessTracker
 
 RECENT = 1000  # latest requests that a plan is made for
+DOUBT_WEIGHT = 0.05  # of a window, in the mean error of the forecast
+MOST_ERROR = 3.0  # of a forecast, relative to it, that a window counts for
 
 
 class Controller:
@@ -38,6 +40,7 @@ class Controller:
         self.look_s = window_s / LOOKS
         self._slos, self._known_rate = slos, known_rate
         self._forecast = Forecast(window_s)
+        self._doubt = 0.0  # mean error of forecasts, relative to them
         self._slowness = SlownessTracker(slowness)
         self._recent: deque[tuple[Sequence[float], Sequence[bool], int, float]] = deque(
             maxlen=RECENT
@@ -60,7 +63,12 @@ class Controller:
 
     def end_window(self, now: float) -> None:
         """Add the window's count to the forecast."""
-        self._forecast.add(self._count - self._counted, now - self._added_s)
+        count, elapsed_s = self._count - self._counted, now - self._added_s
+        expected = self._forecast.next() * elapsed_s
+        if expected > 0:
+            error = min(MOST_ERROR, abs(count - expected) / expected)
+            self._doubt += DOUBT_WEIGHT * (error - self._doubt)
+        self._forecast.add(count, elapsed_s)
         self._counted, self._added_s = self._count, now
 
     def look(self, now: float, slowness: float) -> bool:
@@ -103,6 +111,7 @@ class Controller:
                 alive=np.array(alive),
                 wait_s=np.array(cluster.wait_s),
                 usable=usable,
+                doubt=0.0 if self._known_rate is not None else self._doubt,
                 exact_share=float(np.mean(shares)) if shares else 1.0,
             )
         )

@@ -35,7 +35,8 @@ class PlanningInput:
     0. `kinds` (w,) are the workers' types of device, `models` (w,) what they hold or load, `alive`
     (w,) which of them are alive, `wait_s` (w,) the predicted wait of a request sent there now.
     `usable` is the share of cached latents that come in time, `exact_share` the mean share of an
-    exact picture's work that these requests allow.
+    exact picture's work that these requests allow. `doubt` is the mean relative error of the
+    forecast so far.
     """
 
     now_s: float
@@ -49,6 +50,7 @@ class PlanningInput:
     wait_s: Numbers
     usable: float = 1.0
     exact_share: float = 1.0
+    doubt: float = 0.0
 
 
 @dataclass

@@ -42,8 +42,10 @@ class PriceTuning:
     Plans: a plan is kept for up to `stale_s` seconds while the rate and the share of usable latents
     stay within `moved` of what it was made for. At most a share `moves` of the workers load at
     once, but at least one. A load must gain `load_loss` of quality for the requests that its worker
-    serves. Of n workers under a deadline of x exact pictures, a share of 1 - `spare`/√(nx) is to be
-    busy, between `least_busy` and `most_busy` (square-root staffing, Halfin and Whitt 1981).
+    serves; where forecasts are off by more than a share `doubt`, by the cube of the ratio more, up
+    to `most_doubt` times as much: a load that answers a burst of a single user comes too late. Of n
+    workers under a deadline of x exact pictures, a share of 1 - `spare`/√(nx) is to be busy,
+    between `least_busy` and `most_busy` (square-root staffing, Halfin and Whitt 1981).
     """
 
     calm: float = 0.1
@@ -56,6 +58,8 @@ class PriceTuning:
     stale_s: float = 300.0
     moves: float = 0.25
     load_loss: float = 0.02
+    doubt: float = 0.3
+    most_doubt: float = 10.0
     spare: float = 0.5
     least_busy: float = 0.5
     most_busy: float = 0.95
@@ -118,7 +122,7 @@ class Price(Base):
             load_s=table.load_s,
             placed=counts,
         )
-        tuning = self._tuned(inputs.rate, max(1, int(counts.sum())))
+        tuning = self._tuned(inputs, max(1, int(counts.sum())))
         plan = planner.plan(demand, cluster, tuning, self._last)
         self._last = plan
         self._prices = np.nan_to_num(plan.prices).tolist()
@@ -130,18 +134,19 @@ class Price(Base):
         models = self._staged(wanted, inputs)
         return Plan(models, {"price": float(np.nanmax(plan.prices, initial=0.0))})
 
-    def _tuned(self, rate: float, workers: int) -> planner.Tuning:
+    def _tuned(self, inputs: PlanningInput, workers: int) -> planner.Tuning:
         """The planner's constants. Fewer workers average out less of a random burst, and a shorter
         deadline leaves less time to wait: more capacity must be spare. A load costs more than its
-        time: queued requests are routed again."""
+        time: queued requests are routed again, and what it was for may be over."""
         tuning = self.tuning
         if tuning.planner is not None:
             return tuning.planner
+        doubted = min(tuning.most_doubt, max(1.0, inputs.doubt / tuning.doubt) ** 3)
         alone = self.deadline_s / self.table.slo_s  # exact pictures that fit into a deadline
         busy = 1 - tuning.spare / (workers * alone) ** 0.5
         return planner.Tuning(
             utilisation=min(tuning.most_busy, max(tuning.least_busy, busy)),
-            load_loss=tuning.load_loss * rate / workers,
+            load_loss=tuning.load_loss * doubted * inputs.rate / workers,
         )
 
     def _outdated(self, inputs: PlanningInput) -> bool:
