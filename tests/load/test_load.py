@@ -18,7 +18,7 @@ from argus.cli.main import app
 from argus.config import Settings, SloClass
 from argus.core.errors import ArgusError, BadRequest
 from argus.load.sender import Answered, Target, _times, figures, send, warm_up
-from argus.load.traces import TraceRequest, read_prompts, read_trace
+from argus.load.traces import TraceRequest, read_gentd26, read_prompts, read_trace
 from tests.server.running import Running, running
 
 
@@ -50,6 +50,33 @@ def test_traces_of_vllm_omni_and_sglang_are_read(tmp_path: Path) -> None:
     assert [one.body["prompt"] for one in read_prompts(tmp_path / "prompts.txt")] == [
         "a fish", "a boat",
     ]  # fmt: skip
+
+
+def test_a_production_service_s_requests_get_prompts(tmp_path: Path) -> None:
+    file = tmp_path / "requests.csv"
+    columns = "at_s,type,status,user,prompt_chars,negative_chars,n,steps,model"
+    rows = [
+        "100,text,succeed,a,20,0,4,30,m1",
+        "101,image,succeed,a,20,0,1,30,m1",
+        "110,text,failed,b,20,0,1,30,m1",
+        "130.5,text,succeed,b,20,0,,,m1",
+        "160,text,succeed,a,20,0,2,30,m1",
+        "170,text,succeed,a,21,0,1,30,m1",
+    ]
+    file.write_text("\n".join([columns, *rows]))
+    found = read_gentd26(file, ["a fish", "a boat", "a star"])
+    assert [one.at_s for one in found] == [0.0, 30.5, 60.0, 70.0]
+    assert [one.body for one in found] == [
+        {"prompt": "a fish", "n": 4, "num_inference_steps": 30},
+        {"prompt": "a boat", "n": 1},
+        {"prompt": "a fish", "n": 2, "num_inference_steps": 30},
+        {"prompt": "a star", "n": 1, "num_inference_steps": 30},
+    ]
+    with pytest.raises(BadRequest, match="has more requests than there are prompts"):
+        read_gentd26(file, ["a fish", "a boat"])
+    (tmp_path / "other.csv").write_text("a,b\n1,2\n")
+    with pytest.raises(BadRequest, match="no table of GenTD26's requests"):
+        read_gentd26(tmp_path / "other.csv", [])
 
 
 @pytest.mark.parametrize(

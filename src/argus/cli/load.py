@@ -6,9 +6,10 @@ import asyncio
 import itertools
 import json
 import math
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.table import Table
@@ -16,7 +17,11 @@ from rich.table import Table
 from argus.cli.consoles import err, out
 from argus.core.errors import BadRequest
 
+if TYPE_CHECKING:
+    from argus.load.traces import TraceRequest
+
 SEED = 0
+GENTD26 = "gentd26:"
 
 
 def load(
@@ -24,8 +29,11 @@ def load(
         "http://127.0.0.1:8000"
     ),
     trace: Annotated[
-        Path | None,
-        typer.Option(help="Requests as vLLM-Omni's Request(...) lines or JSON lines, with times."),
+        str | None,
+        typer.Option(
+            help="File of requests as vLLM-Omni's Request(...) lines or JSON lines, with times; or "
+            "gentd26:FILE, a production service's requests, which get the prompts given or made up."
+        ),
     ] = None,
     prompts: Annotated[Path | None, typer.Option(help="Prompts, one a line.")] = None,
     num_prompts: Annotated[
@@ -61,16 +69,22 @@ def load(
     JSON. Without a trace or prompts, they are of the bundled family's own kind.
     """
     from argus.load.sender import Target, figures, send, warm_up
-    from argus.load.traces import read_prompts, read_trace
+    from argus.load.traces import read_gentd26, read_prompts, read_trace
 
-    if trace is not None and prompts is not None:
+    gentd26 = trace is not None and trace.startswith(GENTD26)
+    if trace is not None and prompts is not None and not gentd26:
         raise BadRequest("Give --trace or --prompts, not both.")
     if request_rate <= 0:
         raise BadRequest("--request-rate must be above 0, or inf.")
-    if trace is not None:
-        requests = read_trace(trace)[:num_prompts]
+    if trace is not None and gentd26:
+        words = _own_prompts() if prompts is None else itertools.cycle(read_prompts(prompts))
+        file = Path(trace.removeprefix(GENTD26))
+        requests = read_gentd26(file, (one.body["prompt"] for one in words))[:num_prompts]
+    elif trace is not None:
+        requests = read_trace(Path(trace))[:num_prompts]
     else:
-        known = _own_prompts(num_prompts or 100) if prompts is None else read_prompts(prompts)
+        own = itertools.islice(_own_prompts(), num_prompts or 100)
+        known = list(own) if prompts is None else read_prompts(prompts)
         requests = list(itertools.islice(itertools.cycle(known), num_prompts or len(known)))
     if slo is not None:
         requests = [
@@ -94,15 +108,15 @@ def load(
         out.print(_table(found, len(requests)))
 
 
-def _own_prompts(count: int) -> list[Any]:
-    """Prompts as users of the bundled family send them."""
+def _own_prompts() -> Iterator[TraceRequest]:
+    """Prompts as users of the bundled family send them, without an end."""
     from argus.families.catalog import default_family
     from argus.lab.prompts import ideas_of
     from argus.lab.workload import workload
     from argus.load.traces import TraceRequest
 
     drawn = workload(ideas_of(default_family()), SEED)
-    return [TraceRequest({"prompt": one.prompt}) for one in itertools.islice(drawn, count)]
+    return (TraceRequest({"prompt": one.prompt}) for one in drawn)
 
 
 def _table(found: dict[str, Any], sent: int) -> Table:

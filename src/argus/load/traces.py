@@ -1,4 +1,5 @@
-"""Reads the requests of a trace: lines as vLLM-Omni's `Request(...)`, or JSON lines as SGLang's.
+"""Reads the requests of a trace: lines as vLLM-Omni's `Request(...)`, or JSON lines as SGLang's; or
+a production service's table of requests, which has no prompts.
 
 Formats: https://github.com/vllm-project/vllm-omni/tree/main/benchmarks/diffusion (traces), and
 python/sglang/multimodal_gen/benchmarks/request_manifest.py of https://github.com/sgl-project/sglang.
@@ -7,8 +8,9 @@ python/sglang/multimodal_gen/benchmarks/request_manifest.py of https://github.co
 from __future__ import annotations
 
 import ast
+import csv
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -60,6 +62,42 @@ def read_prompts(path: Path) -> list[TraceRequest]:
     if not found:
         raise BadRequest(f"{path} has no prompts.")
     return found
+
+
+def read_gentd26(path: Path, prompts: Iterable[str]) -> list[TraceRequest]:
+    """The text-to-image requests of GenTD26's table (alibaba/clusterdata) that succeeded, at their
+    times. Their prompts are not published: each user's next one is the next of `prompts`, but a
+    request with the lengths, model and steps of the same user's last one repeats its prompt.
+
+    Raises BadRequest for another file, and for too few prompts.
+    """
+    source, last = iter(prompts), dict[str, tuple[tuple[str, ...], str]]()
+    found = []
+    try:
+        with path.open(newline="") as file:
+            rows = [one for one in csv.DictReader(file) if _made(one)]
+        for row in sorted(rows, key=lambda row: float(row["at_s"])):
+            same = tuple(row[name] for name in ("prompt_chars", "negative_chars", "model", "steps"))
+            before, prompt = last.get(row["user"], ((), ""))
+            if same != before:
+                prompt = next(source)
+            last[row["user"]] = same, prompt
+            body: dict[str, Any] = {"prompt": prompt, "n": max(1, int(float(row["n"] or 1)))}
+            if row["steps"]:
+                body["num_inference_steps"] = int(float(row["steps"]))
+            found.append(TraceRequest(body, float(row["at_s"])))
+    except StopIteration:
+        raise BadRequest(f"{path} has more requests than there are prompts.") from None
+    except (OSError, KeyError, ValueError) as error:
+        raise BadRequest(f"{path} is no table of GenTD26's requests: {error!r}") from error
+    if not found:
+        raise BadRequest(f"{path} has no text-to-image request that succeeded.")
+    first = found[0].at_s or 0.0
+    return [TraceRequest(one.body, (one.at_s or 0.0) - first) for one in found]
+
+
+def _made(row: Mapping[str, str]) -> bool:
+    return row["type"] == "text" and row["status"] == "succeed"
 
 
 def _lines(lines: list[str]) -> Iterator[tuple[int, str]]:
