@@ -5,7 +5,7 @@ VENV   ?= .venv
 BIN    := $(VENV)/bin
 READY  := $(VENV)/.ready
 
-.PHONY: help setup serve picture grid test faults lint bench clean
+.PHONY: help setup serve picture grid test faults lint bench compat clean
 
 help: ## what can be made
 	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 12
@@ -53,7 +53,14 @@ bench: $(READY) ## every benchmark of benchmarks/ (many minutes)
 	@for one in planner router forecast feedback simulator drift; do $(BIN)/python benchmarks/$$one.py; done
 	@for one in parts events scale; do $(BIN)/python benchmarks/evaluation.py $$one; done
 
+compat: $(READY) ## other people's clients against a server (docs/compatibility.md)
+	@echo "Setting up $(VENV)-compat (downloads the clients) ..."
+	@$(PYTHON) -m venv $(VENV)-compat
+	@$(VENV)-compat/bin/pip install --quiet --disable-pip-version-check openai 'litellm[proxy]' \
+		langchain-community haystack-ai httpx pillow
+	@ARGUS=$(abspath $(BIN)/argus) $(VENV)-compat/bin/python benchmarks/compat.py
+
 clean: ## remove the virtual environment and caches
 	@echo "Removing $(VENV) and caches ..."
-	@rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache .hypothesis dist
+	@rm -rf $(VENV) $(VENV)-compat .pytest_cache .mypy_cache .ruff_cache .hypothesis dist
 	@find src tests -name __pycache__ -prune -exec rm -rf {} +

@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import httpx
 import numpy as np
 import openai
 import pytest
@@ -229,7 +230,10 @@ def test_a_served_name_stands_for_the_family(argus: Running) -> None:
     assert client.models.retrieve("dall-e-3").id == "dall-e-3"
     assert "dall-e-3" in [model.id for model in client.models.list()]
     answer = client.images.generate(prompt="a fish", model="dall-e-3", style="vivid", quality="hd")
-    assert answer.data
+    assert answer.data and answer.data[0].url  # as OpenAI answers for a DALL·E
+    assert httpx.get(answer.data[0].url).headers["content-type"] == "image/png"
+    inline = argus.generate("a fish", model="dall-e-3", response_format="b64_json").json()
+    assert "b64_json" in inline["data"][0]
     assert answer.usage is not None
     with pytest.raises(openai.NotFoundError, match="the models are tiny"):
         client.models.retrieve("gpt-image-1")
