@@ -30,7 +30,7 @@ from argus.simulator.cluster import Happening, Simulation
 from argus.simulator.report import Report
 from argus.simulator.requests import ON_TIME
 from argus.simulator.runs import Scenario, Target, kinds_of, most_load, simulate
-from argus.simulator.traces import load_trace, rates_of
+from argus.simulator.traces import Trace, load_trace, rates_of
 from argus.simulator.world import World
 from argus.simulator.worlds import load_world, workers_of
 
@@ -38,7 +38,7 @@ COMPARED = ("price", "price-blind", "argus", "pac", "proteus", "nirvana", "clipp
 BLIND = ("price-blind", "pac", "proteus", "nirvana", "clipper-ht")
 # One burst with its flanks; the published trace has three alike.
 EXCERPTS = {"bursty": slice(140, 280), "twitter": slice(0, 200), "twitter_rate": slice(0, 200)}
-REPLAYED = 100  # minutes of a trace of arrivals, on the published cluster
+PARTS, PICTURES = 6, 1000  # of a trace of arrivals: excerpts from so many parts, of so many each
 MINUTES = 90
 STEPS = 6  # of the bisection
 
@@ -49,17 +49,31 @@ JsonFlag = Annotated[bool, typer.Option("--json", help="A JSON object as last li
 def scenario(
     world: World, name: str, trace: str, seed: int = 0, every: int = 1, workers: int | None = None
 ) -> Scenario:
-    """`every` leaves out all but each so-many-th minute of a trace of rates."""
+    """`every` leaves out all but each so-many-th minute of a trace of rates. Of one of arrivals,
+    each seed has another excerpt."""
     kinds = kinds_of(workers_of(name) if workers is None else [workers])
     read = load_trace(trace)
     if read.at_s is not None:
-        read = read.first(REPLAYED)
+        read = excerpt(read, seed)
         return Scenario(
             world, kinds, read.rates, world.slo, seed, own=read.own, at_s=read.at_s,
             topics=read.topics, compressed=read.compressed,
         )  # fmt: skip
     rates = read.rates[EXCERPTS.get(Path(trace).stem, slice(None))][::every]
     return Scenario(world, kinds, rates, world.slo, seed)
+
+
+def excerpt(trace: Trace, number: int) -> Trace:
+    """Consecutive arrivals from the middle of the trace's part of that number, stretched or
+    compressed to the mean rate of the whole."""
+    assert trace.at_s is not None
+    count = len(trace.at_s)
+    part = slice(first := int((number % PARTS + 0.5) * count / PARTS), first + PICTURES)
+    at_s = trace.at_s[part] - trace.at_s[first]
+    at_s = at_s * (len(at_s) / at_s[-1]) / (count / trace.at_s[-1])
+    topics = None if trace.topics is None else trace.topics[part]
+    rates = np.bincount((at_s // 60).astype(int)).astype(float)
+    return replace(trace, rates=rates, at_s=at_s, topics=topics)
 
 
 @app.command()

@@ -214,6 +214,9 @@ class Settings(BaseSettings):
         description="Names of API keys that may see the usage of all keys.",
         examples=['["operator"]'],
     )
+    metrics_by_key: bool = Field(
+        False, description="Whether /metrics, which asks for no key, has the names of API keys."
+    )
     api_key_file: UserPath | None = Field(
         None, description="Hashed API keys, written by `argus key`. Without it no key is needed."
     )

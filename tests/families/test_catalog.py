@@ -53,6 +53,7 @@ def test_a_family_file_is_read(tmp_path: Path) -> None:
         ("  light:", "  skip-3:", "kept for its skips"),
         ("  light:", "  quick:", "'quick' is given twice"),
         ("kind: clip", "kind: beauty", "scorer.kind"),
+        ("  quick:", "  schnell-für-alle:", "should match pattern"),
         ("name: mine", "sizes: {native: [60x64]}\nname: mine", "60x64; sides must be multiples"),
         (
             "name: mine",

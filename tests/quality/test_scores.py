@@ -149,3 +149,21 @@ def test_an_encoder_that_does_more_is_refused(tiny_bert: Path, tmp_path: Path) -
 def test_a_pipelines_own_text_encoder_embeds_too(tiny_sd: Path) -> None:
     expected = PromptEncoder.load(tiny_sd).embed("a red fish").vector
     np.testing.assert_array_equal(load_encoder(str(tiny_sd)).embed("a red fish").vector, expected)
+
+
+def test_seeds_only_say_which_pictures_belong_together(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """One odd prompt must not make a table of a hundred one of itself."""
+    rows = [(f"prompt {i}", f"seed-{i}-{s}", 1.0 + s, 2.0 + i) for i in range(20) for s in range(2)]
+    rows += [("prompt 3", "another", 7.0, 8.0), ("a lone one", "x", 1.0, 1.0)]
+    file = tmp_path / "scores.csv"
+    pd.DataFrame(rows, columns=["prompt", "seed", "20", "50"]).to_csv(file, index=False)
+    scores = read_scores(file, "50")
+    assert (len(scores.prompts), scores.seeds, scores.variants) == (20, (0, 1), ("50", "20"))
+    assert scores.values[scores.prompts.index("prompt 3")].tolist() == [[5.0, 5.0], [7.0, 1.0]]
+    assert "1 of 21 prompts" in caplog.text
+    long = pd.read_csv(file).melt(["prompt", "seed"], var_name="variant", value_name="score")
+    long = long.assign(variant=long["variant"].astype(int))
+    long.to_parquet(tmp_path / "long.parquet")
+    assert read_scores(tmp_path / "long.parquet", "50").variants == ("50", "20")

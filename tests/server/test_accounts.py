@@ -2,23 +2,30 @@
 
 from __future__ import annotations
 
+import asyncio
+import math
+import threading
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import httpx
 import openai
 import pytest
+from sqlalchemy.exc import IntegrityError
 
 from argus.config import Settings, SloClass
 from argus.core.errors import BadRequest
 from argus.server import usage
+from argus.server.health import StorageHealth
 from argus.server.keys import add_key
 from argus.server.metrics import Metrics
 from argus.server.schema import Amounts
 from argus.server.service import Service
-from argus.server.usage import HOUR_S, KEPT_S, Account, UsageStore
+from argus.server.usage import HOUR_S, KEPT_S, Account, Usage, UsageStore
 from tests.server.running import Running, running, wait_until
 
 BURST = 24
@@ -123,7 +130,7 @@ def test_usage_is_counted_by_class_and_variant_and_stored(argus: Running) -> Non
     quick = rows["batch", "quick"]
     assert (quick["pictures"], quick["key"], quick["family"]) == (1, "everyone", "tiny")
     assert quick["cost"] == pytest.approx(reports[0]["cost"], abs=1e-8)
-    labels = {"family": "tiny", "variant": "quick", "slo": "batch", "key": "everyone"}
+    labels = {"family": "tiny", "variant": "quick", "slo": "batch", "key": ""}
     assert argus.metric("argus_gpu_seconds_total", **labels) == pytest.approx(
         quick["gpu_seconds"], abs=1e-6
     )
@@ -198,8 +205,14 @@ def test_amounts_of_many_servers_add_up_and_old_ones_go(tmp_path: Path) -> None:
     old = Account(hour - KEPT_S - HOUR_S, "ann", "default", "tiny", "exact")
     for store in stores:
         store.add({account: Amounts(pictures=2, gpu_seconds=0.5), old: Amounts(pictures=1)})
-    found = stores[0].read(0, hour + 1, None)
-    assert found == {account: Amounts(pictures=4, gpu_seconds=1.0)}
+    later = replace(account, hour=hour + HOUR_S)
+    stores[0].add({later: Amounts(pictures=1, gpu_seconds=0.25)})
+    whose = ("ann", "default", "tiny", "exact")
+    assert stores[0].read(0, hour + 1, None) == {whose: Amounts(pictures=4, gpu_seconds=1.0)}
+    both = stores[0].read(hour, hour + 2 * HOUR_S, "ann")
+    assert both == {whose: Amounts(pictures=5, gpu_seconds=1.25)}
+    with pytest.raises(IntegrityError):
+        stores[0].add({account: Amounts(pictures=1, gpu_seconds=math.nan)})
     assert stores[0].read(0, hour + 1, "bo") == {}
     assert stores[0].read(0, hour, None) == {}
 
@@ -227,6 +240,43 @@ def test_usage_waits_in_memory_while_it_cannot_be_stored(
     assert argus.http.get("/v1/argus/usage").json()["total"]["pictures"] == before + 1
 
 
+def test_what_is_being_stored_when_the_server_ends_is_stored(tmp_path: Path) -> None:
+    url = f"sqlite:///{tmp_path / 'catalogue.db'}"
+    hour = int(time.time()) // HOUR_S * HOUR_S
+    account = Account(hour, "ann", "default", "tiny", "exact")
+    released = threading.Event()
+
+    async def use(works: bool) -> None:
+        counted = Usage(url, "tiny", StorageHealth())
+        stored = counted._opened()
+        add, calls = stored.add, list[int]()
+
+        def slowly(used: Any) -> None:
+            calls.append(len(used))
+            if len(calls) == 1:
+                released.wait()
+                if not works:
+                    raise OSError("no space left")
+            add(used)
+
+        stored.add = slowly  # type: ignore[method-assign]
+        counted._count(account, Amounts(pictures=1))
+        running = asyncio.create_task(counted._flush())
+        while not calls:
+            await asyncio.sleep(0.01)
+        running.cancel()
+        closing = asyncio.create_task(counted.close(5.0))
+        await asyncio.sleep(0.05)
+        released.set()
+        await closing
+
+    for number, works in enumerate((True, False), 1):
+        released.clear()
+        asyncio.run(use(works))
+        (amounts,) = UsageStore(url).read(hour, hour + 1, None).values()
+        assert amounts.pictures == number
+
+
 @pytest.mark.parametrize(
     ("costs", "message"),
     [
@@ -239,6 +289,44 @@ def test_costs_are_of_types_that_there_are(
 ) -> None:
     with pytest.raises(BadRequest, match=message):
         Service(Settings(family=str(measured_family), data=tmp_path, cost_per_hour=costs))
+
+
+def test_pinned_numbers_of_steps_are_one_account(argus: Running) -> None:
+    for steps in (7, 8):
+        made(argus, prompt="a pinned fish", num_inference_steps=steps, argus={"exact": True})
+    rows = argus.http.get("/v1/argus/usage").json()["data"]
+    names = {row["variant"] for row in rows if row["variant"].startswith("steps")}
+    assert names == {"steps-pinned"}
+
+
+@pytest.mark.parametrize("by_key", [False, True])
+def test_metrics_have_no_keys_names_unless_the_operator_says(
+    tiny_family: Path, tmp_path: Path, by_key: bool
+) -> None:
+    keys = tmp_path / "keys.txt"
+    headers = {"Authorization": f"Bearer {add_key(keys, 'annabel')}"}
+    settings = Settings(
+        family=str(tiny_family), data=tmp_path / "data", api_key_file=keys, metrics_by_key=by_key
+    )
+    with running(settings, headers) as server:
+        assert server.generate().status_code == 200
+        assert ("annabel" in httpx.get(f"{server.url}/metrics").text) == by_key
+
+
+def test_an_error_that_nobody_expected_has_the_request_s_id(
+    argus: Running, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: object) -> None:
+        raise RuntimeError("a bug")
+
+    monkeypatch.setattr("argus.server.generate.report", fail)
+    answer = httpx.post(  # the server closes the connection
+        f"{argus.url}/v1/images/generations",
+        json={"prompt": "a fish"},
+        headers={"X-Request-Id": "job-19"},
+        timeout=60,
+    )
+    assert (answer.status_code, answer.headers["x-request-id"]) == (500, "job-19")
 
 
 # --- metrics by which others route

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import asyncio
+import io
 import threading
 import time
 from pathlib import Path
 
 import pytest
+from PIL import Image
 
 from argus.cache.latents import LatentStore
 from argus.config import Settings
 from argus.server import app
-from argus.server.pictures import PictureStore
+from argus.server.pictures import Encoding, PictureStore, encode_picture
 from tests.server.running import running, wait_until
 
 
@@ -57,3 +60,30 @@ def test_a_sweep_goes_on_past_what_cannot_be_deleted(tmp_path: Path) -> None:
     with pytest.raises(OSError, match=r"Is a directory|not permitted"):
         store.sweep()
     assert {path.name for path in tmp_path.iterdir()} == set(names[::2])
+
+
+def test_how_long_large_pictures_take_to_encode_is_learnt() -> None:
+    async def use() -> None:
+        encoding = Encoding()
+        small, large = (64, 64), (1024, 1024)
+        image = Image.effect_noise(large, 80).convert("RGB")
+        before = encoding.expected_s("webp", large)
+        await encoding.encode(image, "webp", small)
+        assert encoding.expected_s("webp", large) == before
+        for _ in range(4):
+            begun = time.perf_counter()
+            await encoding.encode(image, "webp", large)
+            took_s = time.perf_counter() - begun
+        assert before < encoding.expected_s("webp", large) < 2 * took_s
+        assert encoding.expected_s("png", large) == before
+        assert encoding.expected_s("webp", small) < encoding.expected_s("webp", large) / 200
+        encoding.close()
+
+    asyncio.run(use())
+
+
+def test_a_large_picture_is_as_it_was_painted_however_fast_it_is_compressed() -> None:
+    for side in (64, 512):
+        image = Image.effect_noise((side, side), 80).convert("RGB")
+        read = Image.open(io.BytesIO(encode_picture(image, "png")))
+        assert read.convert("RGB").tobytes() == image.tobytes()

@@ -160,6 +160,11 @@ def test_what_only_the_exact_model_can_serve_has_a_worker_load_it(
     fine.least_quality = 0.9
     decision = led.decide(fine)
     assert (decision.variant, decision.worker, asked) == (EXACT, 0, [exact])
+    queue.model = int(led.service.model.table.model[other])
+    hasty = led.asked(0.05)  # loading takes 0.1 s
+    hasty.least_quality, hasty.slack_s = 0.9, 0.05
+    assert led.decide(hasty).worker is None
+    assert asked == [exact]
 
 
 @pytest.mark.usefixtures("still")

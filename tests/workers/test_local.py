@@ -4,6 +4,7 @@ import asyncio
 import os
 import signal
 import threading
+import time
 from collections.abc import Iterator
 from multiprocessing import Pipe
 from pathlib import Path
@@ -124,3 +125,21 @@ def test_cancelled_tasks_are_dropped_inside_the_process(tiny_sd: Path) -> None:
     thread.join()
     assert [answer.number for answer in answers if isinstance(answer, Done)] == [3]
     assert not ours.poll()
+
+
+def test_time_without_pictures_is_not_busy_after_one_was_cancelled(tiny_sd: Path) -> None:
+    ours, theirs = Pipe()
+    inside = _Worker(theirs, Engine.load(str(tiny_sd)), 0.0)
+    thread = threading.Thread(target=inside.serve)
+    ours.send(Task(1, Job("an endless fish", steps=LONG), progress=True))
+    thread.start()
+    while not isinstance(ours.recv(), Progress):
+        pass
+    ours.send(Cancel(1))
+    time.sleep(0.5)
+    busy_s = inside.busy_s
+    time.sleep(0.5)
+    assert inside.busy_s == busy_s
+    ours.send(Stop())
+    thread.join()
+    assert inside.busy_s == busy_s

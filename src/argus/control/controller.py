@@ -65,7 +65,7 @@ class Controller:
         """Add the window's count to the forecast."""
         count, elapsed_s = self._count - self._counted, now - self._added_s
         expected = self._forecast.next() * elapsed_s
-        if expected > 0:
+        if expected > 0 and (count or expected >= 1):  # nothing is learnt while nobody asks
             error = min(MOST_ERROR, abs(count - expected) / expected)
             self._doubt += DOUBT_WEIGHT * (error - self._doubt)
         self._forecast.add(count, elapsed_s)

@@ -15,6 +15,7 @@ from argus.core.family import EXACT, SIDE_STEP, Family, ScorerSpec, Sizes, Varia
 from argus.core.job import MAX_STEPS
 
 HERE = Path(__file__).parent
+NAME = r"^[A-Za-z0-9_.-]+$"  # of families and variants, which headers have
 
 
 class _Part(BaseModel):
@@ -55,12 +56,12 @@ class _SizesFile(_Part):
 
 
 class _FamilyFile(_Part):
-    name: str = Field(pattern=r"^[\w.-]+$")
+    name: str = Field(pattern=NAME)
     description: str
     models: dict[str, str]
     exact: _ExactFile
     skips: dict[int, float] = {}
-    variants: dict[Annotated[str, Field(pattern=r"^[\w.-]+$")], _CheaperFile] = {}
+    variants: dict[Annotated[str, Field(pattern=NAME)], _CheaperFile] = {}
     scorer: _ScorerFile | None = None
     ideas: str | None = Field(None, pattern=r"^[\w.]+:\w+$")
     sizes: _SizesFile = _SizesFile()

@@ -7,6 +7,8 @@ A table is a parquet or CSV file with a row for every prompt and seed and a colu
 
 from __future__ import annotations
 
+import logging
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,6 +19,8 @@ from numpy.typing import NDArray
 from scipy.stats import rankdata
 
 from argus.core.errors import BadRequest
+
+log = logging.getLogger(__name__)
 
 Numbers = NDArray[np.float64]
 LONG = {"prompt", "variant", "score"}
@@ -102,6 +106,7 @@ def read_scores(file: Path, exact: str | None = None) -> Scores:
     if np.isinf(wide.to_numpy(float)).any():
         raise BadRequest(f"{file} has infinite scores.")
     names = [str(name) for name in wide]
+    wide.columns = pd.Index(names)
     if len(names) < 2:
         raise BadRequest(f"{file} has scores of {len(names)} variants; two or more are compared.")
     if exact is None:
@@ -109,12 +114,32 @@ def read_scores(file: Path, exact: str | None = None) -> Scores:
     if exact not in names:
         raise BadRequest(f"{file} has no variant {exact!r}; it has {', '.join(names)}.")
     names = [exact, *(name for name in names if name != exact)]
-    seeds = sorted(wide.index.get_level_values("seed").unique())
-    cube = np.stack([wide[name].unstack("seed")[seeds].to_numpy(float) for name in names], axis=1)
-    prompts = [str(one) for one in wide[exact].unstack("seed").index]
-    cube[np.isnan(cube).any(axis=1)[:, None].repeat(len(names), 1)] = np.nan
-    whole = ~np.isnan(cube).all(axis=(1, 2))
-    if not whole.any():
+    whole = wide[names].dropna()
+    if whole.empty:
         raise BadRequest(f"{file} has no prompt and seed with a score of every variant.")
-    kept = tuple(prompt for prompt, one in zip(prompts, whole, strict=True) if one)
-    return Scores(kept, tuple(names), tuple(int(seed) for seed in seeds), cube[whole])
+    whole, seeds = _even(whole, file)
+    cube = np.stack([whole[name].unstack("seed").to_numpy(float) for name in names], axis=1)
+    prompts = tuple(str(one) for one in whole[exact].unstack("seed").index)
+    return Scores(prompts, tuple(names), tuple(range(seeds)), cube)
+
+
+def _even(whole: pd.DataFrame, file: Path) -> tuple[pd.DataFrame, int]:
+    """The rows (prompt, seed) with as many seeds, counted from 0, for every prompt: so many that
+    most pictures are kept. Prompts with fewer are left out."""
+    order = whole.groupby(level="prompt").cumcount()
+    counts = whole.groupby(level="prompt").size()
+    seeds = max(counts.unique(), key=lambda count: (count * (counts >= count).sum(), count))
+    full = whole.groupby(level="prompt")[whole.columns[0]].transform("size") >= seeds
+    dropped = int((counts < seeds).sum())
+    if dropped:
+        log.warning(
+            "%d of %d prompts of %s have fewer than %d pictures by every variant and are left out",
+            dropped, len(counts), file, seeds,
+        )  # fmt: skip
+    even = whole.assign(seed=order).reset_index("seed", drop=True).set_index("seed", append=True)
+    return even[(full & (order < seeds)).to_numpy()], int(seeds)
+
+
+def words_of(prompt: str) -> str:
+    """A prompt without what people spell differently: its words in lower case."""
+    return " ".join(re.findall(r"\w+", prompt.lower()))

@@ -18,6 +18,7 @@ from argus.server.slo import class_of
 from argus.workers.worker import OnPreview
 
 MOST_AREA = 4  # pixels of all pictures of a request, as a multiple of the largest picture's
+UNPROMISED = ("low", "fast", "medium")  # `quality` where nothing is predicted
 MOST_NAMES, LONGEST_NAME = 32, 64  # of unknown fields that the answer names
 _SIZE = re.compile(r"(\d{1,5})x(\d{1,5})")
 
@@ -207,6 +208,6 @@ def _level(service: Service, body: GenerationRequest) -> QualityLevel:
     level = levels.get(body.quality or "auto")
     if level is None:
         raise invalid(f"quality is {body.quality!r}; it must be {', '.join(levels)}.", "quality")
-    if service.predictions.predictor is None and level.least < QUALITY_LEVELS["high"].least:
+    if service.predictions.predictor is None and body.quality in UNPROMISED:
         return QualityLevel()  # nothing is known of any variant: what the policy chooses will do
     return level

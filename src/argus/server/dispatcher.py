@@ -5,11 +5,9 @@ from __future__ import annotations
 import asyncio
 import logging
 import math
-import os
 import time
 from collections.abc import Callable, Coroutine
-from concurrent.futures import Future, ThreadPoolExecutor
-from functools import partial
+from concurrent.futures import Future
 from typing import Any, NoReturn
 
 from argus.control.breaker import FETCH_SHARE
@@ -18,7 +16,6 @@ from argus.control.variants import EXACT
 from argus.core.errors import Expired
 from argus.core.job import Job
 from argus.server.metrics import Metrics
-from argus.server.pictures import encode_picture
 from argus.server.preparation import Preparation, timed
 from argus.server.request import (
     Closed,
@@ -37,7 +34,6 @@ from argus.workers.worker import Finished, WorkerError
 log = logging.getLogger(__name__)
 
 RETRY_S = 5  # while models load
-ENCODERS = max(2, (os.cpu_count() or 1) // 2)  # threads that write pictures as files
 
 
 class Dispatcher:
@@ -55,6 +51,7 @@ class Dispatcher:
         fleet: Fleet,
         metrics: Metrics,
         queue_limit: int,
+        metrics_by_key: bool = False,
         on_picture: Callable[[Picture], None] = lambda picture: None,
     ) -> None:
         self._preparation, self._routing = preparation, router
@@ -64,7 +61,8 @@ class Dispatcher:
         self._limit, self._on_picture = queue_limit, on_picture
         self._costs = model.cost_per_s
         self._variants = [model.variants[name] for name in model.table.variants]
-        self._encoders = ThreadPoolExecutor(ENCODERS, "encode-pictures")
+        self._encoding, self._by_key = preparation.encoding, metrics_by_key
+        self._made: set[ImageRequest] = set()  # pictures that workers have made, not answered yet
         self._in_flight = 0
         self._closed = False
         self._ends: set[asyncio.Future[None]] = set()  # one per request, set by `close`
@@ -73,6 +71,11 @@ class Dispatcher:
     def in_flight(self) -> int:
         """Number of accepted pictures that are not answered yet."""
         return self._in_flight
+
+    @property
+    def unmade(self) -> int:
+        """Number of accepted pictures that no worker has made yet."""
+        return self._in_flight - len(self._made)
 
     async def serve(self, request: ImageRequest) -> list[Picture]:
         """Make a request's pictures, all or none.
@@ -127,7 +130,7 @@ class Dispatcher:
     def close(self) -> None:
         """End every request that is not answered yet. May be called twice."""
         self._closed = True
-        self._encoders.shutdown(wait=False, cancel_futures=True)
+        self._encoding.close()
         for end in self._ends:
             if not end.done():
                 end.set_result(None)
@@ -140,6 +143,7 @@ class Dispatcher:
         finally:
             for task in tasks:
                 task.cancel()
+            self._made.difference_update(pictures)
 
     def _refuse(self, request: ImageRequest) -> NoReturn:
         """Refuse a request because the queue is full; it still counts as demand. Raises Full."""
@@ -163,7 +167,9 @@ class Dispatcher:
                 raise
             log.info("A doubted picture is returned: no other was made (%s)", type(error).__name__)
             made = request.first
-        file, file_ms = await timed(self._file(request, made[1]))
+        self._made.add(request)
+        encode = self._encoding.encode(made[1].image, request.output_format, request.size)
+        file, file_ms = await timed(encode)
         return self._finish(request, *made, file, file_ms)
 
     async def _attempts(self, request: ImageRequest) -> tuple[Decision, Finished]:
@@ -198,9 +204,9 @@ class Dispatcher:
             request.expires_s = request.limit_s if decides else math.inf
             request.begin_by_s = request.limit_s
         model = int(self._table.model[decision.variant])
-        request.queued_behind, request.expected_s = self._fleet.expected(
-            request, decision.worker, model
-        )
+        queued, made_s = self._fleet.expected(request, decision.worker, model)
+        encode_s = self._encoding.expected_s(request.output_format, request.size)
+        request.queued_behind, request.expected_s = queued, made_s + encode_s
         if request.on_decided is not None:
             request.on_decided(request)
         return decision
@@ -287,10 +293,6 @@ class Dispatcher:
             request.first = decision, finished
             raise Doubted
 
-    async def _file(self, request: ImageRequest, finished: Finished) -> bytes:
-        encode = partial(encode_picture, finished.image, request.output_format, request.size)
-        return await asyncio.get_running_loop().run_in_executor(self._encoders, encode)
-
     async def _again(self, request: ImageRequest, reason: Exception) -> None:
         """Prepare a request to be routed again. Raises the error that ends it if it cannot be."""
         if isinstance(reason, LatentsUnusable):
@@ -353,7 +355,8 @@ class Dispatcher:
         metrics.pictures.labels(picture.model, picture.variant).inc()
         metrics.steps.labels("run").inc(picture.job.steps_run)
         metrics.steps.labels("skipped").inc(picture.job.skip)
-        labels = (self._family.name, picture.variant, request.slo_name, request.key)
+        key = request.key if self._by_key else ""
+        labels = (self._family.name, picture.accounted, request.slo_name, key)
         metrics.gpu_seconds.labels(*labels).inc(request.worker_s)
         if request.cost is not None:
             metrics.cost.labels(*labels).inc(request.cost)

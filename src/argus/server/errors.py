@@ -91,6 +91,8 @@ def answer_errors(app: FastAPI) -> None:
         return answer(ApiError(error.status_code, message, code, headers=headers))
 
     @app.exception_handler(Exception)
-    async def unexpected(_: Request, error: Exception) -> JSONResponse:
+    async def unexpected(request: Request, error: Exception) -> JSONResponse:
         del error  # uvicorn logs it with its traceback
-        return answer(ApiError(500, "The server failed; its log has the error.", "internal_error"))
+        headers = {"x-request-id": str(getattr(request.state, "request_id", ""))}
+        message = "The server failed; its log has the error."
+        return answer(ApiError(500, message, "internal_error", headers=headers))

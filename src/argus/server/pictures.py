@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import asyncio
 import io
+import os
 import re
 import secrets
 import time
 import zlib
 from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from zipfile import ZipFile
 
@@ -24,6 +27,8 @@ WRITE_LIMIT_S = 2.0  # after that the picture is sent in the answer
 READ_LIMIT_S = 10.0
 ROOM = 4  # largest pictures so far that a probe writes; with less room, writing soon fails again
 LEAST_ROOM_BYTES = 65536
+ENCODERS = max(2, (os.cpu_count() or 1) // 2)
+PIXEL_S, LEARNING = 1e-7, 0.1  # seconds a pixel before any was measured; weight of a measurement
 LARGE = 256 * 256  # pixels, from which pictures are compressed fast: they hardly get larger
 _FAST_PNG = {"compress_level": 1, "compress_type": zlib.Z_RLE}
 _NAME = re.compile(r"[\w-]{32}\.(png|jpeg|webp)")
@@ -49,6 +54,36 @@ def encode_picture(
     fast = _FAST_PNG if output_format == "png" and large else {}
     of_size.save(buffer, output_format.upper(), **fast)
     return buffer.getvalue()
+
+
+class Encoding:
+    """Encodes pictures in threads of its own, and knows how long that takes. For use from one
+    asyncio loop, until `close`."""
+
+    def __init__(self) -> None:
+        self._threads = ThreadPoolExecutor(ENCODERS, "encode-pictures")
+        self._pixel_s = dict.fromkeys(MEDIA_TYPES, PIXEL_S)
+
+    def expected_s(self, output_format: str, size: tuple[int, int]) -> float:
+        """Seconds that a picture of such a size and format should take."""
+        return size[0] * size[1] * self._pixel_s[output_format]
+
+    async def encode(self, image: Image.Image, output_format: str, size: tuple[int, int]) -> bytes:
+        """As `encode_picture`."""
+
+        def timed() -> tuple[bytes, float]:
+            begun = time.perf_counter()
+            return encode_picture(image, output_format, size), time.perf_counter() - begun
+
+        file, seconds = await asyncio.get_running_loop().run_in_executor(self._threads, timed)
+        pixels = size[0] * size[1]
+        if pixels > LARGE:  # of smaller ones hardly any time is due to their pixels
+            known = self._pixel_s[output_format]
+            self._pixel_s[output_format] = known + LEARNING * (seconds / pixels - known)
+        return file
+
+    def close(self) -> None:
+        self._threads.shutdown(wait=False, cancel_futures=True)
 
 
 def zipped(files: Sequence[bytes], output_format: str) -> bytes:

@@ -15,6 +15,7 @@ from argus.control.breaker import FETCH_SHARE
 from argus.control.variants import EXACT
 from argus.quality.predictor import Prediction
 from argus.server.model import ServedFamily
+from argus.server.pictures import Encoding
 from argus.server.predictions import Predictions
 from argus.server.request import ImageRequest
 from argus.server.retrieval import Retrieval
@@ -33,7 +34,8 @@ class Preparation:
     """Sets a request's deadline, its prompt's embedding and neighbours, and the predicted quality
     of every variant.
 
-    `encoder` and `router` may not be set yet; requests wait for them. `rollout` is the share of
+    `encoding` encodes finished pictures: the time that it takes is left of the deadline. `encoder`
+    and `router` may not be set yet; requests wait for them. `rollout` is the share of
     requests that the policy decides; the others are made exactly.
     """
 
@@ -47,6 +49,7 @@ class Preparation:
         rollout: float = 1.0,
         timeout_s: float | None = None,
     ) -> None:
+        self.encoding = Encoding()
         self.model, self._encoder, self._router = model, encoder, router
         self._retrieval, self._predictions = retrieval, predictions
         self._rollout, self._timeout_s = rollout, timeout_s
@@ -85,7 +88,9 @@ class Preparation:
         if request.governed and not request.pinned:
             limited = self._timeout_s is not None
             request.limit_s = min(request.slo_deadline_s, request.limit_s if limited else math.inf)
-        request.deadline_s = min(now + (1 - MARGIN) * request.latency_s, request.limit_s)
+        encode_s = self.encoding.expected_s(request.output_format, request.size)
+        due_s = now + (1 - MARGIN) * request.latency_s - encode_s
+        request.deadline_s = min(due_s, request.limit_s)
 
     def _size_factor(self, request: ImageRequest) -> float:
         """A picture's work as a multiple of that at the family's own size and guidance."""

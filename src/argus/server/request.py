@@ -25,7 +25,7 @@ from argus.workers.worker import Finished, OnPreview
 if TYPE_CHECKING:
     from argus.quality.encoder import Embedding
 
-
+PINNED_STEPS = "steps-pinned"
 Q = TypeVar("Q", float, Numbers)
 
 
@@ -184,6 +184,11 @@ class Picture:
     on_time: bool
     saved_s: float = 0.0
     saved_cost: float | None = None
+
+    @property
+    def accounted(self) -> str:
+        """The variant under which it is accounted: one for all pinned numbers of steps."""
+        return PINNED_STEPS if self.request.own_steps else self.variant
 
     @property
     def neighbour(self) -> Neighbour | None:

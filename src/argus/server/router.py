@@ -152,12 +152,18 @@ class Router:
         worker can make any, one loads the exact model."""
         reason = f"the request does not allow {self._table.variants[decision.variant]}"
         best = self._best(request)
-        if best.worker is None and request.too_late_for != EXACT:
+        if best.worker is None and request.too_late_for != EXACT and self._loadable(request):
             try:
                 return await self._held(EXACT_NAME, reason, request)
             except WorkerError:
                 return replace(best, reason=f"{reason}, and no worker holds the exact model")
         return replace(best, reason=reason)
+
+    def _loadable(self, request: ImageRequest) -> bool:
+        """Whether a worker can load the exact model and make the picture in time."""
+        load_s = float(self._table.load_s[:, self._models[EXACT]].min())
+        share = request.size_factor * request.exact_share
+        return bool(load_s + share * min(self._alone_s[EXACT]) <= request.slack_s)
 
     def _best(self, request: ImageRequest) -> Decision:
         """The best picture that a worker can make in time with the model it holds; if none can be

@@ -103,7 +103,7 @@ class Service:
         )  # fmt: skip
         self.dispatcher = Dispatcher(
             preparation, self._router, self.retrieval, self.fleet, self.metrics,
-            settings.queue_limit, self._saw,
+            settings.queue_limit, settings.metrics_by_key, self._saw,
         )  # fmt: skip
         self._tasks: list[asyncio.Task[None]] = []
         self.leaving = self.draining = False
@@ -275,10 +275,10 @@ class Service:
         deadline_s = math.inf if router is None else router.classes.shortest_s
         queue_s = STARTING_S if wait_s is None else wait_s * cluster.slowness
         self.metrics.signal("running", running)
-        self.metrics.signal("waiting", max(0, self.dispatcher.in_flight - running))
+        self.metrics.signal("waiting", max(0, self.dispatcher.unmade - running))
         self.metrics.signal("queue_seconds", queue_s)
         self.metrics.signal("backlog_seconds", self.fleet.backlog_s)
-        self.metrics.signal("saturation", min(1.0, queue_s / deadline_s))
+        self.metrics.signal("saturation", 1.0 if wait_s is None else min(1.0, queue_s / deadline_s))
 
     def leave(self) -> None:
         """Answer 503 to `/ready`; requests are still served."""

@@ -7,7 +7,7 @@ import logging
 import time
 from collections.abc import Mapping
 from contextlib import suppress
-from dataclasses import asdict, astuple, dataclass, fields
+from dataclasses import asdict, astuple, dataclass
 from datetime import UTC, datetime
 from http import HTTPStatus
 from typing import TYPE_CHECKING
@@ -51,6 +51,10 @@ _usage = sa.Table(
 )
 
 
+Whose = tuple[str, str, str, str]
+WHOSE = ("key", "slo", "family", "variant")
+
+
 @dataclass(frozen=True)
 class Account:
     """Whose pictures, of which variant, finished in the hour that begins at `hour` (seconds since
@@ -84,21 +88,26 @@ class UsageStore:
                     with connection.begin_nested():
                         insert = _usage.insert().values(**asdict(account), **more)
                         connection.execute(insert)
-                except sa.exc.IntegrityError:  # another server was faster
-                    connection.execute(update)
+                except sa.exc.IntegrityError:
+                    if not connection.execute(update).rowcount:  # else another server was faster
+                        raise
             oldest = time.time() - KEPT_S
             connection.execute(_usage.delete().where(_usage.c.hour < oldest))
 
-    def read(self, begin: int, end: int, key: str | None) -> dict[Account, Amounts]:
-        """The amounts of the hours that begin in [begin, end), of one key or of all."""
-        query = sa.select(_usage).where(_usage.c.hour >= begin, _usage.c.hour < end)
+    def read(self, begin: int, end: int, key: str | None) -> dict[Whose, Amounts]:
+        """The sums over the hours that begin in [begin, end), of one key or of all."""
+        whose = [_usage.c[name] for name in WHOSE]
+        sums = [sa.func.sum(_usage.c[name]).label(name) for name in Amounts.model_fields]
+        query = sa.select(*whose, *sums).group_by(*whose)
+        query = query.where(_usage.c.hour >= begin, _usage.c.hour < end)
         if key is not None:
             query = query.where(_usage.c.key == key)
         with self._engine.connect() as connection:
             rows = [row._asdict() for row in connection.execute(query)]
-        names = [one.name for one in fields(Account)]
         return {
-            Account(**{name: row.pop(name) for name in names}): Amounts.model_validate(row)
+            (row["key"], row["slo"], row["family"], row["variant"]): Amounts(
+                **{name: row[name] for name in Amounts.model_fields}
+            )
             for row in rows
         }
 
@@ -118,13 +127,14 @@ class Usage:
         self._threads = Threads("usage", 1)
         self._lock = asyncio.Lock()  # held while the database is read or written
         self._new: dict[Account, Amounts] = {}
+        self._writing: asyncio.Task[None] | None = None
         health.add(USAGE, lambda: self._opened().add({}))
 
     def saw(self, picture: Picture) -> None:
         """Count a finished picture."""
         request = picture.request
         hour = int(time.time()) // HOUR_S * HOUR_S
-        account = Account(hour, request.key, request.slo_name, self._family, picture.variant)
+        account = Account(hour, request.key, request.slo_name, self._family, picture.accounted)
         self._count(
             account,
             Amounts(
@@ -143,27 +153,36 @@ class Usage:
             await asyncio.sleep(FLUSH_S)
             await self._flush()
 
-    async def read(self, begin: int, end: int, key: str | None) -> dict[Account, Amounts]:
-        """The amounts of the hours that begin in [begin, end), of one key or of all, with those
-        that are not stored yet. Raises what the database raises, and TimeoutError."""
+    async def read(self, begin: int, end: int, key: str | None) -> dict[Whose, Amounts]:
+        """The sums over the hours that begin in [begin, end), of one key or of all, with what is
+        not stored yet. Raises what the database raises, and TimeoutError."""
         async with asyncio.timeout(READ_LIMIT_S), self._lock:
             found = await self._threads.run(lambda: self._opened().read(begin, end, key))
         for account, amounts in self._new.items():
             if begin <= account.hour < end and key in (None, account.key):
-                found[account] = _sum([found.get(account, Amounts()), amounts])
+                whose = (account.key, account.slo, account.family, account.variant)
+                found[whose] = _sum([found.get(whose, Amounts()), amounts])
         return found
 
     async def close(self, limit_s: float) -> None:
         """Store what is new, in at most `limit_s` seconds."""
         with suppress(TimeoutError):
             async with asyncio.timeout(limit_s):
-                await self._flush()
+                while self._writing is not None and not self._writing.done():
+                    await asyncio.wait((self._writing,))
+                await self._write()
 
     async def _flush(self) -> None:
-        if not self._new or not self._health.works(USAGE):
-            return
+        """Store what is new. Goes on in a task of its own if it is cancelled."""
+        if self._new and self._health.works(USAGE):
+            self._writing = asyncio.create_task(self._write())
+            await asyncio.shield(self._writing)
+
+    async def _write(self) -> None:
         async with self._lock:
             new, self._new = self._new, {}
+            if not new:
+                return
             try:  # without a limit: what was given up could be stored after all, and counted twice
                 await self._threads.run(lambda: self._opened().add(new))
             except Exception as error:
@@ -213,13 +232,9 @@ async def usage_report(
             "storage_unavailable",
             headers={"Retry-After": "5"},
         ) from error
-    by: dict[tuple[str, str, str, str], list[Amounts]] = {}
-    for account, amounts in found.items():
-        row = (account.key, account.slo, account.family, account.variant)
-        by.setdefault(row, []).append(amounts)
     data = [
-        UsageRow(key=key, slo=slo, family=family, variant=variant, **_sum(amounts).model_dump())
-        for (key, slo, family, variant), amounts in sorted(by.items())
+        UsageRow(key=key, slo=slo, family=family, variant=variant, **amounts.model_dump())
+        for (key, slo, family, variant), amounts in sorted(found.items())
     ]
     return UsageReport(
         begin=first,

@@ -36,7 +36,7 @@ def save(
     }
     files[0].write_text(json.dumps(content, indent=1) + "\n")
     pd.concat([_requests(name, run) for name, run in runs.items()]).to_parquet(files[1])
-    minutes = {name: _minutes(run, len(scenario.rates)) for name, run in runs.items()}
+    minutes = {name: _minutes(run, len(scenario.scaled)) for name, run in runs.items()}
     pd.concat([table.assign(policy=name) for name, table in minutes.items()]).to_parquet(files[2])
     _figure(minutes, scenario.scaled).savefig(files[3], dpi=120, bbox_inches="tight")
     return files
@@ -66,6 +66,7 @@ def _minutes(run: Simulation, count: int) -> pd.DataFrame:
     requests = run.requests
     minute = (requests.arrived_s // 60).astype(int)
     on_time = requests.outcome == ON_TIME
+    count = max(count, int(minute.max(initial=-1)) + 1)
     offered = np.bincount(minute, minlength=count)
     good = np.bincount(minute, weights=on_time, minlength=count)
     quality = np.bincount(minute, weights=on_time * requests.quality, minlength=count)

@@ -13,7 +13,7 @@ import yaml
 
 from argus.control.variants import EXACT, Numbers, VariantTable
 from argus.core.errors import BadRequest, ModelError
-from argus.quality.scores import Scores, read_scores
+from argus.quality.scores import Scores, read_scores, words_of
 from argus.simulator.world import Drawing, Pictures, Store, World
 
 HELD_OUT = "held_out.parquet"
@@ -175,9 +175,16 @@ def predicted_by(folder: Path, scores: Scores, unit: float) -> Numbers:
     if lacking or predictor.variants[EXACT] != scores.variants[EXACT]:
         what = f"the variant {lacking[0]!r}" if lacking else "this exact variant"
         raise ModelError(f"The predictor in {folder} was not trained for {what}.")
+    if not (folder / HELD_OUT).is_file():
+        raise ModelError(f"{folder} has no {HELD_OUT}: make the predictor again.")
     held_out = pd.read_parquet(folder / HELD_OUT)
-    wide = held_out.pivot_table(index="prompt", columns="variant", values="mean")
-    asked = wide.reindex(index=list(scores.prompts), columns=list(scores.variants))
+    keys = held_out["prompt"].map(words_of)
+    wide = held_out.assign(prompt=keys).pivot_table(
+        index="prompt", columns="variant", values="mean"
+    )
+    asked = wide.reindex(
+        index=[words_of(prompt) for prompt in scores.prompts], columns=list(scores.variants)
+    )
     known = asked.to_numpy(float, copy=True)
     new = np.flatnonzero(np.isnan(known).any(axis=1))
     if len(new):

@@ -19,6 +19,7 @@ BURSTY_MINUTES, BURSTY_LOW, BURSTY_HIGH = 840, 50.0, 390.0
 BURSTS = ((150, 270), (410, 540), (675, 800))
 PAPER_CAPACITY = 8 * 14.29 * 1.65
 TWITTER_MINUTES, TWITTER_LOW, TWITTER_HIGH = 800, 80.0, 210.0
+LONGEST_S = 400 * 86400.0  # of a trace
 GENTD26 = "gentd26:"
 GENTD26_SHARE = 0.5  # of the published cluster's capacity: the mean load it is scaled to
 
@@ -119,6 +120,11 @@ def load_trace(name: str) -> Trace:
         return Trace(_numbers(file, table["per_minute"]), own=True)
     if "at_s" in table:
         at_s = np.sort(_numbers(file, table["at_s"]))
+        if at_s[-1] > LONGEST_S:
+            raise BadRequest(
+                f"The column at_s of {file} ends {at_s[-1] / 86400:.0f} days from the trace's "
+                "beginning: it counts seconds from there, not from 1970, and not milliseconds."
+            )
         return Trace(np.bincount((at_s // 60).astype(int)).astype(float), own=True, at_s=at_s)
     if "requests" in table:
         return Trace(twitter(_numbers(file, table["requests"])))
@@ -144,7 +150,7 @@ def gentd26(file: Path) -> Trace:
         count = table["n"].fillna(1).clip(lower=1).to_numpy(int)
         numbers = np.where(new, np.cumsum(new) - 1, -1)
         users = pd.Series(numbers, index=table.index).where(new).groupby(table["user"]).ffill()
-    except (OSError, ValueError, KeyError) as error:
+    except (OSError, ValueError, KeyError, TypeError, IndexError) as error:
         raise BadRequest(f"{file} is no table of GenTD26's requests: {error}") from None
     if table.empty:
         raise BadRequest(f"{file} has no text-to-image request that succeeded.")

@@ -116,17 +116,22 @@ class _Worker:
             while self._pipe.poll():
                 self._take(self._pipe.recv())
             self._admit()
+            self._clock()
             if self._engine.busy:
-                if self._since_s is None:
-                    self._since_s = time.perf_counter()
                 self._beat()
                 self._step()
-                if not self._engine.busy:
-                    self._busy_before_s, self._since_s = self.busy_s, None
+                self._clock()
             elif self._stopping:
                 return self._wanted
             else:
                 self._take(self._pipe.recv())
+
+    def _clock(self) -> None:
+        """Begin or end to count time as busy."""
+        if not self._engine.busy:
+            self._busy_before_s, self._since_s = self.busy_s, None
+        elif self._since_s is None:
+            self._since_s = time.perf_counter()
 
     def _take(self, request: Request) -> None:
         if isinstance(request, Task):
