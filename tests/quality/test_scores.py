@@ -161,7 +161,7 @@ def test_seeds_only_say_which_pictures_belong_together(
     pd.DataFrame(rows, columns=["prompt", "seed", "20", "50"]).to_csv(file, index=False)
     scores = read_scores(file, "50")
     assert (len(scores.prompts), scores.seeds, scores.variants) == (20, (0, 1), ("50", "20"))
-    assert scores.values[scores.prompts.index("prompt 3")].tolist() == [[5.0, 5.0], [7.0, 1.0]]
+    assert scores.values[scores.prompts.index("prompt 3")].tolist() == [[5.0, 5.0], [1.0, 2.0]]
     assert "1 of 21 prompts" in caplog.text
     long = pd.read_csv(file).melt(["prompt", "seed"], var_name="variant", value_name="score")
     long = long.assign(variant=long["variant"].astype(int))

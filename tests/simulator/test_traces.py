@@ -50,3 +50,10 @@ def test_twice_the_load_gets_the_same_arrivals_in_half_of_the_time(tmp_path: Pat
     assert found.topic.tolist() == [0, 1, 1, 1, 1, 1, 1, 2, 3]
     assert len(set(found.prompt[1:7].tolist())) == 1
     assert once.scaled.sum() == 9
+
+
+def test_times_that_count_from_1970_are_refused(tmp_path: Path) -> None:
+    file = tmp_path / "arrivals.csv"
+    file.write_text("at_s\n1750000000\n1750000010\n")
+    with pytest.raises(BadRequest, match="seconds from there, not from 1970"):
+        load_trace(str(file))
