@@ -147,6 +147,9 @@ def test_a_cascade_sees_the_picture_and_not_what_another_would_have_been(table: 
     assert not small.any() or oracle.requests.quality[small].mean() == pytest.approx(0.6, abs=0.1)
 
 
+LARGE = "variants: {large: {seconds: 5}}\n"
+
+
 @pytest.mark.parametrize(
     ("costs", "message"),
     [
@@ -158,6 +161,11 @@ def test_a_cascade_sees_the_picture_and_not_what_another_would_have_been(table: 
         ("exact: large\nvariants: {small: {seconds: 5}}", "name another variant as `exact`"),
         ("exact: large\nworkers: many\nvariants: {large: {seconds: 5}}", "workers is 'many'"),
         ("variants: [", "cannot be read"),
+        ("variants: {large: {seconds: 5, steps: 0}}", "steps of large is 0"),
+        (LARGE + "batching: 4", "write batching as"),
+        (LARGE + "batching: {batches: [1, 2]}", "write batching as"),
+        (LARGE + "batching: {batches: [1, 2], gain: [1, 0]}", "gain of batching is 0"),
+        (LARGE + "discriminator: 0.3", "write discriminator as"),
     ],
 )
 def test_costs_that_do_not_fit_are_refused(
@@ -198,3 +206,25 @@ def test_the_world_of_real_models_keeps_their_published_order(tmp_path: Path) ->
     assert 0.5 < means["sdxl_lightning_2"] < 0.8
     np.testing.assert_allclose(world.table.alone_s[:, 0], [27, 13, 1.3, 0.5])
     assert len(world.sources) > 5
+
+
+def test_variants_may_be_called_by_numbers_and_prompts_spelled_otherwise(tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    rows = [
+        (f"a {'red' if i % 2 else 'blue'} thing number {i}", rng.normal(9, 1), rng.normal(4, 1))
+        for i in range(60)
+    ]
+    file, costs = tmp_path / "scores.csv", tmp_path / "costs.yaml"
+    pd.DataFrame(rows, columns=["prompt", "50", "20"]).to_csv(file, index=False)
+    costs.write_text("exact: 50\nvariants: {50: {seconds: 5}, 20: {seconds: 2, model: 50}}\n")
+    world, _ = world_of_table(Source(file), costs)
+    assert world.table.variants == ("exact", "20")
+
+
+def test_a_prompt_in_other_spelling_is_predicted_as_when_it_was_held_out(
+    table: Path, predictor: Path
+) -> None:
+    scores = read_scores(table, "large")
+    spelled = replace(scores, prompts=tuple(f"{one.title()}." for one in scores.prompts))
+    as_held_out, found = (predicted_by(predictor, one, 1.0) for one in (scores, spelled))
+    assert found == pytest.approx(as_held_out)

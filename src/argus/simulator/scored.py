@@ -19,6 +19,8 @@ from argus.simulator.world import Drawing, Pictures, Store, World
 HELD_OUT = "held_out.parquet"
 WORDS = "words"  # the encoder that needs no download
 SLO, WORKERS = 3.0, 8
+SINGLE = {"batches": [1], "gain": [1.0]}  # how batching is given
+EXACT_JUDGE = {"noise": 0.0}
 
 
 @dataclass(frozen=True)
@@ -72,9 +74,30 @@ def _costs(file: Path) -> dict[str, Any]:
             raise BadRequest(f"{file}: the variant {name} needs `seconds` a picture.")
         _number(file, f"seconds of {name}", one["seconds"], 1e-9)
         _number(file, f"load_s of {name}", one.get("load_s", 0.0))
+        _number(file, f"steps of {name}", one.get("steps", 1), 1)
     _number(file, "workers", content.get("workers", WORKERS), 1)
     _number(file, "slo", content.get("slo", SLO), 1)
-    return dict(content)
+    _check_batching(file, content.get("batching", SINGLE))
+    judge = content.get("discriminator", EXACT_JUDGE)
+    if not isinstance(judge, dict) or "noise" not in judge:
+        raise BadRequest(f"{file}: write discriminator as {{noise: 0.3}}.")
+    _number(file, "the discriminator's noise", judge["noise"])
+    named = {str(name): one for name, one in variants.items()}  # YAML reads 50 as a number
+    exact = content.get("exact")
+    return {**content, "variants": named, "exact": None if exact is None else str(exact)}
+
+
+def _check_batching(file: Path, batching: Any) -> None:
+    given = batching if isinstance(batching, dict) else {}
+    lists = [one for name in SINGLE if isinstance(one := given.get(name), list) and one]
+    if len(lists) < len(SINGLE) or len({len(one) for one in lists}) > 1:
+        raise BadRequest(
+            f"{file}: write batching as {{batches: [1, 2, 4], gain: [1, 1.3, 1.5]}}, a gain for "
+            "each batch."
+        )
+    for name, values in zip(SINGLE, lists, strict=True):
+        for value in values:
+            _number(file, f"{name} of batching", value, 1e-9)
 
 
 def _number(file: Path, what: str, value: Any, least: float = 0.0) -> None:
@@ -145,7 +168,7 @@ def world_of(
         similarity=np.full(len(drawn), np.nan),
         drawing=Drawing(0.0, 1, 1),
         store=Store(0.1, 1.0),
-        judging_error=float(spec.get("discriminator", {"noise": 0.0})["noise"]),
+        judging_error=float(spec.get("discriminator", EXACT_JUDGE)["noise"]),
         slo=float(spec.get("slo", SLO)),
         sources=sources,
         pictures=Pictures(drawn, scores.values[complete]),
@@ -209,7 +232,7 @@ def _table(spec: dict[str, Any], variants: Sequence[str], usual: Numbers) -> Var
               for m in names}  # fmt: skip
     steps = {m: max(c.get("steps", 1) for c, of in zip(costs, models, strict=True) if of == m)
              for m in names}  # fmt: skip
-    batching = spec.get("batching", {"batches": [1], "gain": [1.0]})
+    batching = spec.get("batching", SINGLE)
     batches, gain = np.array(batching["batches"]), np.array(batching["gain"])
     step_s = np.array([slowest[m] / steps[m] for m in names])[:, None] * batches / gain
     return VariantTable(
