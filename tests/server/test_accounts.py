@@ -108,7 +108,8 @@ def test_a_picture_is_expected_when_it_comes(argus: Running) -> None:
     assert alone["queued_behind"] == 0
     assert 0 < alone["expected_ms"] < 10_000
     with ThreadPoolExecutor(24) as pool:
-        cases = [{"prompt": f"fish {i}", "argus": {"cache": False}} for i in range(24)]
+        long: dict[str, Any] = {"num_inference_steps": 60, "argus": {"exact": True}}
+        cases = [{"prompt": f"fish {i}", **long} for i in range(24)]
         reports = list(pool.map(lambda fields: made(argus, **fields), cases))
     assert max(report["queued_behind"] for report in reports) > 0
 
@@ -332,31 +333,29 @@ def test_an_error_that_nobody_expected_has_the_request_s_id(
 # --- metrics by which others route
 
 
-def test_routers_read_the_whole_backlog(argus: Running) -> None:
+def test_routers_read_the_whole_backlog(measured_family: Path, tmp_path: Path) -> None:
     names = ("vllm:num_requests_running", "vllm:num_requests_waiting", "argus_queue_seconds",
              "argus_backlog_gpu_seconds", "vllm:kv_cache_usage_perc")  # fmt: skip
+    settings = Settings(family=str(measured_family), data=tmp_path, workers=1, max_batch=2)
+    with running(settings) as server, ThreadPoolExecutor(6) as pool:
 
-    def read() -> dict[str, float]:
-        argus.http.get("/metrics")
-        return {name: argus.metric(name, model_name="tiny") for name in names}
+        def read() -> dict[str, float]:
+            server.http.get("/metrics")
+            return {name: server.metric(name, model_name="tiny") for name in names}
 
-    assert set(read().values()) == {0.0}
-    with ThreadPoolExecutor(24) as pool:
-        tasks = [
-            pool.submit(made, argus, prompt=f"fish {i}", num_inference_steps=60,
-                        argus={"exact": True})
-            for i in range(24)
-        ]  # fmt: skip
+        assert set(read().values()) == {0.0}
+        long: dict[str, Any] = {"num_inference_steps": 200, "argus": {"exact": True}}
+        tasks = [pool.submit(made, server, prompt=f"fish {i}", **long) for i in range(6)]
         wait_until(lambda: read()["argus_queue_seconds"] > 0)
         now = read()
         assert now["vllm:num_requests_waiting"] > 0
-        assert now["vllm:num_requests_running"] + now["vllm:num_requests_waiting"] <= 24
-        assert 0 < now["vllm:num_requests_running"] <= 8  # two workers with batches of four
+        assert now["vllm:num_requests_running"] + now["vllm:num_requests_waiting"] <= 6
+        assert 0 < now["vllm:num_requests_running"] <= 2
         assert now["argus_backlog_gpu_seconds"] > now["argus_queue_seconds"] > 0
         assert 0 < now["vllm:kv_cache_usage_perc"] <= 1
         for task in tasks:
             task.result()
-    assert set(read().values()) == {0.0}
+        assert set(read().values()) == {0.0}
 
 
 def test_their_names_are_the_operator_s() -> None:

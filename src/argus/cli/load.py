@@ -18,7 +18,7 @@ from argus.cli.consoles import err, out
 from argus.core.errors import BadRequest
 
 if TYPE_CHECKING:
-    from argus.load.traces import TraceRequest
+    from argus.loadgen.traces import TraceRequest
 
 SEED = 0
 GENTD26 = "gentd26:"
@@ -68,8 +68,8 @@ def load(
     The figures are those of vLLM-Omni's and SGLang's benchmark clients, under the same names in
     JSON. Without a trace or prompts, they are of the bundled family's own kind.
     """
-    from argus.load.sender import Target, figures, send, warm_up
-    from argus.load.traces import read_gentd26, read_prompts, read_trace
+    from argus.loadgen.sender import Target, figures, send, warm_up
+    from argus.loadgen.traces import read_gentd26, read_prompts, read_trace
 
     gentd26 = trace is not None and trace.startswith(GENTD26)
     if trace is not None and prompts is not None and not gentd26:
@@ -113,7 +113,7 @@ def _own_prompts() -> Iterator[TraceRequest]:
     from argus.families.catalog import default_family
     from argus.lab.prompts import ideas_of
     from argus.lab.workload import workload
-    from argus.load.traces import TraceRequest
+    from argus.loadgen.traces import TraceRequest
 
     drawn = workload(ideas_of(default_family()), SEED)
     return (TraceRequest({"prompt": one.prompt}) for one in drawn)

@@ -14,11 +14,12 @@ import numpy as np
 import pytest
 from typer.testing import CliRunner
 
+import argus as package
 from argus.cli.main import app
 from argus.config import Settings, SloClass
 from argus.core.errors import ArgusError, BadRequest
-from argus.load.sender import Answered, Target, _times, figures, send, warm_up
-from argus.load.traces import TraceRequest, read_gentd26, read_prompts, read_trace
+from argus.loadgen.sender import Answered, Target, _times, figures, send, warm_up
+from argus.loadgen.traces import TraceRequest, read_gentd26, read_prompts, read_trace
 from tests.server.running import Running, running
 
 
@@ -106,7 +107,7 @@ def test_a_trace_is_sent_at_its_times(argus: Running) -> None:
     answers, duration_s = asyncio.run(send(Target(argus.url), requests, speed=2.0))
     assert [answer.status for answer in answers] == [200] * 4
     assert duration_s >= 1.5
-    assert answers[0].latency_s < duration_s - 1.4
+    assert answers[-1].latency_s <= duration_s - 1.4  # it was sent after 1.5 s
 
 
 def test_arrivals_are_a_poisson_process_of_the_rate() -> None:
@@ -175,3 +176,4 @@ def test_the_command_prints_what_came_back(argus: Running, tmp_path: Path) -> No
     for wrong in (["--trace", "a", "--prompts", "b"], ["--request-rate", "0"]):
         assert isinstance(CliRunner().invoke(app, ["load", *wrong]).exception, BadRequest)
     assert not math.isnan(found["latency_p99"])
+    assert callable(package.load)  # which a module of that name would hide

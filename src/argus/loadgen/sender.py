@@ -16,7 +16,7 @@ import httpx
 import numpy as np
 
 from argus.core.errors import ArgusError
-from argus.load.traces import TraceRequest
+from argus.loadgen.traces import TraceRequest
 
 GENERATIONS = "/v1/images/generations"
 CONNECTIONS = 1000
