@@ -18,8 +18,9 @@ import argus as package
 from argus.cli.main import app
 from argus.config import Settings, SloClass
 from argus.core.errors import ArgusError, BadRequest
+from argus.lab.prompts import prompt_lines
 from argus.loadgen.sender import Answered, Target, _times, figures, send, warm_up
-from argus.loadgen.traces import TraceRequest, read_gentd26, read_prompts, read_trace
+from argus.loadgen.traces import TraceRequest, read_gentd26, read_trace
 from tests.server.running import Running, running
 
 
@@ -48,7 +49,7 @@ def test_traces_of_vllm_omni_and_sglang_are_read(tmp_path: Path) -> None:
     assert cup.body == {"prompt": "a cup", "seed": 7, "guidance_scale": 3.5, "n": 2}
     assert (cup.at_s, cup.slo_ms) == (0.0, None)
     (tmp_path / "prompts.txt").write_text("a fish\n\n a boat \n")
-    assert [one.body["prompt"] for one in read_prompts(tmp_path / "prompts.txt")] == [
+    assert prompt_lines(tmp_path / "prompts.txt") == [
         "a fish", "a boat",
     ]  # fmt: skip
 

@@ -9,7 +9,7 @@ import math
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 import typer
 from rich.table import Table
@@ -17,11 +17,7 @@ from rich.table import Table
 from argus.cli.consoles import err, out
 from argus.core.errors import BadRequest
 
-if TYPE_CHECKING:
-    from argus.loadgen.traces import TraceRequest
-
 SEED = 0
-GENTD26 = "gentd26:"
 
 
 def load(
@@ -68,8 +64,10 @@ def load(
     The figures are those of vLLM-Omni's and SGLang's benchmark clients, under the same names in
     JSON. Without a trace or prompts, they are of the bundled family's own kind.
     """
+    from argus.lab.prompts import prompt_lines
     from argus.loadgen.sender import Target, figures, send, warm_up
-    from argus.loadgen.traces import read_gentd26, read_prompts, read_trace
+    from argus.loadgen.traces import TraceRequest, read_gentd26, read_trace
+    from argus.simulator.traces import GENTD26
 
     gentd26 = trace is not None and trace.startswith(GENTD26)
     if trace is not None and prompts is not None and not gentd26:
@@ -77,15 +75,15 @@ def load(
     if request_rate <= 0:
         raise BadRequest("--request-rate must be above 0, or inf.")
     if trace is not None and gentd26:
-        words = _own_prompts() if prompts is None else itertools.cycle(read_prompts(prompts))
-        file = Path(trace.removeprefix(GENTD26))
-        requests = read_gentd26(file, (one.body["prompt"] for one in words))[:num_prompts]
+        words = _own_prompts() if prompts is None else itertools.cycle(prompt_lines(prompts))
+        requests = read_gentd26(Path(trace.removeprefix(GENTD26)), words)[:num_prompts]
     elif trace is not None:
         requests = read_trace(Path(trace))[:num_prompts]
     else:
         own = itertools.islice(_own_prompts(), num_prompts or 100)
-        known = list(own) if prompts is None else read_prompts(prompts)
-        requests = list(itertools.islice(itertools.cycle(known), num_prompts or len(known)))
+        known = list(own) if prompts is None else prompt_lines(prompts)
+        sent = itertools.islice(itertools.cycle(known), num_prompts or len(known))
+        requests = [TraceRequest({"prompt": prompt}) for prompt in sent]
     if slo is not None:
         requests = [
             one if one.slo_ms is not None else replace(one, slo_ms=1000 * slo) for one in requests
@@ -108,15 +106,13 @@ def load(
         out.print(_table(found, len(requests)))
 
 
-def _own_prompts() -> Iterator[TraceRequest]:
+def _own_prompts() -> Iterator[str]:
     """Prompts as users of the bundled family send them, without an end."""
     from argus.families.catalog import default_family
     from argus.lab.prompts import ideas_of
     from argus.lab.workload import workload
-    from argus.loadgen.traces import TraceRequest
 
-    drawn = workload(ideas_of(default_family()), SEED)
-    return (TraceRequest({"prompt": one.prompt}) for one in drawn)
+    return (one.prompt for one in workload(ideas_of(default_family()), SEED))
 
 
 def _table(found: dict[str, Any], sent: int) -> Table:

@@ -16,11 +16,16 @@ THEMES = 8
 
 def read_prompts(path: Path) -> list[str]:
     """The prompts of a file, one a line, each once. Raises BadRequest if there are none."""
+    return list(dict.fromkeys(prompt_lines(path)))
+
+
+def prompt_lines(path: Path) -> list[str]:
+    """The prompts of a file, one a line, in its order. Raises BadRequest if there are none."""
     try:
         lines = path.read_text().splitlines()
     except (OSError, UnicodeDecodeError) as error:
         raise BadRequest(f"The prompts in {path} cannot be read: {error}") from error
-    prompts = list(dict.fromkeys(line.strip() for line in lines if line.strip()))
+    prompts = [line.strip() for line in lines if line.strip()]
     if not prompts:
         raise BadRequest(f"{path} holds no prompts. Write one a line.")
     return prompts

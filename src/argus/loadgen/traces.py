@@ -10,7 +10,7 @@ from __future__ import annotations
 import ast
 import csv
 import json
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -36,11 +36,9 @@ def read_trace(path: Path) -> list[TraceRequest]:
     """The requests of a file, in its order. Raises BadRequest, naming the line."""
     try:
         lines = path.read_text().splitlines()
-    except OSError as error:
+    except (OSError, UnicodeDecodeError) as error:
         raise BadRequest(f"The trace {path} cannot be read: {error}") from error
-    found = [
-        request for number, line in _lines(lines) for request in [_request(line, number, path)]
-    ]
+    found = [_request(line, number, path) for number, line in enumerate(lines, 1) if line.strip()]
     if not found:
         raise BadRequest(f"The trace {path} has no requests.")
     times = [request.at_s for request in found if request.at_s is not None]
@@ -50,18 +48,6 @@ def read_trace(path: Path) -> list[TraceRequest]:
         raise BadRequest(f"The trace {path} gives a timestamp for some of its requests only.")
     first = min(times)
     return [TraceRequest(one.body, (one.at_s or 0.0) - first, one.slo_ms) for one in found]
-
-
-def read_prompts(path: Path) -> list[TraceRequest]:
-    """The prompts of a file, one a line. Raises BadRequest."""
-    try:
-        lines = path.read_text().splitlines()
-    except OSError as error:
-        raise BadRequest(f"The prompts {path} cannot be read: {error}") from error
-    found = [TraceRequest({"prompt": line.strip()}) for _, line in _lines(lines)]
-    if not found:
-        raise BadRequest(f"{path} has no prompts.")
-    return found
 
 
 def read_gentd26(path: Path, prompts: Iterable[str]) -> list[TraceRequest]:
@@ -98,10 +84,6 @@ def read_gentd26(path: Path, prompts: Iterable[str]) -> list[TraceRequest]:
 
 def _made(row: Mapping[str, str]) -> bool:
     return row["type"] == "text" and row["status"] == "succeed"
-
-
-def _lines(lines: list[str]) -> Iterator[tuple[int, str]]:
-    return ((number, line) for number, line in enumerate(lines, 1) if line.strip())
 
 
 def _request(line: str, number: int, path: Path) -> TraceRequest:

@@ -110,7 +110,7 @@ class Service:
         self.accepted = 0  # requests that are not answered in full; `Leaving` counts them
 
     def _check_names(self) -> None:
-        own = [self.family.name, *(f"{self.family.name}/{name}" for name in self.model.variants)]
+        own = self._own_names
         for name in self.settings.served_model_names:
             if name in own:
                 raise BadRequest(
@@ -122,9 +122,12 @@ class Service:
     def model_names(self) -> list[str]:
         """The names that a request's `model` may have: the family and its variants, and the
         `served_model_names`."""
+        return list(dict.fromkeys([*self._own_names, *self.settings.served_model_names]))
+
+    @property
+    def _own_names(self) -> list[str]:
         name = self.family.name
-        variants = [f"{name}/{variant}" for variant in self.model.variants]
-        return list(dict.fromkeys([name, *variants, *self.settings.served_model_names]))
+        return [name, *(f"{name}/{variant}" for variant in self.model.variants)]
 
     def variant_of(self, model: str) -> str | None:
         """The variant that a request's `model` pins, None if it names the family as a whole.
@@ -270,8 +273,8 @@ class Service:
     def _signal(self) -> None:
         """Update what routers in front of this server read."""
         running = self.fleet.running
-        cluster, wait_s = self.fleet.cluster(), shortest_wait_s(self.fleet.cluster())
-        router = self.router
+        cluster, router = self.fleet.cluster(), self.router
+        wait_s = shortest_wait_s(cluster)
         deadline_s = math.inf if router is None else router.classes.shortest_s
         queue_s = STARTING_S if wait_s is None else wait_s * cluster.slowness
         self.metrics.signal("running", running)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import logging
 import time
 from collections.abc import Mapping
 from contextlib import suppress
@@ -23,8 +22,6 @@ from argus.server.threads import Threads, TooManyHang
 
 if TYPE_CHECKING:
     from argus.server.service import Service
-
-log = logging.getLogger(__name__)
 
 USAGE = "usage"  # the kind of data, as in `StorageHealth`
 HOUR_S = 3600
