@@ -5,10 +5,10 @@ VENV   ?= .venv
 BIN    := $(VENV)/bin
 READY  := $(VENV)/.ready
 
-.PHONY: help setup serve picture grid test faults lint bench compat clean
+.PHONY: help setup serve picture grid test cluster-test faults lint bench compat clean
 
 help: ## what can be made
-	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 12
+	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 16
 
 $(READY): pyproject.toml constraints.txt
 	@echo "Setting up $(VENV) (downloads PyTorch and diffusers) ..."
@@ -35,6 +35,10 @@ test: $(READY) ## all tests
 faults: $(READY) ## minutes of load on a real server while its workers fail (FAULT_MINUTES=5)
 	@echo "Failing workers under load ..."
 	@$(BIN)/pytest tests/faults -m soak -s
+
+cluster-test: $(READY) ## the tests of several nodes and servers (Ray, PostgreSQL, S3; minutes)
+	@echo "Testing nodes and servers ..."
+	@$(BIN)/pytest -m cluster
 
 lint: $(READY) ## ruff and mypy
 	@echo "Checking style and types ..."
