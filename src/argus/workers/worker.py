@@ -36,9 +36,10 @@ class State(enum.Enum):
 
 @dataclass(frozen=True)
 class Model:
-    """What a worker loads: the model's folder, its sampler, device and precision, the most pictures
-    in a batch, whether torch compiles the UNet first, and the CPU threads it may use (None: torch's
-    default)."""
+    """What a worker loads: the model's source (as `model_folder` takes it), its sampler, device and
+    precision, the most pictures in a batch, whether torch compiles the UNet first, and the CPU
+    threads it may use (None: torch's default). `weights` is the fingerprint that the weights must
+    have, None any."""
 
     source: str
     sampler: str = "default"
@@ -47,6 +48,7 @@ class Model:
     max_batch: int = MAX_BATCH
     compiled: bool = False
     threads: int | None = None
+    weights: str | None = None
 
 
 @dataclass(frozen=True)
