@@ -47,7 +47,7 @@ ERRORS: dict[int | str, dict[str, Any]] = {
 }
 
 
-def tenant_of(request: Request) -> str:
+async def tenant_of(request: Request) -> str:
     """The name of the request's API key, `EVERYONE` if the server has no keys. Raises ApiError for
     a missing or wrong key."""
     keys: KeyRing | None = request.app.state.keys

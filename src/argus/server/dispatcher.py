@@ -130,7 +130,7 @@ class Dispatcher:
     def close(self) -> None:
         """End every request that is not answered yet. May be called twice."""
         self._closed = True
-        self._encoding.close()
+        self._preparation.close()
         for end in self._ends:
             if not end.done():
                 end.set_result(None)

@@ -178,21 +178,23 @@ class Fleet:
 
     def cluster(self) -> Cluster:
         """The workers as policies see them, with waits in seconds of the variant table."""
-        now, scale = time.monotonic(), self.scale
-        waits = []
-        for one, worker in zip(self.queues, self.workers, strict=True):
-            one.advance(now)
-            one.next_s(now)
-            silent_s = worker.silent_s if worker.silent_s > SUSPECT_S else 0.0
-            waits.append((max(0.0, one.free_at_s - now) + silent_s) / scale)
+        now, scale, queues = time.monotonic(), self.scale, self.queues
         return Cluster(
             now,
-            [one.kind for one in self.queues],
-            [one.serving for one in self.queues],
-            waits,
-            [len(one.running) for one in self.queues],
+            [one.kind for one in queues],
+            [one.serving for one in queues],
+            [self._wait_s(one, now) / scale for one in queues],
+            [len(one.running) for one in queues],
             scale,
         )
+
+    def _wait_s(self, queue: WorkerQueue[Request], now: float) -> float:
+        """Predicted seconds until a request that is sent to a worker now begins."""
+        wait_s = queue.free_at_s - now if queue.free_at_s > now else 0.0
+        if queue.running:
+            silent_s = self.workers[queue.number].silent_s
+            wait_s += silent_s if silent_s > SUSPECT_S else 0.0
+        return wait_s
 
     def start(self) -> None:
         for worker in self.workers:
@@ -252,10 +254,10 @@ class Fleet:
     def expected(self, request: Request, number: int, model: int) -> tuple[int, float]:
         """How many requests are queued at a worker, and the seconds after which one more, decided
         on but not sent yet, should be done."""
-        cluster, queue = self.cluster(), self.queues[number]
+        queue = self.queues[number]
         size = min(len(queue.running) + 1, queue.batch_limit(queue.kind, model))
         work_s = request.work_steps * self._table.batch_step_s(queue.kind, model, size)
-        return len(queue.queued), (cluster.wait_s[number] + work_s) * cluster.slowness
+        return len(queue.queued), self._wait_s(queue, time.monotonic()) + work_s * self.scale
 
     def reserve(self, request: Request, number: int) -> None:
         """Reserve a worker's time for a request while its latents are being fetched."""
