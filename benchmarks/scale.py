@@ -18,16 +18,19 @@ import json
 import math
 import os
 import random
+import socket
 import statistics
 import subprocess
 import sys
 import tempfile
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from itertools import count
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
+import httpx
 import psutil
 import typer
 from PIL import Image
@@ -60,9 +63,11 @@ WORDS = [
 
 
 class WaitingWorker:
-    """A worker whose engine only waits: `step_s(model, size)` seconds a step."""
+    """A worker whose engine only waits."""
 
-    step_s: Callable[[str, int], float]
+    def step_s(self, model: Model, size: int) -> float:
+        """Seconds of a step of `size` pictures."""
+        raise NotImplementedError
 
     def __init__(self, model: Model) -> None:
         self.device_type = 0
@@ -97,7 +102,7 @@ class WaitingWorker:
         self._running += 1
         begun = time.perf_counter()
         try:
-            await asyncio.sleep(job.steps_run * self.step_s(self.model.source, self._running))
+            await asyncio.sleep(job.steps_run * self.step_s(self.model, self._running))
         finally:
             self._running -= 1
         waited_ms = 1000 * (time.perf_counter() - begun)
@@ -110,13 +115,14 @@ class WaitingWorker:
     def kill(self) -> None: ...
 
 
-def serve(workers: int, rate: float, busy: float, data: str) -> None:
-    """The server's process: prints its URL once it is ready."""
-    from argus.server import run, service
+def serve(port: int, workers: int, rate: float, busy: float, data: str) -> None:
+    """The server's process."""
+    import argus.server.service as service
     from argus.server.model import ServedFamily
+    from argus.server.run import serve as run
 
     settings = Settings(
-        port=0, data=Path(data), workers=workers, device="cpu", queue_limit=4096,
+        port=port, data=Path(data), workers=workers, device="cpu", queue_limit=4096,
         slo={"default": SloClass(latency="10x")}, truth_share=0, log_level="warning",
     )  # fmt: skip
     model = ServedFamily.of(settings)
@@ -124,18 +130,13 @@ def serve(workers: int, rate: float, busy: float, data: str) -> None:
     exact_s = float(table.cost_s(math.inf)[0, 0])  # a worker's seconds for an exact picture
     factor = busy * workers / rate / exact_s
     numbers = {one.source: m for m, one in enumerate(model.models[0])}
-    WaitingWorker.step_s = staticmethod(  # type: ignore[method-assign]
-        lambda source, size: factor * table.batch_step_s(0, numbers[source], size)
-    )
-    service.LocalWorker = WaitingWorker  # type: ignore[misc,assignment,attr-defined]
-    tell = run.Server.startup
 
-    async def startup(self: run.Server, sockets: Any = None) -> None:
-        await tell(self, sockets)
-        print(self.servers[0].sockets[0].getsockname()[1], flush=True)
+    class Waiting(WaitingWorker):
+        def step_s(self, model: Model, size: int) -> float:
+            return factor * table.batch_step_s(0, numbers[model.source], size)
 
-    run.Server.startup = startup  # type: ignore[method-assign]
-    run.serve(settings)
+    vars(service)["LocalWorker"] = Waiting
+    run(settings)
 
 
 class Client:
@@ -191,15 +192,24 @@ class Client:
 
 def measured(workers: int, rate: float, seconds: float, busy: float) -> dict[str, float]:
     with tempfile.TemporaryDirectory() as data:
-        ours = [sys.executable, __file__, "--serve", f"{workers} {rate} {busy} {data}"]
-        process = subprocess.Popen(ours, stdout=subprocess.PIPE, text=True)
+        with socket.create_server(("127.0.0.1", 0)) as free:
+            port = free.getsockname()[1]
+        ours = [sys.executable, __file__, "--serve", f"{port} {workers} {rate} {busy} {data}"]
+        process = subprocess.Popen(ours)
         try:
-            assert process.stdout is not None
-            port = int(process.stdout.readline())
+            _until_ready(port)
             return asyncio.run(_measured(port, psutil.Process(process.pid), rate, seconds))
         finally:
             process.terminate()
             process.wait()
+
+
+def _until_ready(port: int) -> None:
+    while True:
+        with suppress(httpx.TransportError):
+            if httpx.get(f"http://127.0.0.1:{port}/ready").is_success:
+                return
+        time.sleep(0.1)
 
 
 async def _measured(
@@ -239,8 +249,8 @@ def main(
     serving: Annotated[str, typer.Option("--serve", hidden=True)] = "",
 ) -> None:
     if serving:
-        number, offered, share, data = serving.split()
-        serve(int(number), float(offered), float(share), data)
+        port, number, offered, share, data = serving.split()
+        serve(int(port), int(number), float(offered), float(share), data)
         return
     found = {int(n): measured(int(n), rate, seconds, busy) for n in workers.split(",")}
     table = Table("workers", "most requests/s", "answered", "added p50", "p99", "CPU a request")
