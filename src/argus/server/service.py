@@ -27,6 +27,7 @@ from argus.core.family import Variant
 from argus.server.dispatcher import Dispatcher
 from argus.server.errors import ApiError
 from argus.server.health import StorageHealth
+from argus.server.jobs import Jobs
 from argus.server.keys import KeyRing
 from argus.server.learning import SAMPLES, Learning
 from argus.server.metrics import Metrics
@@ -105,6 +106,7 @@ class Service:
             preparation, self._router, self.retrieval, self.fleet, self.metrics,
             settings.queue_limit, settings.metrics_by_key, self._saw,
         )  # fmt: skip
+        self.jobs = Jobs(self)
         self._tasks: list[asyncio.Task[None]] = []
         self.leaving = self.draining = False
         self.accepted = 0  # requests that are not answered in full; `Leaving` counts them
@@ -190,6 +192,7 @@ class Service:
         Thread(target=self._load_encoder, daemon=True).start()
         self._tasks.append(asyncio.create_task(self._start()))
         self._tasks.append(asyncio.create_task(self.usage.run()))
+        self.jobs.start()
 
     def _load_encoder(self) -> None:
         try:
@@ -302,7 +305,9 @@ class Service:
             task.cancel()
         self.learning.close()
         self.health.close()
-        settled = asyncio.gather(self.retrieval.close(SETTLE_S), self.usage.close(SETTLE_S))
+        settled = asyncio.gather(
+            self.retrieval.close(SETTLE_S), self.usage.close(SETTLE_S), self.jobs.close(SETTLE_S)
+        )
         with suppress(TimeoutError):
             async with asyncio.timeout(STOP_S):
                 await self.fleet.stop(grace_s=0.0)
