@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-BINARIES = sorted(Path("/usr/lib/postgresql").glob("*/bin"))
+BINARIES = [str(path) for path in sorted(Path("/usr/lib/postgresql").glob("*/bin"))]
 
 
 @contextmanager
@@ -29,17 +29,17 @@ def postgres() -> Iterator[str]:
     with tempfile.TemporaryDirectory() as folder, socket.socket() as free:
         if root:
             shutil.chown(folder, "postgres")
-        initdb = [*user, BINARIES[-1] / "initdb", "-D", folder, "-U", "argus", "-A", "trust", "-N"]
+        initdb = [*user, f"{BINARIES[-1]}/initdb", "-D", folder, "-U", "argus", "-A", "trust", "-N"]
         subprocess.run(initdb, check=True, stdout=subprocess.DEVNULL)
         free.bind(("127.0.0.1", 0))
         port = str(free.getsockname()[1])
         free.close()
         options = ["-D", folder, "-h", "127.0.0.1", "-p", port, "-k", "", "-F"]
         server = subprocess.Popen(
-            [*user, BINARIES[-1] / "postgres", *options], stderr=subprocess.DEVNULL
+            [*user, f"{BINARIES[-1]}/postgres", *options], stderr=subprocess.DEVNULL
         )
         try:
-            asking = [BINARIES[-1] / "pg_isready", "-h", "127.0.0.1", "-p", port, "-q"]
+            asking = [f"{BINARIES[-1]}/pg_isready", "-h", "127.0.0.1", "-p", port, "-q"]
             while subprocess.run(asking).returncode:
                 assert server.poll() is None, "PostgreSQL ended"
             yield f"postgresql+psycopg://argus@127.0.0.1:{port}/postgres"

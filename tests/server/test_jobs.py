@@ -15,7 +15,8 @@ import httpx
 import pytest
 
 from argus.config import Settings, SloClass
-from argus.server import health, jobs
+from argus.server import health, job_runner, stored_jobs
+from argus.server.job_runner import JobRunner
 from argus.server.keys import add_key
 from argus.server.schema import GenerationResponse
 from tests.server.postgres import postgres
@@ -37,9 +38,9 @@ def server(measured_family: Path, tmp_path_factory: pytest.TempPathFactory) -> I
 
 @pytest.fixture(autouse=True)
 def soon(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(jobs, "POLL_S", 0.05)
-    monkeypatch.setattr(jobs, "SWEEP_EVERY_S", 0.05)
-    monkeypatch.setattr(jobs, "YIELD_S", 0.05)
+    monkeypatch.setattr(job_runner, "POLL_S", 0.05)
+    monkeypatch.setattr(job_runner, "SWEEP_EVERY_S", 0.05)
+    monkeypatch.setattr(job_runner, "YIELD_S", 0.05)
 
 
 def sent(
@@ -144,7 +145,7 @@ def test_a_job_that_can_no_longer_be_made_fails_with_the_reason(
 ) -> None:
     settings = Settings(family=str(tiny_family), data=tmp_path, workers=1, slo={"slow": SloClass()})
     with monkeypatch.context() as patch, running(settings) as server:
-        patch.setattr(jobs.Jobs, "_may_begin", False)
+        patch.setattr(JobRunner, "_may_begin", False)
         job = accepted(server.http, argus={"slo": "slow"})
     with running(settings.model_copy(update={"slo": {}})) as server:
         failed = ended(server.http, job)
@@ -230,12 +231,12 @@ def test_other_requests_come_first(server: Running) -> None:
 def test_a_job_that_made_room_often_is_made_at_last(
     server: Running, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(jobs, "MOST_YIELDS", 1)
+    monkeypatch.setattr(job_runner, "MOST_YIELDS", 1)
     yielded = server.metric("argus_jobs_yielded_total")
     job = accepted(server.http, **LONG | {"num_inference_steps": 100})
     wait_until(lambda: server.service.fleet.running == 1)
     assert server.generate("a first fish").status_code == 200
-    wait_until(lambda: server.service.jobs._steady is not None)
+    wait_until(lambda: server.service.jobs.runner._steady is not None)
     while read(server.http, job)["status"] != "completed":
         assert server.generate("the next fish").status_code == 200
     assert server.metric("argus_jobs_yielded_total") == yielded + 1
@@ -250,9 +251,9 @@ def test_jobs_are_no_outcomes_and_take_no_place_in_the_queue(
         assert server.generate(n=2).status_code == 200
         for job in many:
             assert ended(server.http, job)["status"] == "completed"
-        outcomes = server.service.metrics.outcomes.collect()[0].samples
-        counted = sum(one.value for one in outcomes if one.name == "argus_outcomes_total")
-        assert counted == 2
+        (outcomes,) = server.service.metrics.outcomes.collect()
+        counted = [one.value for one in outcomes.samples if one.name == "argus_outcomes_total"]
+        assert sum(counted) == 2
         assert server.metric("argus_jobs_ended_total", status="completed") == 4
         wait_until(lambda: server.metric("argus_jobs", status="queued") == 0)
 
@@ -305,7 +306,7 @@ def test_a_job_is_gone_when_its_time_is_over(tiny_family: Path, tmp_path: Path) 
 def test_jobs_have_limits(
     tiny_family: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(jobs.Jobs, "_may_begin", False)
+    monkeypatch.setattr(JobRunner, "_may_begin", False)
     settings = Settings.model_validate(
         {"family": str(tiny_family), "data": tmp_path, "workers": 1, "jobs_limit": 2,
          "jobs_bytes": "200kB"}
@@ -328,12 +329,12 @@ def test_what_cannot_be_stored_is_not_accepted(
         accepted(server.http)  # the table is there
         with sqlite3.connect(tmp_path / "catalogue.db") as catalogue:
             catalogue.execute("BEGIN IMMEDIATE")
-            monkeypatch.setattr(jobs, "STORE_LIMIT_S", 0.2)
+            monkeypatch.setattr(stored_jobs, "LIMIT_S", 0.2)
             assert error(sent(server.http)) == (503, "storage_unavailable")
             assert "jobs" in server.http.get("/ready").json()["degraded"]
             assert server.generate().status_code == 200
             catalogue.rollback()
-        monkeypatch.setattr(jobs, "STORE_LIMIT_S", 10.0)
+        monkeypatch.setattr(stored_jobs, "LIMIT_S", 10.0)
         wait_until(lambda: "degraded" not in server.http.get("/ready").json())
         assert ended(server.http, accepted(server.http))["status"] == "completed"
 

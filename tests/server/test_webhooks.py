@@ -18,8 +18,9 @@ import standardwebhooks
 
 from argus.config import Settings
 from argus.core.errors import BadRequest
-from argus.server import jobs, webhooks
+from argus.server import job_runner, webhooks
 from argus.server.errors import ApiError
+from argus.server.job_runner import JobRunner
 from argus.server.webhooks import Webhooks, check_url, read_secrets
 from tests.server.running import Running, running, wait_until
 from tests.server.test_jobs import accepted, ended, error, read, sent
@@ -81,25 +82,41 @@ def receiving() -> Iterator[Receiver]:
         server.server_close()
 
 
-@pytest.fixture
-def receiver() -> Iterator[Receiver]:
+@pytest.fixture(scope="module")
+def receivers() -> Iterator[Receiver]:
     with receiving() as receiver:
         yield receiver
 
 
 @pytest.fixture
-def settings(receiver: Receiver, tiny_family: Path, tmp_path: Path) -> Settings:
+def receiver(receivers: Receiver) -> Receiver:
+    """A receiver that was sent nothing yet."""
+    receivers.calls, receivers.statuses = [], []
+    return receivers
+
+
+@pytest.fixture(scope="module")
+def settings(
+    receivers: Receiver, tiny_family: Path, tmp_path_factory: pytest.TempPathFactory
+) -> Settings:
+    tmp_path = tmp_path_factory.mktemp("webhooks")
     (tmp_path / "secrets.txt").write_text("\n".join(SECRETS))
     return Settings(
         family=str(tiny_family), data=tmp_path / "data", workers=1,
-        webhook_hosts=["hooks.example.com", receiver.url],
+        webhook_hosts=["hooks.example.com", receivers.url],
         webhook_secret_file=tmp_path / "secrets.txt",
     )  # fmt: skip
 
 
+@pytest.fixture(scope="module")
+def server(settings: Settings) -> Iterator[Running]:
+    with running(settings) as server:
+        yield server
+
+
 @pytest.fixture(autouse=True)
 def soon(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(jobs, "POLL_S", 0.05)
+    monkeypatch.setattr(job_runner, "POLL_S", 0.05)
     monkeypatch.setattr(webhooks, "AGAIN_S", (0.1,) * 3)
 
 
@@ -113,79 +130,69 @@ def settled(server: Running, job: str) -> dict[str, Any]:
     return dict(read(server.http, job)["webhook"])
 
 
-def test_a_webhook_says_that_a_job_has_ended(settings: Settings, receiver: Receiver) -> None:
-    with running(settings) as server:
-        job = hooked(server, receiver, prompt="a xylograph")
-        webhook = settled(server, job)
-        assert webhook == {"url": f"{receiver.url}/hook", "status": "delivered", "calls": 1}
-        (event,) = receiver.events()
-        assert event["type"] == "argus.job.completed"
-        assert event["data"] == {"id": job, "status": "completed"}
-        assert event["created_at"] == read(server.http, job)["finished_at"]
-        ((headers, body),) = receiver.calls
-        assert headers["webhook-id"] == event["id"]
-        assert headers["content-type"] == "application/json"
-        assert b"xylograph" not in body
-        for one in SECRETS:  # the old and the new one, while receivers change over
-            client = openai.OpenAI(api_key="any", webhook_secret=one)
-            client.webhooks.verify_signature(body, headers)
-        with pytest.raises(standardwebhooks.WebhookVerificationError):
-            standardwebhooks.Webhook(secret()).verify(body, headers)
+def test_a_webhook_says_that_a_job_has_ended(server: Running, receiver: Receiver) -> None:
+    job = hooked(server, receiver, prompt="a xylograph")
+    webhook = settled(server, job)
+    assert webhook == {"url": f"{receiver.url}/hook", "status": "delivered", "calls": 1}
+    (event,) = receiver.events()
+    assert event["type"] == "argus.job.completed"
+    assert event["data"] == {"id": job, "status": "completed"}
+    assert event["created_at"] == read(server.http, job)["finished_at"]
+    ((headers, body),) = receiver.calls
+    assert headers["webhook-id"] == event["id"]
+    assert headers["content-type"] == "application/json"
+    assert b"xylograph" not in body
+    for one in SECRETS:  # the old and the new one, while receivers change over
+        client = openai.OpenAI(api_key="any", webhook_secret=one)
+        client.webhooks.verify_signature(body, headers)
+    with pytest.raises(standardwebhooks.WebhookVerificationError):
+        standardwebhooks.Webhook(secret()).verify(body, headers)
 
 
-def test_jobs_that_fail_or_are_cancelled_are_told_too(
-    settings: Settings, receiver: Receiver, monkeypatch: pytest.MonkeyPatch
+def test_a_cancelled_job_s_webhook_is_called_too(
+    server: Running, receiver: Receiver, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(jobs.Jobs, "_may_begin", False)
-    with running(settings) as server:
-        job = hooked(server, receiver)
-        server.http.post(f"/v1/argus/jobs/{job}/cancel")
-        settled(server, job)
+    monkeypatch.setattr(JobRunner, "_may_begin", False)
+    job = hooked(server, receiver)
+    server.http.post(f"/v1/argus/jobs/{job}/cancel")
+    settled(server, job)
     assert [event["type"] for event in receiver.events()] == ["argus.job.cancelled"]
 
 
 def test_a_webhook_is_called_again_until_it_is_accepted(
-    settings: Settings, receiver: Receiver, monkeypatch: pytest.MonkeyPatch
+    server: Running, receiver: Receiver
 ) -> None:
     receiver.statuses = [500, 302]
-    with running(settings) as server:
-        assert settled(server, hooked(server, receiver))["calls"] == 3
+    assert settled(server, hooked(server, receiver))["calls"] == 3
     events = receiver.events()
     assert events[0] == events[1] == events[2]  # receivers tell by its id that they know it
 
 
-def test_calls_that_failed_go_on_after_a_restart(
-    settings: Settings, receiver: Receiver, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    receiver.statuses = [500]
-    with monkeypatch.context() as patch, running(settings) as server:
-        patch.setattr(webhooks, "AGAIN_S", (2.0,))
-        job = hooked(server, receiver)
-        wait_until(lambda: len(receiver.calls) == 1)
-        wait_until(lambda: server.metric("argus_webhooks_total", result="repeated") == 1)
-    with running(settings) as server:
-        assert settled(server, job)["calls"] == 2
-
-
 @pytest.mark.parametrize(("statuses", "calls"), [([410], 1), ([500] * 9, 4)])
 def test_a_webhook_that_is_gone_or_fails_too_often_is_given_up(
-    settings: Settings, receiver: Receiver, statuses: list[int], calls: int
+    server: Running, receiver: Receiver, statuses: list[int], calls: int
 ) -> None:
     receiver.statuses = statuses
-    with running(settings) as server:
-        webhook = settled(server, hooked(server, receiver))
-        assert (webhook["status"], webhook["calls"]) == ("given_up", calls)
-        assert server.metric("argus_webhooks_total", result="given_up") == 1
+    webhook = settled(server, hooked(server, receiver))
+    assert (webhook["status"], webhook["calls"]) == ("given_up", calls)
+    assert server.metric("argus_webhooks_total", result="given_up") > 0
+
+
+def test_a_webhook_that_is_not_allowed_is_refused_at_once(server: Running) -> None:
+    answer = sent(server.http, argus={"webhook": "https://169.254.169.254/"})
+    assert error(answer) == (400, "invalid_value")
+    assert "the hosts are hooks.example.com" in answer.json()["error"]["message"]
 
 
 def test_a_receiver_that_hangs_holds_up_no_other(
-    settings: Settings, receiver: Receiver, monkeypatch: pytest.MonkeyPatch
+    settings: Settings, receiver: Receiver, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(webhooks, "LIMIT_S", 2.0)
     with receiving() as hanging:
         hanging.hangs = threading.Event()
         hosts = [*settings.webhook_hosts, hanging.url]
-        with running(settings.model_copy(update={"webhook_hosts": hosts})) as server:
+        both = settings.model_copy(update={"data": tmp_path, "webhook_hosts": hosts})
+        with running(both) as server:
             stuck = hooked(server, hanging)
             wait_until(lambda: len(hanging.calls) == 1)
             assert settled(server, hooked(server, receiver))["status"] == "delivered"
@@ -193,26 +200,26 @@ def test_a_receiver_that_hangs_holds_up_no_other(
             wait_until(lambda: len(hanging.calls) == 2)
 
 
-def test_a_host_that_is_no_longer_listed_is_not_called(
-    settings: Settings, receiver: Receiver, monkeypatch: pytest.MonkeyPatch
+def test_calls_go_on_after_a_restart_to_hosts_that_are_listed_still(
+    settings: Settings, receiver: Receiver, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    with monkeypatch.context() as patch, running(settings) as server:
-        patch.setattr(jobs.Jobs, "_may_begin", False)
-        job = hooked(server, receiver)
-    less = settings.model_copy(update={"webhook_hosts": ["hooks.example.com"]})
+    receiver.statuses = [500]
+    own = settings.model_copy(update={"data": tmp_path})
+    with monkeypatch.context() as patch, running(own) as server:
+        patch.setattr(webhooks, "AGAIN_S", (2.0,))
+        first = hooked(server, receiver)
+        wait_until(lambda: server.metric("argus_webhooks_total", result="repeated") == 1)
+    with running(own) as server:
+        assert settled(server, first)["calls"] == 2
+        monkeypatch.setattr(JobRunner, "_may_begin", False)
+        second = hooked(server, receiver)
+    monkeypatch.undo()
+    calls = len(receiver.calls)
+    less = own.model_copy(update={"webhook_hosts": ["hooks.example.com"]})
     with running(less) as server:
-        assert ended(server.http, job)["status"] == "completed"
-        assert settled(server, job)["status"] == "given_up"
-    assert receiver.calls == []
-
-
-def test_a_webhook_that_is_not_allowed_is_refused_at_once(
-    settings: Settings, receiver: Receiver
-) -> None:
-    with running(settings) as server:
-        answer = sent(server.http, argus={"webhook": "https://169.254.169.254/"})
-        assert error(answer) == (400, "invalid_value")
-        assert "the hosts are hooks.example.com" in answer.json()["error"]["message"]
+        assert ended(server.http, second)["status"] == "completed"
+        assert settled(server, second)["status"] == "given_up"
+    assert len(receiver.calls) == calls
 
 
 @pytest.mark.parametrize(
@@ -253,7 +260,7 @@ def test_webhooks_go_to_the_hosts_that_are_listed(url: str) -> None:
     ("text", "message"),
     [
         ("", "has no secret"),
-        ("secret", "Secret 1 of .* is not whsec_"),
+        ("hunter2", "Secret 1 of .* is not whsec_"),
         (f"{SECRETS[0]}\nwhsec_!!", "Secret 2 of"),
         ("whsec_c2hvcnQ=", "24 to 64 bytes"),
     ],
@@ -263,7 +270,7 @@ def test_wrong_secrets_are_refused_and_not_quoted(tmp_path: Path, text: str, mes
     file.write_text(text)
     with pytest.raises(BadRequest, match=message) as caught:
         read_secrets(file)
-    assert not text or text not in str(caught.value)
+    assert not text or text.split()[-1] not in str(caught.value)
     with pytest.raises(BadRequest, match="cannot be read"):
         read_secrets(tmp_path / "none")
     with pytest.raises(BadRequest, match="must be signed"):

@@ -112,7 +112,8 @@ class Dispatcher:
         if not request.background:
             if self._in_flight - self._yielding + request.count > self._limit:
                 self._refuse(request)
-            self._fleet.make_room(request.count)
+            if self._yielding:
+                self._fleet.make_room(request.count)
         yielding = request.count if request.yields else 0
         self._in_flight += request.count
         self._yielding += yielding

@@ -13,7 +13,7 @@ from argus.cache.catalogue import new_engine
 QUEUED, IN_PROGRESS = "queued", "in_progress"
 COMPLETED, FAILED, CANCELLED = "completed", "failed", "cancelled"
 UNFINISHED, FINISHED = (QUEUED, IN_PROGRESS), (COMPLETED, FAILED, CANCELLED)
-DELIVERED, GIVEN_UP = "delivered", "given up"  # outcomes of a webhook
+DELIVERED, GIVEN_UP = "delivered", "given_up"  # outcomes of a webhook
 MOST_TRIES = 3
 
 _meta = sa.MetaData()

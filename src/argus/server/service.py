@@ -192,7 +192,7 @@ class Service:
         Thread(target=self._load_encoder, daemon=True).start()
         self._tasks.append(asyncio.create_task(self._start()))
         self._tasks.append(asyncio.create_task(self.usage.run()))
-        self.jobs.start()
+        self.jobs.runner.start()
 
     def _load_encoder(self) -> None:
         try:
@@ -306,7 +306,9 @@ class Service:
         self.learning.close()
         self.health.close()
         settled = asyncio.gather(
-            self.retrieval.close(SETTLE_S), self.usage.close(SETTLE_S), self.jobs.close(SETTLE_S)
+            self.retrieval.close(SETTLE_S),
+            self.usage.close(SETTLE_S),
+            self.jobs.runner.close(SETTLE_S),
         )
         with suppress(TimeoutError):
             async with asyncio.timeout(STOP_S):

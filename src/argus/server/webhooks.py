@@ -6,7 +6,6 @@ payload is an event of OpenAI's webhooks.
 
 from __future__ import annotations
 
-import asyncio
 import base64
 import binascii
 import hashlib
@@ -26,6 +25,7 @@ import httpx
 from argus.core.errors import BadRequest
 from argus.server.errors import ApiError, invalid
 from argus.server.job_store import DELIVERED, GIVEN_UP, Delivery
+from argus.server.threads import Threads, TooManyHang
 
 log = logging.getLogger(__name__)
 
@@ -34,6 +34,7 @@ SECRET_BYTES = (24, 64)  # the least and the most, by the specification
 MAX_URL = 2048
 LIMIT_S = 20.0  # for the receiver's answer; the specification has 15 to 30 s
 AGAIN_S = (5.0, 300.0, 1800.0, 7200.0, 18000.0, 36000.0)  # the specification's example, for a day
+CALLS = 8  # at a time
 JITTER = 0.2  # of a pause at most, added
 
 
@@ -116,7 +117,9 @@ class Webhooks:
     asyncio loop."""
 
     def __init__(self, hosts: Sequence[str], secret_file: Path | None) -> None:
-        self._hosts, self._client = hosts, None if not hosts else _client()
+        self._hosts = hosts
+        self._client = httpx.Client(follow_redirects=False, timeout=LIMIT_S) if hosts else None
+        self._threads = Threads("webhooks", CALLS)  # names of hosts are looked up there, too
         if hosts and secret_file is None:
             raise BadRequest(
                 "webhook_hosts is set, and webhook_secret_file is not: webhooks must be signed. "
@@ -146,8 +149,7 @@ class Webhooks:
         return None, AGAIN_S[delivery.tries - 1] * (1 + JITTER * random.random())
 
     async def _status(self, delivery: Delivery) -> int | None:
-        """The status of the receiver's answer, None without one. The answer is not read."""
-        assert self._client is not None  # else `check` fails
+        """The status of the receiver's answer, None without one."""
         name, body = event(delivery)
         timestamp = int(time.time())
         headers = {
@@ -156,18 +158,20 @@ class Webhooks:
             "webhook-timestamp": str(timestamp),
             "webhook-signature": signature(self._secrets, name, timestamp, body),
         }
-        send = self._client.stream("POST", delivery.webhook, content=body, headers=headers)
         try:
-            async with asyncio.timeout(LIMIT_S), send as answer:
-                return answer.status_code
-        except (httpx.HTTPError, httpx.InvalidURL, OSError, TimeoutError) as error:
+            return await self._threads.run(
+                lambda: self._post(delivery.webhook, headers, body), LIMIT_S
+            )
+        except (httpx.HTTPError, httpx.InvalidURL, OSError, TimeoutError, TooManyHang) as error:
             log.info("The webhook of %s failed (%s)", delivery.id, type(error).__name__)
             return None
 
-    async def close(self) -> None:
+    def _post(self, url: str, headers: dict[str, str], body: bytes) -> int:
+        """The status of the answer, of which no more is read."""
+        assert self._client is not None  # else `check` fails
+        with self._client.stream("POST", url, content=body, headers=headers) as answer:
+            return answer.status_code
+
+    def close(self) -> None:
         if self._client is not None:
-            await self._client.aclose()
-
-
-def _client() -> httpx.AsyncClient:
-    return httpx.AsyncClient(follow_redirects=False, timeout=LIMIT_S)
+            self._client.close()
