@@ -50,6 +50,7 @@ class JobRunner:
         self._closing = False
         self._loop: asyncio.Task[None] | None = None
         self._running: dict[str, tuple[Taken, asyncio.Task[None]]] = {}  # by lease
+        self._ending: set[str] = set()  # leases of jobs whose end is being recorded
         self._steady: str | None = None  # the lease of the job that makes no room
         self._calling: set[asyncio.Task[None]] = set()
         self._renew_at = self._sweep_at = 0.0
@@ -138,6 +139,7 @@ class JobRunner:
 
         def ended(_: asyncio.Task[None]) -> None:
             del self._running[taken.lease]
+            self._ending.discard(taken.lease)
             if self._steady == taken.lease:
                 self._steady = None
             self._wake.set()
@@ -156,7 +158,7 @@ class JobRunner:
         else:
             kept = await self._stored.call(lambda store: store.held(leases))
         for lease in leases:
-            if lease not in kept and lease in self._running:
+            if lease not in kept and lease in self._running and lease not in self._ending:
                 self._running[lease][1].cancel()
 
     async def _sweep(self, now: float) -> None:
@@ -217,6 +219,7 @@ class JobRunner:
         self, taken: Taken, status: str, result: bytes | None = None, error: str | None = None
     ) -> None:
         now, ttl_s = time.time(), self._settings.jobs_ttl_s
+        self._ending.add(taken.lease)
         ended = await self._stored.until_done(
             lambda store: store.finish(taken, now, ttl_s, result, error)
         )

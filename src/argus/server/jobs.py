@@ -49,6 +49,7 @@ PIXEL_BYTES = 4  # of a picture in an answer, at most: three, in base64
 REPORT_BYTES = 65536  # of an answer beside its pictures
 MOST_NAMED = 1024  # jobs whose URLs are remembered
 MOST_LISTED = 100
+_ID = re.compile(r"job_[0-9a-f]{32}")
 _PLAIN_KEY = re.compile(r"[ -~]{1,255}", re.ASCII)
 
 
@@ -133,6 +134,7 @@ class Jobs:
         works, at least half of which is left.
         """
         now = time.time()
+        _check_id(job)
         found = await self._asked(lambda store: store.read(job, tenant, now))
         if found is None:
             raise _unknown(job)
@@ -149,6 +151,8 @@ class Jobs:
     async def newest(self, tenant: str, limit: int, after: str | None) -> JobList:
         """A tenant's jobs, newest first, without their results. Raises ApiError."""
         now = time.time()
+        if after is not None:
+            _check_id(after)
         found = await self._asked(lambda store: store.newest(tenant, limit + 1, after, now))
         if found is None:
             raise _unknown(after or "")
@@ -158,6 +162,7 @@ class Jobs:
     async def cancel(self, job: str, tenant: str, base_url: str) -> JobReport:
         """Cancel a tenant's job; one that has ended stays as it is. Raises ApiError."""
         now, ttl_s = time.time(), self._settings.jobs_ttl_s
+        _check_id(job)
         if await self._asked(lambda store: store.cancel(job, tenant, now, ttl_s)):
             self._service.metrics.jobs_ended.labels(CANCELLED).inc()
             self.runner.cancel(job)
@@ -194,6 +199,12 @@ def _unavailable() -> ApiError:
         "storage_unavailable",
         headers={"Retry-After": "5"},
     )
+
+
+def _check_id(job: str) -> None:
+    """Raises ApiError for what is no job's id: not every database can look for any text."""
+    if _ID.fullmatch(job) is None:
+        raise _unknown(job)
 
 
 def _unknown(job: str) -> ApiError:
