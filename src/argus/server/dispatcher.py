@@ -81,10 +81,15 @@ class Dispatcher:
     def room(self) -> int:
         """Number of background pictures that workers have room for: none while another request is
         on its way to a worker."""
-        made = sum(not picture.yields for picture in self._made)
-        if self._in_flight - self._yielding - made > self._fleet.unyielding:
+        if self._on_their_way > 0:
             return 0
         return max(0, self._fleet.room - max(0, self.unmade - self._fleet.backlog))
+
+    @property
+    def _on_their_way(self) -> int:
+        """Number of pictures, other than background ones, that are not at a worker yet."""
+        made = sum(not picture.yields for picture in self._made)
+        return max(0, self._in_flight - self._yielding - made - self._fleet.unyielding)
 
     async def serve(self, request: ImageRequest) -> list[Picture]:
         """Make a request's pictures, all or none.
@@ -113,7 +118,7 @@ class Dispatcher:
             if self._in_flight - self._yielding + request.count > self._limit:
                 self._refuse(request)
             if self._yielding:
-                self._fleet.make_room(request.count)
+                self._fleet.make_room(self._on_their_way + request.count)
         yielding = request.count if request.yields else 0
         self._in_flight += request.count
         self._yielding += yielding
