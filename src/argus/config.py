@@ -282,6 +282,32 @@ class Settings(BaseSettings):
     )
     body_limit: ByteSize = Field(ByteSize(1_000_000), description="Bytes of a request's body.")
     url_ttl_s: float = Field(3600.0, gt=0, description="Seconds for which an answer's URL works.")
+    jobs_limit: int = Field(
+        1000, ge=0, description="Background jobs of an API key that may be unfinished; 0: none."
+    )
+    jobs_bytes: ByteSize = Field(
+        ByteSize(1_000_000_000),
+        description="Bytes that background jobs and their results may take in the catalogue's "
+        "database, e.g. 5GB.",
+    )
+    jobs_ttl_s: float = Field(
+        86400.0, gt=0, description="Seconds for which a background job is kept after its end."
+    )
+    jobs_lease_s: float = Field(
+        30.0,
+        ge=1,
+        description="Seconds after which the background jobs of a server that died are run by "
+        "another. Longer than the servers' clocks differ.",
+    )
+    webhook_hosts: list[str] = Field(
+        [],
+        description="Hosts to which background jobs may send webhooks over https, with the port "
+        "unless it is 443; http://HOST allows a host without TLS. Default: none.",
+        examples=['["hooks.example.com"]'],
+    )
+    webhook_secret_file: UserPath | None = Field(
+        None, description="File of the secrets (whsec_...) that sign webhooks, one a line."
+    )
     log_level: Literal["debug", "info", "warning"] = Field(
         "info", description="Log level; polls of /ready, /health and /metrics are at debug."
     )

@@ -85,7 +85,7 @@ class Preparation:
             whole = float(self.model.table.steps[EXACT])  # what is not a step is in it
             left = self.model.family.exact.steps - request.most_steps
             request.exact_share = (whole - left) / whole
-        if not request.pinned:
+        if not (request.pinned or request.background):
             alone_s = slo.deadline_s + (request.count - 1) * classes.exact_s
             request.latency_s = request.size_factor * alone_s
         request.slo_deadline_s = now + request.latency_s
@@ -93,6 +93,8 @@ class Preparation:
         if request.governed and not request.pinned:
             limited = self._timeout_s is not None
             request.limit_s = min(request.slo_deadline_s, request.limit_s if limited else math.inf)
+        if request.background:
+            request.limit_s = math.inf
         encode_s = self.encoding.expected_s(request.output_format, request.size)
         due_s = now + (1 - MARGIN) * request.latency_s - encode_s
         request.deadline_s = min(due_s, request.limit_s)

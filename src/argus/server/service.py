@@ -28,6 +28,7 @@ from argus.server.cluster import ClusterWatch, open_cluster
 from argus.server.dispatcher import Dispatcher
 from argus.server.errors import ApiError
 from argus.server.health import StorageHealth
+from argus.server.jobs import Jobs
 from argus.server.keys import KeyRing
 from argus.server.learning import SAMPLES, Learning
 from argus.server.metrics import Metrics
@@ -111,6 +112,7 @@ class Service:
             preparation, self._router, self.retrieval, self.fleet, self.metrics,
             settings.queue_limit, settings.metrics_by_key, self._saw,
         )  # fmt: skip
+        self.jobs = Jobs(self)
         self._tasks: list[asyncio.Task[None]] = []
         self.leaving = self.draining = False
         self.accepted = 0  # requests that are not answered in full; `Leaving` counts them
@@ -198,6 +200,7 @@ class Service:
         Thread(target=self._load_encoder, daemon=True).start()
         self._tasks.append(asyncio.create_task(self._start()))
         self._tasks.append(asyncio.create_task(self.usage.run()))
+        self.jobs.runner.start()
 
     def _load_encoder(self) -> None:
         try:
@@ -318,7 +321,11 @@ class Service:
             task.cancel()
         self.learning.close()
         self.health.close()
-        settled = asyncio.gather(self.retrieval.close(SETTLE_S), self.usage.close(SETTLE_S))
+        settled = asyncio.gather(
+            self.retrieval.close(SETTLE_S),
+            self.usage.close(SETTLE_S),
+            self.jobs.runner.close(SETTLE_S),
+        )
         with suppress(TimeoutError):
             async with asyncio.timeout(STOP_S):
                 await self.fleet.stop(grace_s=0.0)

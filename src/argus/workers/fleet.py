@@ -32,10 +32,15 @@ DEADLY = 2  # deaths of workers at the same job, after which it runs alone
 SILENT_STEPS = 10  # of the largest batch, for which a busy worker may be silent
 LEAST_SILENCE_S = 2.0  # the same where steps are short: a process may wait for a core
 SUSPECT_S = 0.5  # of silence, from which it counts as wait
+MOST_YIELDING = 4  # on a worker: a larger batch makes little faster, and loses more when it yields
 
 
 class HandedBack(Exception):
     """The worker cannot run a request: it died, hangs or is to hold another model."""
+
+
+class Yielded(Exception):
+    """A request that yields made room for others: run it when workers have room."""
 
 
 class TooLate(Expired):
@@ -166,6 +171,34 @@ class Fleet:
     def idle(self) -> bool:
         """Whether no request is queued, running or on its way to a worker."""
         return not any(one.queued or one.running or one.queued_s > 0 for one in self.queues)
+
+    def spare(self, number: int) -> bool:
+        """Whether a worker serves, and has no requests but such that yield."""
+        queue = self.queues[number]
+        return queue.serving >= 0 and all(request.yields for request in _requests(queue))
+
+    @property
+    def room(self) -> int:
+        """Number of further requests that yield which spare workers could run now."""
+        spare = [queue for queue in self.queues if self.spare(queue.number)]
+        most = [min(MOST_YIELDING, one.batch_limit(one.kind, one.model)) for one in spare]
+        return sum(
+            max(0, limit - len(_requests(one))) for limit, one in zip(most, spare, strict=True)
+        )
+
+    def make_room(self, count: int) -> None:
+        """Hand back requests that yield, those of whole workers, until `count` workers that serve
+        have no request; first where the fewest are lost."""
+        spare = [queue for queue in self.queues if self.spare(queue.number)]
+        for queue in sorted(spare, key=lambda queue: len(_requests(queue)))[:count]:
+            for request in _requests(queue):
+                self._forget(request, queue)
+                self._fail(request, Yielded())
+
+    @property
+    def unyielding(self) -> int:
+        """Number of queued and running requests that do not yield."""
+        return sum(not request.yields for one in self.queues for request in _requests(one))
 
     @property
     def running(self) -> int:
@@ -556,3 +589,8 @@ class Fleet:
         """End all processes at once. For the end of the program."""
         for worker in self.workers:
             worker.kill()
+
+
+def _requests(queue: WorkerQueue[Request]) -> list[Request]:
+    """The queued and running requests of a worker, queued ones first."""
+    return [request for _, _, request in (*queue.queued, *queue.running)]
