@@ -13,6 +13,7 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
+import psutil
 import psycopg
 import pytest
 
@@ -51,6 +52,19 @@ class Postgres:
         self.process.send_signal(signal.SIGQUIT)
         self.process.wait()
 
+    @contextmanager
+    def frozen(self) -> Iterator[None]:
+        """Stop all of its processes for a while: connections stay open and nothing answers."""
+        main = psutil.Process(self.process.pid)
+        everything = [main, *main.children(recursive=True)]
+        for one in everything:
+            one.suspend()
+        try:
+            yield
+        finally:
+            for one in everything:
+                one.resume()
+
     def _answers(self) -> bool:
         assert self.process.poll() is None, "PostgreSQL ended"
         with suppress(psycopg.OperationalError), psycopg.connect(self.url):
@@ -88,7 +102,6 @@ def postgres_server() -> Iterator[Postgres]:
         yield server
     finally:
         if server.process.poll() is None:
-            server.process.send_signal(signal.SIGCONT)
             server.stop()
         shutil.rmtree(folder, ignore_errors=True)
 
