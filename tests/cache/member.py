@@ -1,9 +1,9 @@
 """One of several processes that use a cache together, for `test_consistency`: resumes from what it
 finds, keeps what it does not find, evicts, sweeps. `python -m tests.cache.member URL FOLDER LIMIT
-SECONDS SEED`.
+SECONDS HOT_SHARE`.
 
-It prints its hits by prompt as JSON when its time is over, and after a line on its input how much
-its index and totals hold.
+It says that it is ready, and after a line on its input begins. When its time is over it prints its
+hits by prompt as JSON, and after another line how much its index and totals hold.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from argus.cache.latents import LatentStore
 from argus.cache.scope import Scope
 
 SCOPE = Scope("alice", "tiny", "ddim", 64, 64, 30, 3.0, "")
-HOT, PROMPTS, HOT_SHARE = 8, 400, 0.5
+HOT, PROMPTS = 8, 400  # the first are asked for with a probability of their own
 SKIPS = (5, 10)
 TICK_S = 0.5
 
@@ -46,7 +46,7 @@ def open_cache(url: str, folder: str, limit_bytes: int) -> ApproximateCache:
 
 def use(cache: ApproximateCache, prompt: int) -> bool:
     """Resume from a prompt's own latents, or keep them. Whether it was resumed."""
-    (found, *_) = cache.find(SCOPE, vector(prompt)) or [None]
+    found = next(iter(cache.find(SCOPE, vector(prompt))), None)
     if found is None or found.prompt != str(prompt):
         cache.keep(SCOPE, str(prompt), vector(prompt), latents(prompt))
         return False
@@ -57,10 +57,11 @@ def use(cache: ApproximateCache, prompt: int) -> bool:
     return fetched is not None
 
 
-def main(url: str, folder: str, limit: str, seconds: str, seed: str) -> None:
-    random.seed(seed)
+def main(url: str, folder: str, limit: str, seconds: str, hot_share: str) -> None:
     cache = open_cache(url, folder, int(limit))
     cache.load()
+    print("ready", flush=True)
+    sys.stdin.readline()
     over = threading.Event()
 
     def tick() -> None:
@@ -74,7 +75,7 @@ def main(url: str, folder: str, limit: str, seconds: str, seed: str) -> None:
     hits: Counter[int] = Counter()
     until = time.monotonic() + float(seconds)
     while time.monotonic() < until:
-        hot = random.random() < HOT_SHARE
+        hot = random.random() < float(hot_share)
         prompt = random.randrange(HOT) if hot else random.randrange(HOT, PROMPTS)
         hits[prompt] += use(cache, prompt)
     over.set()
