@@ -96,6 +96,7 @@ def _revision(connection: sa.Connection) -> str | None:
 
 def _migrate(engine: sa.Engine) -> None:
     """Bring the tables up to date, in one transaction, while no other process does."""
+    logging.getLogger("alembic").setLevel(logging.WARNING)
     from alembic import command  # here, because it takes a second to import
     from alembic.config import Config
     from alembic.script import ScriptDirectory
@@ -103,7 +104,6 @@ def _migrate(engine: sa.Engine) -> None:
     config = Config()
     folder = str(Path(__file__).parent / "migrations")
     config.set_main_option("script_location", folder.replace("%", "%%"))
-    logging.getLogger("alembic").setLevel(logging.WARNING)
     with engine.connect() as connection:
         if engine.dialect.name == "sqlite":
             connection.exec_driver_sql("BEGIN IMMEDIATE")
