@@ -94,6 +94,25 @@ def test_a_server_that_lags_too_far_behind_builds_its_index_anew(
     assert len(other) == 6
 
 
+def test_a_restored_backup_is_noticed(tmp_path: Path, database: str) -> None:
+    one, other = two_caches(tmp_path, database)
+    one.keep(SCOPE, "a red fish", vector(1, 0), latents(5))
+    size = one.size_bytes
+    one.keep(SCOPE, "a blue boat", vector(0, 1), latents(5))
+    other.follow()
+    with one._catalogue._engine.begin() as connection:
+        for statement in (
+            "DELETE FROM entries WHERE id > 1",
+            "DELETE FROM latents WHERE entry > 1",
+            "DELETE FROM changes WHERE version > 1",
+            f"UPDATE totals SET entries = 1, version = 1, size_bytes = {size}",
+        ):
+            connection.exec_driver_sql(statement)
+    other.follow()
+    assert (len(other), other.size_bytes) == (1, size)
+    assert [found.prompt for found in other.find(SCOPE, vector(1, 0), count=9)] == ["a red fish"]
+
+
 def test_only_changes_that_every_server_may_have_seen_are_forgotten(database: str) -> None:
     catalogue = Catalogue(database)
     for n in range(9):

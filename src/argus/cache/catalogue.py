@@ -238,10 +238,15 @@ class Catalogue:
         """What was added or removed since the version `after`, `limit` at most, which has to be
         more than one transaction's. Reads one row if nothing was.
 
-        Raises Forgotten if some of the changes were deleted.
+        Raises Forgotten if some of the changes were deleted, or the version is from before a backup
+        was restored.
         """
-        upto = self.refresh().version
-        if upto <= after:
+        totals = self.refresh()
+        upto = totals.version
+        if upto < after:
+            self.totals = totals
+            raise Forgotten(f"{upto} is earlier than {after}")
+        if upto == after:
             return Changes([], after, more=False)
         query = (
             sa.select(_changes, _entries.c.vector)
