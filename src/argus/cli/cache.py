@@ -129,7 +129,7 @@ def warm(
 ) -> None:
     """Make the pictures of a file's prompts and store their latents.
 
-    A running server finds them after its next start.
+    A running server finds them within a second.
     """
     if not prompts.is_file():
         raise BadRequest(f"There is no file {prompts}.")

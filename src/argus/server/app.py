@@ -45,7 +45,8 @@ GENERATIONS = IMAGES + "generations"
 JOBS = "/v1/argus/jobs"
 FILES = (*MEDIA_TYPES.values(), "application/zip")
 SWEEP_EVERY_S = 60.0
-ORPHANS_EVERY_S = 3600.0
+ORPHANS_EVERY_S = 3600.0  # by one of the servers that share a cache
+TURN_EVERY_S = 600.0  # between two looks whether it is this server's turn
 ERRORS: dict[int | str, dict[str, Any]] = {
     status: {"model": ErrorBody} for status in (400, 401, 403, 404, 413, 429, 500, 503)
 }
@@ -250,11 +251,11 @@ def _sweep(service: Service) -> list[asyncio.Task[None]]:
     orphans = Threads("cache-sweep", 1)
 
     async def forget_orphans() -> None:
-        await orphans.run(service.cache.sweep)
+        await orphans.run(lambda: service.cache.sweep_in_turn(ORPHANS_EVERY_S))
 
     return [
         asyncio.create_task(_repeat(service.pictures.sweep, SWEEP_EVERY_S)),
-        asyncio.create_task(_repeat(forget_orphans, ORPHANS_EVERY_S)),
+        asyncio.create_task(_repeat(forget_orphans, TURN_EVERY_S)),
     ]
 
 

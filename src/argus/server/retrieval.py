@@ -28,6 +28,7 @@ T = TypeVar("T")
 LIMIT_S = 5.0  # for a search or a fetch; less if the request has less time
 STORE_LIMIT_S = 60.0  # for storing the latents of one run
 LOAD_LIMIT_S = 600.0  # for the index to be built, before requests are served without it
+FOLLOW_S = 0.5  # between two looks at what other servers changed
 COUNT_AFTER_S = 1.0  # so long uses of latents are collected, to be written together
 READERS = 4
 MOST_STORING = 256
@@ -56,6 +57,7 @@ class Retrieval:
         self._fetching = Threads("cache-fetch", READERS)
         self._writing = Threads("cache-write", 1)
         self._counting = Threads("cache-count", 1)
+        self._following = Threads("cache-follow", 1)
         self._count_later: asyncio.Task[None] | None = None
         self._turn = asyncio.Lock()  # runs are stored one by one, each within its own limit
         self._breaker = Breaker(time.monotonic)
@@ -86,6 +88,18 @@ class Retrieval:
             await self._searching.run(self._cache.load, LOAD_LIMIT_S)
         except Exception as error:
             log.warning("The cache's index cannot be built yet: %s", named(error))
+
+    async def follow(self) -> None:
+        """Apply what other servers change in the cache, every `FOLLOW_S` seconds; does not
+        return."""
+        while True:
+            await asyncio.sleep(FOLLOW_S)
+            if not self._health.works(CATALOGUE):
+                continue
+            try:
+                await self._following.run(self._cache.follow, LOAD_LIMIT_S)
+            except Exception as error:
+                self._health.failed(CATALOGUE, error)
 
     async def find(
         self, scope: Scope, vector: Vector, count: int, limit_s: float = math.inf

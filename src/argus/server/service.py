@@ -200,6 +200,7 @@ class Service:
         Thread(target=self._load_encoder, daemon=True).start()
         self._tasks.append(asyncio.create_task(self._start()))
         self._tasks.append(asyncio.create_task(self.usage.run()))
+        self._tasks.append(asyncio.create_task(self.retrieval.follow()))
         self.jobs.runner.start()
 
     def _load_encoder(self) -> None:

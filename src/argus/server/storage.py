@@ -30,8 +30,9 @@ def open_cache(settings: Settings) -> ApproximateCache:
     try:
         data.mkdir(parents=True, exist_ok=True)
         catalogue = Catalogue(catalogue_url(settings))
-    except (OSError, SQLAlchemyError, ImportError) as error:
-        raise BadRequest(f"The cache's catalogue in {data} cannot be opened: {error}") from error
+    except (OSError, SQLAlchemyError) as error:
+        where = without_passwords(settings.cache_catalogue or f"in {data}")
+        raise BadRequest(f"The cache's catalogue {where} cannot be opened: {error}") from error
     try:
         store = LatentStore(latents_url, catalogue.id)
     except (OSError, ValueError, ImportError) as error:
