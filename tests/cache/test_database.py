@@ -19,6 +19,7 @@ from argus.cache.database import new_engine, open_database
 from argus.cache.latents import StoredLatents
 from argus.cache.scope import Scope
 from argus.core.errors import BadRequest
+from argus.server import job_store
 from argus.server import samples as samples_module
 from argus.server import usage as usage_module
 from argus.server.samples import Sample, Samples
@@ -36,7 +37,8 @@ def stored(k: int = 5, name: str = "a name", size_bytes: int = 100) -> StoredLat
 
 def differences(url: str) -> list[object]:
     """What the tables of a database have other than the code's."""
-    used = [catalogue_module._meta, samples_module._meta, usage_module._meta]
+    modules = (catalogue_module, job_store, samples_module, usage_module)
+    used = [module._meta for module in modules]
     with open_database(url).connect() as connection:
         context = MigrationContext.configure(connection, opts={"compare_type": True})
         return list(compare_metadata(context, used))  # type: ignore[arg-type]

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 import sqlalchemy as sa
 
+from argus.cache.database import new_engine
 from argus.server.job_store import (
     CANCELLED,
     COMPLETED,
@@ -23,7 +24,6 @@ from argus.server.job_store import (
     NewJob,
     TooManyJobs,
 )
-from tests.server.postgres import postgres
 
 TTL_S, LEASE_S = 100.0, 10.0
 SERVERS = 4
@@ -36,8 +36,7 @@ def database(
     if request.param == "sqlite":
         yield f"sqlite:///{tmp_path_factory.mktemp('jobs') / 'catalogue.db'}"
     else:
-        with postgres() as url:
-            yield url
+        yield request.getfixturevalue("postgres").new_database()
 
 
 @pytest.fixture
@@ -50,7 +49,7 @@ def store(database: str) -> Iterator[JobStore]:
 
 
 def in_sql(database: str, query: str) -> list[Any]:
-    engine = sa.create_engine(database)
+    engine = new_engine(database)
     with engine.begin() as connection:
         result = connection.execute(sa.text(query))
         rows = list(result.scalars()) if result.returns_rows else []

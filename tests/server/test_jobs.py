@@ -19,7 +19,7 @@ from argus.server import health, job_runner, stored_jobs
 from argus.server.job_runner import JobRunner
 from argus.server.keys import add_key
 from argus.server.schema import GenerationResponse
-from tests.server.postgres import postgres
+from tests.postgres import Postgres
 from tests.server.running import Running, running, served, wait_until
 
 GENERATIONS, JOBS = "/v1/images/generations", "/v1/argus/jobs"
@@ -387,8 +387,11 @@ def test_the_job_of_a_killed_server_is_made_by_the_next(
 
 
 @pytest.mark.cluster
-def test_servers_on_one_database_share_the_jobs(tiny_family: Path, tmp_path: Path) -> None:
-    with postgres() as database, ExitStack() as stack:
+def test_servers_on_one_database_share_the_jobs(
+    tiny_family: Path, tmp_path: Path, postgres: Postgres
+) -> None:
+    database = postgres.new_database()
+    with ExitStack() as stack:
         servers = [
             stack.enter_context(
                 running(

@@ -8,7 +8,7 @@ from dataclasses import asdict, dataclass
 
 import sqlalchemy as sa
 
-from argus.cache.catalogue import new_engine
+from argus.cache.database import open_database
 
 QUEUED, IN_PROGRESS = "queued", "in_progress"
 COMPLETED, FAILED, CANCELLED = "completed", "failed", "cancelled"
@@ -134,10 +134,10 @@ class JobStore:
     clocks may differ by less than a lease."""
 
     def __init__(self, url: str) -> None:
-        self._engine = new_engine(url)
+        self._engine = open_database(url)
         if self._engine.dialect.name == "sqlite":
             sa.event.listen(self._engine, "connect", _sync_fully)
-        _meta.create_all(self._engine)
+            self._engine.dispose()  # connections that are open already lack it
 
     def close(self) -> None:
         self._engine.dispose()
