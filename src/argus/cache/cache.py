@@ -10,6 +10,7 @@ import time
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
+from pathlib import Path
 
 from sqlalchemy.exc import SQLAlchemyError
 from torch import Tensor
@@ -17,6 +18,7 @@ from torch import Tensor
 from argus.cache.catalogue import Catalogue, Entry, Removed, Stats, Uses
 from argus.cache.index import SimilarityIndex, Vector
 from argus.cache.latents import BrokenLatents, LatentStore, StoredLatents
+from argus.cache.saved_index import restored, save
 from argus.cache.scope import Scope
 from argus.core.errors import named
 
@@ -57,27 +59,47 @@ class ApproximateCache:
         limit_bytes: int,
         clock: Callable[[], float] = time.time,
         eviction: str = "lcbfu",
+        index_file: Path | None = None,
     ) -> None:
+        """`index_file` is where `save_index` saves the index, and where it is restored from."""
         self._catalogue, self._store, self._limit = catalogue, store, limit_bytes
         self._clock, self._eviction = clock, eviction
         self._lock = threading.RLock()  # held while the catalogue is written, not the store
         self._keeping: set[tuple[str, str]] = set()
         self._entries, self._bytes = catalogue.count(), catalogue.size_bytes()
         self._index: SimilarityIndex | None = None
-        self._building = threading.Lock()
+        self._index_file, self._saved = index_file, 0  # changes of the index that are saved
+        self._building, self._saving = threading.Lock(), threading.Lock()
         self._uses: dict[tuple[int, int], Uses] = {}
         self._noting = threading.Lock()
 
     def load(self) -> None:
-        """Build the similarity index from the catalogue, which otherwise the first search does.
-        Takes seconds for tens of thousands of entries."""
+        """Restore the similarity index, or build it from the catalogue, which otherwise the first
+        search does. Building takes minutes for hundreds of thousands of entries."""
         self._built()
 
     def _built(self) -> SimilarityIndex:
         with self._building:
             if self._index is None:
-                self._index = SimilarityIndex(self._catalogue.vectors())
+                if self._index_file is None:
+                    self._index = SimilarityIndex(self._catalogue.vectors())
+                else:
+                    self._index = restored(self._index_file, self._catalogue)
             return self._index
+
+    def save_index(self, least: float = 0.0) -> None:
+        """Save the similarity index, if there is a file for it and more than the share `least` of
+        it has changed since. Raises OSError."""
+        index = self._index
+        if self._index_file is None or index is None or not self._saving.acquire(blocking=False):
+            return
+        try:
+            changes = index.changes
+            if changes - self._saved > least * len(index):
+                save(index, self._index_file, self._catalogue.id)
+                self._saved = changes
+        finally:
+            self._saving.release()
 
     def _index_if_built(self) -> SimilarityIndex | None:
         """The index; None if it is not built yet. Waits while it is being built, so that a change

@@ -5,6 +5,7 @@ from __future__ import annotations
 import uuid
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from itertools import islice
 
 import numpy as np
 import sqlalchemy as sa
@@ -39,6 +40,7 @@ _latents = sa.Table(
     sa.Column("used_at", sa.Float, nullable=False),
 )
 
+_VECTORS = sa.select(_entries.c.id, _entries.c.scope, _entries.c.vector)
 _identity = sa.Table("identity", _meta, sa.Column("id", sa.String(8), primary_key=True))
 ORDERS: dict[str, tuple[sa.ColumnElement[float], ...]] = {
     # Uses times the steps that each saves; among equals the least recently used first (Nirvana,
@@ -177,12 +179,31 @@ class Catalogue:
         with self._engine.connect() as connection:
             return set(connection.execute(query).scalars())
 
+    def ids_by_scope(self) -> dict[str, set[int]]:
+        """Every entry, by the key of its scope."""
+        query = sa.select(_entries.c.scope, _entries.c.id)
+        found: dict[str, set[int]] = {}
+        with self._engine.connect() as connection:
+            for some in connection.execute(query).partitions(10_000):
+                for scope, entry in some:
+                    found.setdefault(scope, set()).add(entry)
+        return found
+
     def vectors(self) -> Iterator[tuple[int, str, Vector]]:
         """Id, scope key and vector (d,) of every entry, to rebuild the index."""
-        query = sa.select(_entries.c.id, _entries.c.scope, _entries.c.vector)
         with self._engine.connect() as connection:
-            for entry, scope, data in connection.execute(query):
+            for entry, scope, data in connection.execute(_VECTORS):
                 yield entry, scope, np.frombuffer(data, np.float16).astype(np.float32)
+
+    def vectors_of(self, entries: Iterable[int]) -> Iterator[tuple[int, str, Vector]]:
+        """As `vectors`, of some entries; those that are gone are left out."""
+        left = iter(sorted(entries))
+        while some := list(islice(left, 500)):
+            with self._engine.connect() as connection:
+                for entry, scope, data in connection.execute(
+                    _VECTORS.where(_entries.c.id.in_(some))
+                ):
+                    yield entry, scope, np.frombuffer(data, np.float16).astype(np.float32)
 
     def names(self) -> set[str]:
         """The names of all latents objects."""

@@ -28,6 +28,8 @@ T = TypeVar("T")
 LIMIT_S = 5.0  # for a search or a fetch; less if the request has less time
 STORE_LIMIT_S = 60.0  # for storing the latents of one run
 LOAD_LIMIT_S = 600.0  # for the index to be built, before requests are served without it
+SAVE_EVERY_S, SAVE_LIMIT_S = 60.0, 600.0  # for the index
+SAVE_SHARE = 0.01  # of the index that changes before it is saved; a start catches up with less
 COUNT_AFTER_S = 1.0  # so long uses of latents are collected, to be written together
 READERS = 4
 MOST_STORING = 256
@@ -56,6 +58,7 @@ class Retrieval:
         self._fetching = Threads("cache-fetch", READERS)
         self._writing = Threads("cache-write", 1)
         self._counting = Threads("cache-count", 1)
+        self._saving = Threads("cache-index", 1)
         self._count_later: asyncio.Task[None] | None = None
         self._turn = asyncio.Lock()  # runs are stored one by one, each within its own limit
         self._breaker = Breaker(time.monotonic)
@@ -81,11 +84,24 @@ class Retrieval:
         return len(self._storing)
 
     async def load(self) -> None:
-        """Build the similarity index, so that the first search does not have to."""
+        """Restore or build the similarity index, so that the first search does not have to."""
         try:
             await self._searching.run(self._cache.load, LOAD_LIMIT_S)
         except Exception as error:
             log.warning("The cache's index cannot be built yet: %s", named(error))
+
+    async def keep_saved(self) -> None:
+        """Save the similarity index now and then; does not return."""
+        while True:
+            await asyncio.sleep(SAVE_EVERY_S)
+            await self._save(SAVE_SHARE)
+
+    async def _save(self, least: float = 0.0) -> None:
+        """Save the similarity index if more than the share `least` of it has changed."""
+        try:
+            await self._saving.run(lambda: self._cache.save_index(least), SAVE_LIMIT_S)
+        except Exception as error:
+            log.warning("The cache's index cannot be saved: %s", named(error))
 
     async def find(
         self, scope: Scope, vector: Vector, count: int, limit_s: float = math.inf
@@ -183,11 +199,12 @@ class Retrieval:
         task.add_done_callback(self._storing.discard)
 
     async def close(self, limit_s: float) -> None:
-        """Wait up to `limit_s` seconds for writes to finish and uses to be counted; drop the
-        rest."""
+        """Wait up to `limit_s` seconds for writes to finish, uses to be counted and the index to be
+        saved; drop the rest."""
         if self._count_later is not None:
             self._count_later.cancel()
-        last = {*self._storing, asyncio.create_task(self._count())}
+        more = (self._count(), self._save())
+        last = {*self._storing, *map(asyncio.create_task, more)}
         _, late = await asyncio.wait(last, timeout=limit_s)
         for task in late:
             task.cancel()

@@ -223,8 +223,9 @@ class Service:
             return
         limit_s = FETCH_SHARE * (1 - MARGIN) * classes[DEFAULT].deadline_s
         await asyncio.gather(
-            router.planning.run(), self.learning.run(), self.retrieval.watch(limit_s)
-        )
+            router.planning.run(), self.learning.run(), self.retrieval.watch(limit_s),
+            self.retrieval.keep_saved(),
+        )  # fmt: skip
 
     def _new_router(self, classes: Classes) -> Router:
         """The router for workers that are as fast as they are now."""

@@ -38,7 +38,9 @@ def open_cache(settings: Settings) -> ApproximateCache:
         raise BadRequest(
             f"The cache's latents at {without_passwords(latents_url)} cannot be opened: {error}"
         ) from error
-    return ApproximateCache(catalogue, store, settings.cache_limit)
+    return ApproximateCache(
+        catalogue, store, settings.cache_limit, index_file=data / "similarity.index"
+    )
 
 
 def open_pictures(folder: Path, ttl_s: float) -> PictureStore:
