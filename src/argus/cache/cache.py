@@ -165,6 +165,20 @@ class ApproximateCache:
             self._note((neighbour.entry, k), Uses(1, self._clock()))
         return latents
 
+    @property
+    def tiered(self) -> bool:
+        """Whether `fetch_near` may find anything."""
+        return self._store.tiered
+
+    def fetch_near(self, neighbour: Neighbour, k: int) -> Tensor | None:
+        """As `fetch`, from the disk tier alone; None if it does not hold them."""
+        stored = self._catalogue.latents(neighbour.entry, k)
+        latents = None if stored is None else self._store.near(stored)
+        if latents is not None:
+            with self._noting:
+                self._note((neighbour.entry, k), Uses(1, self._clock()))
+        return latents
+
     def count_uses(self) -> None:
         """Write the counts of fetched latents to the catalogue.
 

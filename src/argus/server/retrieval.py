@@ -31,6 +31,7 @@ LOAD_LIMIT_S = 600.0  # for the index to be built, before requests are served wi
 SAVE_EVERY_S, SAVE_LIMIT_S = 60.0, 600.0  # for the index
 SAVE_SHARE = 0.01  # of the index that changes before it is saved; a start catches up with less
 COUNT_AFTER_S = 1.0  # so long uses of latents are collected, to be written together
+NEAR_LIMIT_S = 0.5  # for a read from the disk tier, before the store is asked
 READERS = 4
 MOST_STORING = 256
 LATENTS, CATALOGUE = "latents", "catalogue"
@@ -56,6 +57,7 @@ class Retrieval:
         self._storing: set[asyncio.Task[None]] = set()
         self._searching = Threads("cache-search", READERS)
         self._fetching = Threads("cache-fetch", READERS)
+        self._fetching_near = Threads("cache-near", READERS)
         self._writing = Threads("cache-write", 1)
         self._counting = Threads("cache-count", 1)
         self._saving = Threads("cache-index", 1)
@@ -127,14 +129,33 @@ class Retrieval:
         def read() -> Tensor | None:
             return self._cache.fetch(neighbour, k)
 
-        if self._breaker.open or limit_s < LEAST_S:
+        begun = time.monotonic()
+        if limit_s < LEAST_S:
             return None
-        latents = await self._asked(read, limit_s)
+        latents = await self._near(neighbour, k, limit_s) if self._cache.tiered else None
+        limit_s -= time.monotonic() - begun
+        if latents is None:
+            if self._breaker.open or limit_s < LEAST_S:
+                return None
+            latents = await self._asked(read, limit_s)
         if latents is None:
             return None
         if self._count_later is None or self._count_later.done():
             self._count_later = asyncio.create_task(self._count(COUNT_AFTER_S))
         return pack(latents)
+
+    async def _near(self, neighbour: Neighbour, k: int, limit_s: float) -> Tensor | None:
+        """Latents from the disk tier, whatever state the store is in; None if it does not give
+        them in time."""
+        try:
+            return await self._fetching_near.run(
+                lambda: self._cache.fetch_near(neighbour, k), min(limit_s, NEAR_LIMIT_S)
+            )
+        except TooManyHang:
+            return None
+        except Exception as error:
+            log.warning("The latents' disk tier cannot be read: %s", named(error))
+            return None
 
     async def _count(self, after_s: float = 0.0) -> None:
         """Write the counts of fetched latents to the catalogue."""

@@ -83,7 +83,7 @@ class Service:
         ]
         self.fleet = Fleet(model.table, model.models, self.workers, batching, self._replan)
         self.metrics = Metrics(self.family.name, settings.router_metrics)
-        self.cache = open_cache(settings)
+        self.cache = open_cache(settings, serving=True)
         self.health = StorageHealth()
         self.retrieval = Retrieval(self.cache, self.health)
         self.predictions = Predictions(model.predictor, model.table)
@@ -190,6 +190,8 @@ class Service:
         Thread(target=self._load_encoder, daemon=True).start()
         self._tasks.append(asyncio.create_task(self._start()))
         self._tasks.append(asyncio.create_task(self.usage.run()))
+        if self.settings.cache_latents is not None:  # an object store was not asked yet
+            self._tasks.append(asyncio.create_task(self.health.check(LATENTS)))
 
     def _load_encoder(self) -> None:
         try:
