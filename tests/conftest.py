@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
+import fsspec
 import numpy as np
 import pytest
 import torch
@@ -53,6 +54,14 @@ def s3(running_s3: S3Endpoint, monkeypatch: pytest.MonkeyPatch) -> S3Endpoint:
     for name, value in (ENVIRONMENT | {"AWS_ENDPOINT_URL": running_s3.url}).items():
         monkeypatch.setenv(name, value)
     return running_s3
+
+
+@pytest.fixture
+def new_clients() -> Iterator[None]:
+    """No client of the endpoint that the environment named before is used again."""
+    fsspec.get_filesystem_class("s3").clear_instance_cache()
+    yield
+    fsspec.get_filesystem_class("s3").clear_instance_cache()
 
 
 @pytest.fixture

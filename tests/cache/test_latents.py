@@ -131,9 +131,10 @@ def test_a_bucket_that_is_missing_breaks_no_latents(s3: S3Endpoint) -> None:
 
 
 def test_an_endpoint_that_refuses_connections_is_an_oserror(
-    s3: S3Endpoint, bucket: str, monkeypatch: pytest.MonkeyPatch
+    s3: S3Endpoint, bucket: str, new_clients: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     stored = LatentStore(f"s3://{bucket}", "one").put(5, LATENTS)
+    fsspec.get_filesystem_class("s3").clear_instance_cache()
     monkeypatch.setenv("AWS_ENDPOINT_URL", "http://127.0.0.1:1")
     store = LatentStore(f"s3://{bucket}", "one")
     for call in (
@@ -179,6 +180,21 @@ def test_what_was_written_or_read_lately_is_near(url: str, tmp_path: Path) -> No
     assert LatentStore(url, "same").near(stored) is None
     one.delete([stored.name])
     assert one.near(stored) is None
+
+
+def test_a_sweep_removes_from_the_disk_what_another_process_removed(
+    url: str, tmp_path: Path
+) -> None:
+    tier = DiskTier(tmp_path / "near", 10**6)
+    catalogue = Catalogue(f"sqlite:///{tmp_path}/catalogue.db")
+    cache = ApproximateCache(catalogue, LatentStore(url, catalogue.id, tier), 10**9)
+    for prompt, x in (("a red fish", 1.0), ("a blue boat", -1.0)):
+        cache.keep(SCOPE, prompt, np.array([x, 0.0], np.float32), {5: LATENTS})
+    tier.settle()
+    opened(url, tmp_path).remove(prompt="a red fish")
+    assert len(list((tmp_path / "near").iterdir())) == 2
+    cache.sweep()
+    assert {path.name for path in (tmp_path / "near").iterdir()} == catalogue.names()
 
 
 def test_broken_latents_on_the_disk_are_fetched_from_the_store(url: str, tmp_path: Path) -> None:

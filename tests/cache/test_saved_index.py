@@ -58,14 +58,16 @@ def add(catalogue: Catalogue, scope: Scope, number: int, vector: Vector) -> int:
 
 
 def agree(index: SimilarityIndex, catalogue: Catalogue) -> None:
-    """Check that an index has the catalogue's entries, and finds each by its vector."""
+    """Check that an index has the catalogue's entries with their vectors."""
     ids = catalogue.ids_by_scope()
     assert {scope: index.entries(scope) for scope in index.scopes()} == ids
     assert len(index) == sum(map(len, ids.values()))
+    found = 0
     for entry, scope, vector in catalogue.vectors():
-        ((found, similarity),) = index.nearest(scope, vector)
-        assert found == entry
-        assert similarity == pytest.approx(1, abs=2e-3)
+        assert index.holds(scope, entry, vector)
+        ((nearest, _),) = index.nearest(scope, vector)
+        found += nearest == entry
+    assert found >= 0.95 * len(index)  # a graph misses one now and then
 
 
 def test_a_restored_index_finds_the_same_neighbours(tmp_path: Path, catalogue: Counted) -> None:

@@ -109,7 +109,11 @@ def test_what_is_on_the_disk_is_fetched_while_the_endpoint_hangs(
 
 @pytest.mark.cluster
 def test_a_server_outlives_its_endpoint(
-    tiny_family: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, s3: S3Endpoint
+    tiny_family: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    s3: S3Endpoint,
+    new_clients: None,
 ) -> None:
     """It makes every picture while the endpoint is killed, starts without it, and uses it again."""
     own = S3Endpoint()

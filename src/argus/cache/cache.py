@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import errno
 import logging
 import sqlite3
 import threading
@@ -16,6 +15,7 @@ from sqlalchemy.exc import SQLAlchemyError
 from torch import Tensor
 
 from argus.cache.catalogue import Catalogue, Entry, Removed, Stats, Uses
+from argus.cache.disk_tier import FULL
 from argus.cache.index import SimilarityIndex, Vector
 from argus.cache.latents import BrokenLatents, LatentStore, StoredLatents
 from argus.cache.saved_index import restored, save
@@ -26,7 +26,6 @@ log = logging.getLogger(__name__)
 
 ROOM = 0.02  # share of the limit that one round of eviction frees beyond what it must
 ORPHAN_AGE_S = 600.0
-FULL = (errno.ENOSPC, errno.EDQUOT)
 SPARE = 8  # times the size of what does not fit is evicted from a full disk
 AT_ONCE = 32  # latents removed or counted in one transaction, so that no transaction is long
 ROUNDS = 2  # of a search that finds entries which another process removed
@@ -91,15 +90,13 @@ class ApproximateCache:
         """Save the similarity index, if there is a file for it and more than the share `least` of
         it has changed since. Raises OSError."""
         index = self._index
-        if self._index_file is None or index is None or not self._saving.acquire(blocking=False):
+        if self._index_file is None or index is None:
             return
-        try:
+        with self._saving:
             changes = index.changes
             if changes - self._saved > least * len(index):
                 save(index, self._index_file, self._catalogue.id)
                 self._saved = changes
-        finally:
-            self._saving.release()
 
     def _index_if_built(self) -> SimilarityIndex | None:
         """The index; None if it is not built yet. Waits while it is being built, so that a change
@@ -293,8 +290,10 @@ class ApproximateCache:
         return len(found)
 
     def sweep(self) -> None:
-        """Delete objects that the catalogue does not name and that are too old to be in writing."""
+        """Delete objects that the catalogue does not name and that are too old to be in writing,
+        and from the disk tier what the catalogue does not name."""
         known, now = self._catalogue.names(), self._clock()
+        self._store.keep_near(known)
         self._store.delete(
             [
                 name

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import errno
 import logging
 import os
 import queue
 import threading
 from collections import OrderedDict
+from collections.abc import Collection
 from contextlib import suppress
 from pathlib import Path
 
@@ -14,6 +16,7 @@ from argus.core.errors import named
 
 log = logging.getLogger(__name__)
 
+FULL = (errno.ENOSPC, errno.EDQUOT)
 UNFINISHED = ".new"
 MOST_WAITING = 32  # objects in memory that are not written yet
 ROOM = 0.1  # share of the tier that is given back when its disk is full
@@ -70,6 +73,13 @@ class DiskTier:
         with suppress(OSError):
             (self._folder / name).unlink()
 
+    def keep_only(self, names: Collection[str]) -> None:
+        """Delete all other objects."""
+        with self._lock:
+            others = [name for name in self._sizes if name not in names]
+        for name in others:
+            self.delete(name)
+
     def settle(self) -> None:
         """Wait until what was put is written."""
         self._waiting.join()
@@ -79,7 +89,7 @@ class DiskTier:
         for one in os.scandir(self._folder):
             if one.name.endswith(UNFINISHED):
                 Path(one).unlink(missing_ok=True)
-            else:
+            elif one.is_file():
                 about = one.stat()
                 found.append((about.st_mtime, one.name, about.st_size))
         for _, name, size in sorted(found):
@@ -97,7 +107,8 @@ class DiskTier:
                 if not self._failing:
                     log.warning("%s takes no latents for now: %s", self._folder, named(error))
                 self._failing = True
-                self._trim(self._bytes * (1 - ROOM))
+                if error.errno in FULL:
+                    self._trim(self._bytes * (1 - ROOM))
             finally:
                 self._waiting.task_done()
 
@@ -120,7 +131,9 @@ class DiskTier:
 
     def _trim(self, limit_bytes: float) -> None:
         """Delete objects until at most so many bytes are left."""
-        while self._sizes and self._bytes > limit_bytes:
+        while self._bytes > limit_bytes:
             with self._lock:
-                name = next(iter(self._sizes))
+                name = next(iter(self._sizes), None)
+            if name is None:
+                return
             self.delete(name)

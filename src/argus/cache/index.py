@@ -46,7 +46,9 @@ class SimilarityIndex:
                 entries.append(entry)
                 vectors.append(vector)
             for scope, (entries, vectors) in by_scope.items():
-                self._add(scope, entries, np.stack(vectors))
+                for begin in range(0, len(entries), ADDED_AT_ONCE):
+                    part = slice(begin, begin + ADDED_AT_ONCE)
+                    self._add(scope, entries[part], np.stack(vectors[part]))
 
     def add(self, scope: str, entry: int, vector: Vector) -> None:
         """Add an entry; one that is there is left as it is."""
@@ -159,7 +161,8 @@ class _Array:
         return self._rows[: len(self)].astype(np.float32)
 
     def vector(self, entry: int) -> Vector:
-        return self._rows[self.entries.index(entry)].astype(np.float32)
+        vector: Vector = self._rows[self.entries.index(entry)].astype(np.float32)
+        return vector
 
     def add(self, entries: list[int], vectors: NDArray[np.float32]) -> None:
         count = len(self) + len(entries)
@@ -195,7 +198,8 @@ class _Graph:
         return graph
 
     def dump(self) -> bytes:
-        data: bytes = self._index.save()
+        data = self._index.save()
+        assert data is not None  # no path is given
         return data
 
     def __len__(self) -> int:
@@ -210,12 +214,11 @@ class _Graph:
         return entries
 
     def vector(self, entry: int) -> Vector:
-        return np.asarray(self._index.get(entry)).astype(np.float32)
+        vector: Vector = np.asarray(self._index.get(entry), np.float32)
+        return vector
 
     def add(self, entries: list[int], vectors: NDArray[np.float32]) -> None:
-        for begin in range(0, len(entries), ADDED_AT_ONCE):
-            some = slice(begin, begin + ADDED_AT_ONCE)
-            self._index.add(np.array(entries[some]), vectors[some])
+        self._index.add(np.array(entries), vectors)
 
     def remove(self, entry: int) -> None:
         self._index.remove(entry)

@@ -89,7 +89,7 @@ class LatentStore:
                     self._files.mv(f"{self._root}/{aside}", f"{self._root}/{name}")
         except BaseException:
             with suppress(Exception):  # deleting may fail for the same reason
-                self.delete([aside, name])
+                self.delete([name] if self._objects else [aside, name])
             raise
         if self._disk is not None:
             self._disk.put(name, data)
@@ -147,6 +147,11 @@ class LatentStore:
             except FileNotFoundError:
                 continue
 
+    def keep_near(self, names: Collection[str]) -> None:
+        """Delete all but these objects from the disk tier."""
+        if self._disk is not None:
+            self._disk.keep_only(names)
+
     def written(self, known: Collection[str] = ()) -> Iterator[tuple[str, float]]:
         """Name and time (seconds since 1970) of every object of this store that is not in `known`,
         unfinished ones included."""
@@ -190,7 +195,6 @@ def _opened(url: str) -> tuple[Any, str]:
     given = fsspec.config.conf.get("s3", {}).get("config_kwargs", {})
     files, root = fsspec.core.url_to_fs(
         url,
-        skip_instance_cache=True,
         use_listings_cache=False,
         max_concurrency=1,  # more would ask for an object's size before each read
         config_kwargs=S3_LIMITS | given,

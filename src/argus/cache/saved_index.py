@@ -9,6 +9,7 @@ import logging
 import mmap
 from itertools import chain
 from pathlib import Path
+from typing import BinaryIO
 
 from argus.cache.catalogue import Catalogue
 from argus.cache.index import SimilarityIndex
@@ -17,6 +18,8 @@ from argus.files import written_aside
 log = logging.getLogger(__name__)
 
 FORMAT = 1  # another one when the layout or the graphs' parameters change
+LAST = len('{"sha256": ""}\n') + 64  # bytes of the last line
+READ_BYTES = 1 << 20
 CHECKED = 64  # newest entries whose vectors must be the catalogue's
 
 
@@ -39,7 +42,6 @@ def save(index: SimilarityIndex, file: Path, catalogue: str) -> None:
         for scope, kind, count, data in index.dump():
             write(_line({"scope": scope, "kind": kind, "entries": count, "bytes": len(data)}))
             write(data)
-        write(b"\n")  # after the last content, which may end in anything
         out.write(_line({"sha256": digest.hexdigest()}))
 
 
@@ -63,7 +65,7 @@ def _catch_up(index: SimilarityIndex, catalogue: Catalogue) -> None:
     Raises ValueError if the newest entries that both have differ, as they do when the catalogue was
     set back to an older copy of itself and has used numbers again since.
     """
-    there = catalogue.ids_by_scope()
+    saved, there = len(index), catalogue.ids_by_scope()
     missing: set[int] = set()
     newest: list[int] = []
     for scope in {*index.scopes(), *there}:
@@ -75,6 +77,10 @@ def _catch_up(index: SimilarityIndex, catalogue: Catalogue) -> None:
     for entry, scope, vector in catalogue.vectors_of(newest):
         if not index.holds(scope, entry, vector):
             raise ValueError(f"its entry {entry} is not the catalogue's")
+    log.info(
+        "Restored the index of %d entries; %d are gone, %d are new",
+        saved, saved - len(index), len(missing),
+    )  # fmt: skip
     index.add_all(catalogue.vectors_of(missing))
 
 
@@ -82,23 +88,31 @@ def _read(file: Path, catalogue: str) -> SimilarityIndex:
     """Raises OSError, and ValueError, LookupError, TypeError or RuntimeError for a file that is not
     a whole index of this catalogue."""
     index = SimilarityIndex()
-    with file.open("rb") as opened, mmap.mmap(opened.fileno(), 0, access=mmap.ACCESS_READ) as data:
-        last = data.rfind(b"\n", 0, len(data) - 1) + 1
-        with memoryview(data) as view:
-            head = json.loads(data.readline())
-            if head != {"format": FORMAT, "catalogue": catalogue}:
-                raise ValueError("it has another format or is another catalogue's")
-            with view[:last] as content:
-                whole = json.loads(data[last:])["sha256"] == hashlib.sha256(content).hexdigest()
-            if not whole:
-                raise ValueError("it is not what was written")
-            while data.tell() < last - 1:
+    with file.open("rb") as opened:
+        if json.loads(opened.readline(READ_BYTES)) != {"format": FORMAT, "catalogue": catalogue}:
+            raise ValueError("it has another format or is another catalogue's")
+        begin, end = opened.tell(), file.stat().st_size - LAST
+        _check(opened, end)
+        with mmap.mmap(opened.fileno(), 0, access=mmap.ACCESS_READ) as data:
+            data.seek(begin)
+            while data.tell() < end:
                 part = json.loads(data.readline())
                 begin = data.tell()
-                with view[begin : begin + part["bytes"]] as content:
+                with memoryview(data) as view, view[begin : begin + part["bytes"]] as content:
                     index.restore(part["scope"], part["kind"], part["entries"], content)
                 data.seek(begin + part["bytes"])
     return index
+
+
+def _check(opened: BinaryIO, end: int) -> None:
+    """Raises ValueError unless the hash that follows is that of the first `end` bytes, and OSError
+    if they cannot be read, which in a mapped file would end the process."""
+    digest = hashlib.sha256()
+    opened.seek(0)
+    while some := opened.read(max(0, min(end - opened.tell(), READ_BYTES))):
+        digest.update(some)
+    if opened.read() != _line({"sha256": digest.hexdigest()}):
+        raise ValueError("it is not what was written")
 
 
 def _line(values: dict[str, object]) -> bytes:
