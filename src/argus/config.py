@@ -266,7 +266,15 @@ class Settings(BaseSettings):
         "key", description="Whether each API key has a cache of its own, or all share one."
     )
     cache_latents: str | None = Field(
-        None, description="Folder or fsspec URL of the latents. Default: in the data folder."
+        None,
+        description="Folder or fsspec URL of the latents, such as s3://bucket/prefix; endpoint and "
+        "keys come from the environment (AWS_ENDPOINT_URL, …). Default: in the data folder.",
+    )
+    cache_disk: ByteSize = Field(
+        ByteSize(2_000_000_000),
+        ge=0,
+        description="Bytes of the data folder for latents that were written or read lately, where "
+        "cache_latents is the URL of another machine; 0 for none.",
     )
     cache_catalogue: str | None = Field(
         None, description="SQLAlchemy URL of the catalogue. Default: SQLite in the data folder."

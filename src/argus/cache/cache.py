@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import errno
 import logging
 import sqlite3
 import threading
@@ -10,13 +9,16 @@ import time
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
+from pathlib import Path
 
 from sqlalchemy.exc import SQLAlchemyError
 from torch import Tensor
 
 from argus.cache.catalogue import Catalogue, Entry, Forgotten, Removed, Stats, Uses
+from argus.cache.disk_tier import FULL
 from argus.cache.index import SimilarityIndex, Vector
 from argus.cache.latents import BrokenLatents, LatentStore, StoredLatents
+from argus.cache.saved_index import restored, save
 from argus.cache.scope import Scope
 from argus.core.errors import named
 
@@ -24,7 +26,6 @@ log = logging.getLogger(__name__)
 
 ROOM = 0.02  # share of the limit that one round of eviction frees beyond what it must
 ORPHAN_AGE_S = 600.0
-FULL = (errno.ENOSPC, errno.EDQUOT)
 SPARE = 8  # times the size of what does not fit is evicted from a full disk
 AT_ONCE = 32  # latents removed or counted in one transaction, so that no transaction is long
 ROUNDS = 2  # of a search that finds entries which another process removed
@@ -61,29 +62,47 @@ class ApproximateCache:
         limit_bytes: int,
         clock: Callable[[], float] = time.time,
         eviction: str = "lcbfu",
+        index_file: Path | None = None,
     ) -> None:
+        """`index_file` is where `save_index` saves the index, and where it is restored from."""
         self._catalogue, self._store, self._limit = catalogue, store, limit_bytes
         self._clock, self._eviction = clock, eviction
         self._lock = threading.RLock()  # held while the catalogue is written, not the store
         self._keeping: set[tuple[str, str]] = set()
         self._index: SimilarityIndex | None = None
-        self._building = threading.Lock()
         self._following = threading.Lock()
         self._followed = -1  # the catalogue's version that the index has
+        self._index_file, self._saved = index_file, 0  # changes of the index that are saved
+        self._building, self._saving = threading.Lock(), threading.Lock()
         self._uses: dict[tuple[int, int], Uses] = {}
         self._noting = threading.Lock()
 
     def load(self) -> None:
-        """Build the similarity index from the catalogue, which otherwise the first search does.
-        Takes seconds for tens of thousands of entries."""
+        """Restore the similarity index, or build it from the catalogue, which otherwise the first
+        search does. Building takes minutes for hundreds of thousands of entries."""
         self._built()
 
     def _built(self) -> SimilarityIndex:
         with self._building:
             if self._index is None:
                 self._followed = self._catalogue.refresh().version  # before the vectors are read
-                self._index = SimilarityIndex(self._catalogue.vectors())
+                if self._index_file is None:
+                    self._index = SimilarityIndex(self._catalogue.vectors())
+                else:
+                    self._index = restored(self._index_file, self._catalogue)
             return self._index
+
+    def save_index(self, least: float = 0.0) -> None:
+        """Save the similarity index, if there is a file for it and more than the share `least` of
+        it has changed since. Raises OSError."""
+        index = self._index
+        if self._index_file is None or index is None:
+            return
+        with self._saving:
+            changes = index.changes
+            if changes - self._saved > least * len(index):
+                save(index, self._index_file, self._catalogue.id)
+                self._saved = changes
 
     def _index_if_built(self) -> SimilarityIndex | None:
         """The index; None if it is not built yet. Waits while it is being built, so that a change
@@ -190,6 +209,20 @@ class ApproximateCache:
             return None
         with self._noting:
             self._note((neighbour.entry, k), Uses(1, self._clock()))
+        return latents
+
+    @property
+    def tiered(self) -> bool:
+        """Whether `fetch_near` may find anything."""
+        return self._store.tiered
+
+    def fetch_near(self, neighbour: Neighbour, k: int) -> Tensor | None:
+        """As `fetch`, from the disk tier alone; None if it does not hold them."""
+        stored = self._catalogue.latents(neighbour.entry, k)
+        latents = None if stored is None else self._store.near(stored)
+        if latents is not None:
+            with self._noting:
+                self._note((neighbour.entry, k), Uses(1, self._clock()))
         return latents
 
     def count_uses(self) -> None:
@@ -311,9 +344,11 @@ class ApproximateCache:
     def sweep(self) -> None:
         """Delete objects that the catalogue does not name and that are too old to be in writing:
         `keep` gives up objects that it has not entered into the catalogue in half of that time.
-        Other processes may write and sweep at the same time. Old changes are forgotten."""
+        Other processes may write and sweep at the same time. Old changes are forgotten, and the
+        disk tier loses what the catalogue does not name."""
         self._catalogue.forget_changes(CHANGES_KEPT)
         now, known = self._clock(), self._catalogue.names()
+        self._store.keep_near(known)
         self._store.delete(
             [
                 name

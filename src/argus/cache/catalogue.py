@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from itertools import islice
 from typing import Any
 
 import numpy as np
@@ -42,6 +43,7 @@ _latents = sa.Table(
     sa.Column("used_at", sa.Float, nullable=False),
 )
 
+_VECTORS = sa.select(_entries.c.id, _entries.c.scope, _entries.c.vector)
 _identity = sa.Table("identity", _meta, sa.Column("id", sa.String(8), primary_key=True))
 _changes = sa.Table(  # the entries that transactions added or removed
     "changes",
@@ -317,14 +319,25 @@ class Catalogue:
         here = (_entries.c.scope == scope.key, _entries.c.prompt == prompt)
         return next(iter(self._select(*here, limit=1)), None)
 
+    def ids_by_scope(self) -> dict[str, set[int]]:
+        """Every entry, by the key of its scope. Entries that are added or removed meanwhile may be
+        among them or not."""
+        query = sa.select(_entries.c.scope, _entries.c.id).order_by(_entries.c.id).limit(PAGE)
+        found: dict[str, set[int]] = {}
+        last, full = -1, True
+        while full:
+            with self._reading.connect() as connection:
+                page = connection.execute(query.where(_entries.c.id > last)).all()
+            full = len(page) == PAGE
+            for scope, entry in page:
+                last = entry
+                found.setdefault(scope, set()).add(entry)
+        return found
+
     def vectors(self) -> Iterator[tuple[int, str, Vector]]:
         """Id, scope key and vector (d,) of every entry, to rebuild the index. Entries that are
         added or removed meanwhile may be among them or not."""
-        query = (
-            sa.select(_entries.c.id, _entries.c.scope, _entries.c.vector)
-            .order_by(_entries.c.id)
-            .limit(PAGE)
-        )
+        query = _VECTORS.order_by(_entries.c.id).limit(PAGE)
         last, full = -1, True
         while full:  # page by page: a long read would keep the database from cleaning up
             with self._reading.connect() as connection:
@@ -332,6 +345,15 @@ class Catalogue:
             full = len(page) == PAGE
             for row in page:
                 last = row.id
+                yield row.id, row.scope, _vector(row.vector)
+
+    def vectors_of(self, entries: Iterable[int]) -> Iterator[tuple[int, str, Vector]]:
+        """As `vectors`, of some entries; those that are gone are left out."""
+        left = iter(sorted(entries))
+        while some := list(islice(left, 500)):
+            with self._reading.connect() as connection:
+                rows = connection.execute(_VECTORS.where(_entries.c.id.in_(some))).all()
+            for row in rows:
                 yield row.id, row.scope, _vector(row.vector)
 
     def names(self) -> set[str]:

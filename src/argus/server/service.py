@@ -90,7 +90,7 @@ class Service:
         for worker in self.workers:
             self.fleet.add(worker)
         self.metrics = Metrics(self.family.name, settings.router_metrics)
-        self.cache = open_cache(settings)
+        self.cache = open_cache(settings, serving=True)
         self.health = StorageHealth()
         self.retrieval = Retrieval(self.cache, self.health)
         self.predictions = Predictions(model.predictor, model.table)
@@ -202,6 +202,8 @@ class Service:
         self._tasks.append(asyncio.create_task(self.usage.run()))
         self._tasks.append(asyncio.create_task(self.retrieval.follow()))
         self.jobs.runner.start()
+        if self.settings.cache_latents is not None:  # an object store was not asked yet
+            self._tasks.append(asyncio.create_task(self.health.check(LATENTS)))
 
     def _load_encoder(self) -> None:
         try:
@@ -234,8 +236,9 @@ class Service:
             return
         limit_s = FETCH_SHARE * (1 - MARGIN) * classes[DEFAULT].deadline_s
         await asyncio.gather(
-            router.planning.run(), self.learning.run(), self.retrieval.watch(limit_s)
-        )
+            router.planning.run(), self.learning.run(), self.retrieval.watch(limit_s),
+            self.retrieval.keep_saved(),
+        )  # fmt: skip
 
     def _trials(self) -> list[tuple[Job, float]]:
         """For each model a job by its best variant, and its work steps."""
