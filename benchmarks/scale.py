@@ -6,7 +6,7 @@ A real server (HTTP, prompt encoder, cache search, prediction, `price`, fleet, P
 process of its own, in front of workers that only wait: a picture takes the time that the profile
 says for the number in flight, scaled so that the offered rate keeps the workers `--busy` of the
 time. Every request has a prompt of its own. First as many as the server can answer
-(`requests_per_s`: 64 clients, each asking as soon as it is answered), then `--rate` a second in an
+(`requests_per_s`: four clients a worker, each asking as soon as it is answered), then `--rate` a second in an
 open loop: `added_ms` is the latency as the client sees it less the time that the worker waited, and
 `cpu_ms` the server's CPU time for a request, at that rate. The client is a process of its own.
 """
@@ -41,7 +41,7 @@ from argus.config import Settings, SloClass
 from argus.core.job import Job
 from argus.workers.worker import Finished, Model, OnPreview, State
 
-CLIENTS = 64
+CLIENTS = 4  # for each worker
 WORDS = [
     "red",
     "blue",
@@ -198,7 +198,8 @@ def measured(workers: int, rate: float, seconds: float, busy: float) -> dict[str
         process = subprocess.Popen(ours)
         try:
             _until_ready(port)
-            return asyncio.run(_measured(port, psutil.Process(process.pid), rate, seconds))
+            server = psutil.Process(process.pid)
+            return asyncio.run(_measured(port, server, workers, rate, seconds))
         finally:
             process.terminate()
             process.wait()
@@ -213,12 +214,12 @@ def _until_ready(port: int) -> None:
 
 
 async def _measured(
-    port: int, server: psutil.Process, rate: float, seconds: float
+    port: int, server: psutil.Process, workers: int, rate: float, seconds: float
 ) -> dict[str, float]:
     client = Client(port)
     await client.closed(4, 3.0)  # until it is ready, and warm
     begun = time.perf_counter()
-    most = await client.closed(CLIENTS, seconds)
+    most = await client.closed(CLIENTS * workers, seconds)
     most_s = time.perf_counter() - begun
     served = sum(not math.isnan(waited) for _, waited in most)
     before = _cpu_s(server)

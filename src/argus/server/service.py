@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import logging
 import math
 import statistics
@@ -231,6 +232,8 @@ class Service:
             router = self._new_router(classes)
             log.info("An exact picture takes %.2f s here; deadlines: %s", exact_s, classes)
             self._router.set_result(router)
+            gc.collect()
+            gc.freeze()  # what is loaded by now stays: looking through it holds up requests
         except Exception as error:
             self._router.set_exception(error)
             return
