@@ -5,10 +5,10 @@
 A real server (HTTP, prompt encoder, cache search, prediction, `price`, fleet, PNG, metrics) in a
 process of its own, in front of workers that only wait: a picture takes the time that the profile
 says for the number in flight, scaled so that the offered rate keeps the workers `--busy` of the
-time. Every request has a prompt of its own. First as many as the server can answer
-(`requests_per_s`: four clients a worker, each asking as soon as it is answered), then `--rate` a second in an
-open loop: `added_ms` is the latency as the client sees it less the time that the worker waited, and
-`cpu_ms` the server's CPU time for a request, at that rate. The client is a process of its own.
+time. Every request has a prompt of its own. First as many as the server can answer: four clients a
+worker, each asking as soon as it is answered (`requests_per_s`). Then `--rate` a second in an open
+loop: `added_ms` is the latency as the client sees it less the time that the worker waited, `cpu_ms`
+the server's CPU time for a request. The client is a process of its own.
 """
 
 from __future__ import annotations
