@@ -186,6 +186,7 @@ def report(service: Service, picture: Picture) -> PictureReport:
         queued_behind=request.queued_behind,
         expected_ms=round(1000 * request.expected_s),
         worker=decision.worker,
+        worker_type=service.fleet.type_of(decision.worker),
         slo=request.slo_name,
         deadline_ms=None if math.isinf(latency_s) else round(1000 * latency_s),
         on_time=picture.on_time,

@@ -149,6 +149,7 @@ class PictureReport(BaseModel):
     queued_behind: int
     expected_ms: float
     worker: int
+    worker_type: str
     slo: str
     deadline_ms: float | None = None
     on_time: bool

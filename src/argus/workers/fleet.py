@@ -292,6 +292,10 @@ class Fleet:
         work_s = request.work_steps * self._table.batch_step_s(queue.kind, model, size)
         return len(queue.queued), self._wait_s(queue, time.monotonic()) + work_s * self.scale
 
+    def type_of(self, number: int) -> str:
+        """The name of a worker's type of device."""
+        return self._table.types[self.queues[number].kind]
+
     def reserve(self, request: Request, number: int) -> None:
         """Reserve a worker's time for a request while its latents are being fetched."""
         self.queues[number].reserve(request, time.monotonic())
