@@ -73,6 +73,8 @@ class LocalWorker:
     have changed.
     """
 
+    remote = False
+
     def __init__(
         self, model: Model, on_change: Callable[[], None] = lambda: None, device_type: int = 0
     ) -> None:
