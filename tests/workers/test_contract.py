@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
+from threading import Thread
 
 import pytest
 import torch
@@ -57,8 +58,9 @@ def new_upstream(model: Model, on_change: Callable[[], None]) -> UpstreamWorker:
 
 def kill_upstream(worker: Worker) -> None:
     assert isinstance(worker, UpstreamWorker)
-    BY_URL[worker.upstream.url].kill()
-    BY_URL[worker.upstream.url].start_again()
+    server = BY_URL[worker.upstream.url]
+    server.kill()
+    Thread(target=server.start_again).start()  # meanwhile it is noticed
 
 
 KINDS = {

@@ -248,8 +248,8 @@ def _misbehaviour(engine: Engine, request: Request) -> Response | None:
         return StreamingResponse(chunks(), media_type="application/json")
     if engine.mode == "garbage":
         return JSONResponse({"data": [{"b64_json": base64.b64encode(b"no picture").decode()}]})
-    if engine.mode == "bomb":  # few bytes of a picture of 10,000 pixels a side
-        return JSONResponse({"data": [{"b64_json": _base64(Image.new("1", (10_000, 10_000)))}]})
+    if engine.mode == "bomb":  # few bytes of a picture of 9,000 pixels a side
+        return JSONResponse({"data": [{"b64_json": _base64(Image.new("1", (9_000, 9_000)))}]})
     if engine.mode == "elsewhere":
         return JSONResponse({"data": [{"url": "http://127.0.0.1:9/picture.png"}]})
     return None
@@ -345,7 +345,8 @@ def upstream(api: str = "vllm-omni", **options: Any) -> Iterator[Upstream]:
     flags = [f"--{name.replace('_', '-')}={value}" for name, value in options.items()]
     module = [sys.executable, "-m", "tests.workers.upstreams"]
     command = [*module, f"--api={api}", f"--port={port}", *flags]
-    one = Upstream(f"http://127.0.0.1:{port}", _started(command), command)
+    scheme = "https" if "certificate" in options else "http"
+    one = Upstream(f"{scheme}://127.0.0.1:{port}", _started(command), command)
     try:
         yield one
     finally:
@@ -371,11 +372,17 @@ def main() -> None:
     parser.add_argument("--stored", type=int, default=0)
     parser.add_argument("--checked", type=int, default=1)
     parser.add_argument("--side", type=int, default=32)
+    parser.add_argument("--certificate")
     given = vars(parser.parse_args())
     listening = socket.create_server(("127.0.0.1", given.pop("port")), backlog=256)
     print(listening.getsockname()[1], flush=True)
-    engine = Engine(**given)
-    config = uvicorn.Config(app(engine), log_level="warning", timeout_keep_alive=60)
+    certificate = given.pop("certificate")
+    config = uvicorn.Config(
+        app(Engine(**given)),
+        log_level="warning",
+        timeout_keep_alive=60,
+        ssl_certfile=certificate,
+    )
     uvicorn.Server(config).run([listening])
 
 

@@ -24,7 +24,7 @@ from argus.core.family import (
 from argus.core.job import MAX_STEPS
 
 HERE = Path(__file__).parent
-RESERVED = {"prompt", "model", "n", "size", "seed", "response_format", "num_inference_steps"}
+RESERVED = {"prompt", "model", "n", "size", "seed", "num_inference_steps"}  # of a job itself
 NAME = r"^[A-Za-z0-9_.-]+$"  # of families and variants, which headers have
 
 
@@ -174,8 +174,8 @@ def _problems(content: _FamilyFile, exact: Variant, cheaper: dict[str, Variant])
             yield f"gives {name!r} the model {variant.model!r}, but its models are {known}."
     if content.skips and content.models.get(exact.model) == UPSTREAM:
         yield (
-            f"skips steps of {exact.model!r}, which only an upstream has: cached latents are resumed "
-            "by Argus's own engines alone; leave skips out."
+            f"skips steps of {exact.model!r}, which only an upstream has: Argus's own engines alone "
+            "resume from cached latents; leave skips out."
         )
     for name, variant in {EXACT: exact, **cheaper}.items():
         upstream = content.models.get(variant.model) == UPSTREAM

@@ -24,12 +24,12 @@ WATCH_S, GUARD_S = 1.0, 0.1  # between two looks at its health, and at whether i
 RETRY_S = 0.25  # the same while it is out
 BAD_LOOKS, GOOD_LOOKS = 3, 2  # in a row, after which it is out, or back
 BAD_JOBS = 3  # in a row, after which it gets no other for a while
-MAX_LOSSES = 3  # of the server, while it makes the same picture
+MAX_LOSSES = 3  # of connections or of the server, while it makes the same picture
 FIRST_TIMES = 10  # factor of the allowed silence before its first picture, and after it hung
 
 
 class _Lost(Exception):
-    """The server went away while it made a picture."""
+    """The server went away, or broke off, while it made a picture."""
 
 
 @dataclass(eq=False)
@@ -149,7 +149,8 @@ class UpstreamWorker:
                 api = await self._open_api()
                 with contextlib.suppress(_Lost):
                     return await self._ask(api, job)
-        raise WorkerError(f"The server went away {MAX_LOSSES} times while making this picture.")
+        times = f"{MAX_LOSSES} times while making this picture"
+        raise Unanswered(f"{self.upstream.url} broke off or went away {times}.")
 
     async def stop(self, grace_s: float) -> None:
         """Let jobs finish for up to `grace_s` seconds, then close their connections."""
@@ -206,11 +207,11 @@ class UpstreamWorker:
             raise Unanswered(f"{self.upstream.url} made no picture: {error}") from None
         except httpx.TransportError as error:
             problem = await api.problem()
-            if problem is not None:
+            if problem is None:
+                self._failed(Unable(f"it broke off ({type(error).__name__})"))
+            else:
                 self._out(problem)
-                raise _Lost from None
-            self._failed(Unable(f"it broke off ({type(error).__name__})"))
-            raise Unanswered(f"{self.upstream.url} broke off ({type(error).__name__}).") from None
+            raise _Lost from None
         finally:
             flight.asking.cancel()
             self._count()
