@@ -19,8 +19,8 @@ SIDE_STEP = 8  # every Stable Diffusion model takes only sides that are multiple
 class Variant:
     """One way to make a picture. `width` and `height` are pixels, `guidance` as in `Job`.
 
-    `skip` is K: how many of the first of `steps` denoising steps cached latents replace. `extra` are
-    fields that an upstream gets with every request for it.
+    `skip` is K: how many of the first of `steps` denoising steps cached latents replace. `extra`
+    are fields that an upstream gets with every request for it.
     """
 
     model: str

@@ -174,7 +174,7 @@ def _problems(content: _FamilyFile, exact: Variant, cheaper: dict[str, Variant])
             yield f"gives {name!r} the model {variant.model!r}, but its models are {known}."
     if content.skips and content.models.get(exact.model) == UPSTREAM:
         yield (
-            f"skips steps of {exact.model!r}, which only an upstream has: Argus's own engines alone "
+            f"skips steps of {exact.model!r}, which only an upstream has: only Argus's own engines "
             "resume from cached latents; leave skips out."
         )
     for name, variant in {EXACT: exact, **cheaper}.items():
