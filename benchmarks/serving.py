@@ -48,7 +48,7 @@ from rich.table import Table
 
 from argus.control.policies import new_policy
 from argus.control.policy import Slo
-from argus.control.variants import EXACT, Numbers, VariantTable, variant_table
+from argus.control.variants import EXACT, DeviceType, Numbers, VariantTable, variant_table
 from argus.core.family import Family
 from argus.core.profile import Profile
 from argus.engine.engine import Engine
@@ -98,7 +98,7 @@ def main(
     out.mkdir(parents=True, exist_ok=True)
     family = default_family()
     profile = measured_profile(family, out / f"profile-{workers}.json", workers)
-    table = variant_table(family, profile)
+    table = variant_table(family, [DeviceType.of(profile)])
     ideal = workers / float(table.cost_s(slo * table.slo_s)[EXACT].min())
     earlier = [one.prompt for one in islice(workload(ideas_of(family), seed), warm)]
     warmed = warmed_cache(family, out, earlier)

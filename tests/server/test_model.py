@@ -30,7 +30,7 @@ def test_the_worker_s_batch_is_the_best_one_of_the_profile(
 ) -> None:
     def served(**more: object) -> int:
         settings = Settings(family=str(tiny_family), device="cpu", **more)  # type: ignore[arg-type]
-        return ServedFamily.of(settings).models[0].max_batch
+        return ServedFamily.of(settings).models[0][0].max_batch
 
     here = profile_of("tiny", "cpu", tmp_path / "here.json")
     elsewhere = profile_of("tiny", "cuda:0", tmp_path / "elsewhere.json")

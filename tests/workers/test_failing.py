@@ -9,19 +9,18 @@ import subprocess
 import sys
 import time
 from collections.abc import Awaitable, Callable
-from functools import partial
 from pathlib import Path
 
 import pytest
 
 from argus.control.batching import StepBatching
 from argus.control.request import Request
-from argus.control.variants import variant_table
+from argus.control.variants import DeviceType, variant_table
 from argus.core.errors import ModelError, NotEnoughMemory
 from argus.core.job import Job
 from argus.core.profile import Profile
 from argus.families.catalog import read_family
-from argus.workers import local
+from argus.workers import local, supervised
 from argus.workers.fleet import Fleet, HandedBack, TooLate
 from argus.workers.local import LocalWorker
 from argus.workers.worker import Finished, Model, State, Worker, WorkerError
@@ -32,9 +31,10 @@ JOB = Job("a red fish", steps=6)
 
 @pytest.fixture(autouse=True)
 def scripted(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(local, "run_worker", bodies.run)
-    monkeypatch.setattr(local, "FIRST_PAUSE_S", 0.01)
-    monkeypatch.setattr(local, "PARTING_S", 0.1)
+    monkeypatch.setattr(local, "run_process", bodies.run)
+    monkeypatch.setattr(supervised, "FIRST_PAUSE_S", 0.01)
+    for module in (local, supervised):
+        monkeypatch.setattr(module, "PARTING_S", 0.1)
 
 
 def with_worker(source: str, use: Callable[[LocalWorker], Awaitable[None]]) -> None:
@@ -58,15 +58,14 @@ def with_fleet(
     """Workers that hold the first of two models; `use` also gets a list that grows by one with
     every change that asks for a plan."""
     family = read_family(family_file)
-    table = variant_table(family, Profile.read(family_file.parent / "profile.json"))
+    profile = Profile.read(family_file.parent / "profile.json")
+    table = variant_table(family, [DeviceType.of(profile)])
     models = [Model(source) for source in sources]
-    changed: list[Callable[[], None]] = []
-    able = [LocalWorker(models[0], lambda n=n: changed[n]()) for n in range(workers)]  # type: ignore[misc]
+    able = [LocalWorker(models[0]) for _ in range(workers)]
     plans: list[int] = []
 
     async def run() -> None:
-        fleet = Fleet(table, models, able, StepBatching(), lambda: plans.append(len(plans)))
-        changed.extend(partial(fleet.changed, n) for n in range(workers))
+        fleet = Fleet(table, [models], able, StepBatching(), lambda: plans.append(len(plans)))
         fleet.start()
         try:
             await asyncio.gather(*(worker.ready() for worker in able))
@@ -182,7 +181,7 @@ def test_a_process_that_hangs_is_replaced_but_its_first_picture_may_take_longer(
 def test_what_a_dead_worker_had_is_handed_back_though_nobody_else_serves(
     measured_family: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(local, "FIRST_PAUSE_S", 60.0)  # it does not come back
+    monkeypatch.setattr(supervised, "FIRST_PAUSE_S", 60.0)  # it does not come back
 
     async def use(fleet: Fleet, plans: list[int]) -> None:
         kill(fleet.workers[0], signal.SIGSTOP)
@@ -200,7 +199,7 @@ def test_what_a_dead_worker_had_is_handed_back_though_nobody_else_serves(
 def test_a_job_that_is_tried_alone_is_given_up_at_its_deadline_while_the_worker_is_dead(
     measured_family: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(local, "FIRST_PAUSE_S", 60.0)
+    monkeypatch.setattr(supervised, "FIRST_PAUSE_S", 60.0)
 
     async def use(fleet: Fleet, plans: list[int]) -> None:
         kill(fleet.workers[0], signal.SIGSTOP)
@@ -274,7 +273,7 @@ def test_calibration_waits_for_a_worker_that_died(measured_family: Path) -> None
     async def use(fleet: Fleet, plans: list[int]) -> None:
         kill(fleet.workers[0])
         await until(lambda: fleet.workers[0].state is not State.READY)
-        assert await fleet.calibrate(JOB, 6.0) > 0
+        assert await fleet.calibrate([(JOB, 6.0)] * 2) > 0
 
     with_fleet(measured_family, ("fits", "fits"), use)
 

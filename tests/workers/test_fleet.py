@@ -9,14 +9,13 @@ import signal
 import time
 from collections.abc import Awaitable, Callable
 from dataclasses import replace
-from functools import partial
 from pathlib import Path
 
 import pytest
 
 from argus.control.batching import StepBatching
 from argus.control.request import Request
-from argus.control.variants import variant_table
+from argus.control.variants import DeviceType, variant_table
 from argus.core.job import Job
 from argus.core.profile import Profile
 from argus.families.catalog import read_family
@@ -33,12 +32,11 @@ def with_fleet(family_file: Path, use: Callable[[Fleet], Awaitable[None]]) -> No
     family = read_family(family_file)
     profile = Profile.read(family_file.parent / "profile.json")
     models = [Model(source, "ddim", threads=1) for source in family.models.values()]
-    changed: list[Callable[[], None]] = []
-    workers = [LocalWorker(models[0], lambda n=n: changed[n]()) for n in range(2)]  # type: ignore[misc]
+    table = variant_table(family, [DeviceType.of(profile)])
+    workers = [LocalWorker(models[0]) for _ in range(2)]
 
     async def run() -> None:
-        fleet = Fleet(variant_table(family, profile), models, workers, StepBatching())
-        changed.extend(partial(fleet.changed, n) for n in range(2))
+        fleet = Fleet(table, [models], workers, StepBatching())
         fleet.start()
         try:
             await asyncio.gather(*(worker.ready() for worker in workers))
@@ -128,7 +126,8 @@ def test_a_model_that_cannot_be_loaded_costs_no_worker(
     shutil.rmtree(broken / "unet")
 
     async def use(fleet: Fleet) -> None:
-        fleet._models[1] = replace(fleet._models[1], source=str(broken))
+        first, second = fleet._models[0]
+        fleet._models = [[first, replace(second, source=str(broken))]]
         fleet.move([1, 0])
         await until(lambda: fleet.cluster().models == [-1, 0])
         await until(lambda: fleet.cluster().models == [0, 0])

@@ -12,7 +12,7 @@ from multiprocessing import forkserver
 import pytest
 
 from argus.core.job import Job
-from argus.workers import forking, local
+from argus.workers import forking, local, supervised
 from argus.workers.local import LocalWorker
 from argus.workers.worker import Model
 from tests.workers import bodies
@@ -45,8 +45,8 @@ assert "torch" not in sys.modules
 
 @pytest.fixture
 def fits(monkeypatch: pytest.MonkeyPatch) -> LocalWorker:
-    monkeypatch.setattr(local, "run_worker", bodies.run)
-    monkeypatch.setattr(local, "FIRST_PAUSE_S", 0.01)
+    monkeypatch.setattr(local, "run_process", bodies.run)
+    monkeypatch.setattr(supervised, "FIRST_PAUSE_S", 0.01)
     return LocalWorker(Model("fits"))
 
 

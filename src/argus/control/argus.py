@@ -92,6 +92,7 @@ class Argus(Base):
                 meets=np.ones((1, len(levels), len(table.types)), dtype=bool),
                 load_s=load_s,
                 placed=held,
+                able=table.holds[:, table.model[levels]],
             ),
             planner.Tuning(utilisation=1.0),
         )

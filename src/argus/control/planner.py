@@ -51,7 +51,7 @@ class Cluster:
     `workers` (d,) is their number; `holds` (r, v) says which variants a resident set can run;
     `cost_s` (v, d) are worker-seconds per picture; `meets` (k, v, d) says whether a variant meets
     the SLO; `load_s` (d, r) are seconds to load a set, `placed` (d, r) is the number of workers
-    that hold it now.
+    that hold it now. `able` (d, r) says which sets a type's workers can hold, None all.
     """
 
     workers: Whole
@@ -60,6 +60,7 @@ class Cluster:
     meets: Flags
     load_s: Numbers
     placed: Whole
+    able: Flags | None = None
 
 
 @dataclass(frozen=True)
@@ -127,6 +128,8 @@ class _Programme:
         self._demand, self._cluster, self._tuning = demand, cluster, tuning
         can = cluster.meets[:, :, :, None] & cluster.holds.T[None, :, None, :]  # k v d r
         can &= (cluster.workers > 0)[None, None, :, None]
+        if cluster.able is not None:
+            can &= cluster.able[None, None]
         self._flows = np.argwhere(can)
         runs = np.asarray(can.any(axis=(2, 3)))[demand.slo]  # p v
         self._serves = np.argwhere(demand.allowed & runs & (demand.rates > 0)[:, None])
@@ -228,6 +231,8 @@ class _Programme:
         high = np.full(self._columns, math.inf)
         high[: self._x] = 1.0
         most = np.repeat(self._cluster.workers, self._cluster.placed.shape[1])
+        if self._cluster.able is not None:
+            most = np.where(self._cluster.able.ravel(), most, self._cluster.placed.ravel())
         high[self._n :] = np.concatenate([most, most])
         return high
 
@@ -268,7 +273,9 @@ def _greedy(demand: Demand, cluster: Cluster, tuning: Tuning, placement: Whole) 
         (p, v, d, r)
         for p, v in np.argwhere(demand.allowed & (demand.rates > 0)[:, None])
         for d, r in np.argwhere(placement > 0)
-        if cluster.holds[r, v] and cluster.meets[demand.slo[p], v, d]
+        if cluster.holds[r, v]
+        and cluster.meets[demand.slo[p], v, d]
+        and (cluster.able is None or cluster.able[d, r])
     ]
 
     def worth(one: tuple[int, int, int, int]) -> float:

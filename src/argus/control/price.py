@@ -121,6 +121,7 @@ class Price(Base):
             meets=self._full_s[None] <= RESERVE * deadlines[:, None, None] + 1e-9,
             load_s=table.load_s,
             placed=counts,
+            able=table.able,
         )
         tuning = self._tuned(inputs, max(1, int(counts.sum())))
         plan = planner.plan(demand, cluster, tuning, self._last)

@@ -68,6 +68,7 @@ class Proteus(_Scaling):
                 meets=np.ones((1, len(ladder), len(table.types)), dtype=bool),
                 load_s=table.load_s,
                 placed=counts,
+                able=table.able,
             ),
             planner.Tuning(utilisation=1.0),
             self._last,

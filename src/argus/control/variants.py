@@ -5,6 +5,7 @@ Axes of arrays: v variants, m models, d types of device, b batch sizes.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 
@@ -12,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from argus.core.family import Family
-from argus.core.profile import Profile
+from argus.core.profile import ModelProfile, Profile
 
 Numbers = NDArray[np.float64]
 Whole = NDArray[np.int64]
@@ -31,7 +32,7 @@ class VariantTable:
     steps; `skip` (v,) is the K it skips and `least_similarity` (v,) the published threshold for
     that. `mean_quality` (v,) is for policies without predictions. `step_s` (d, m, b) are seconds of
     a step of a batch of `batches` (b,), ascending from 1, and `load_s` (d, m) seconds to load a
-    model.
+    model. `able` (d, m) says which models a type's workers can hold, None that they can hold all.
     """
 
     variants: tuple[str, ...]
@@ -46,9 +47,25 @@ class VariantTable:
     batches: Whole
     step_s: Numbers
     load_s: Numbers
+    able: Flags | None = None
     _curves: dict[tuple[int, int], list[float]] = field(
         default_factory=dict, repr=False, compare=False
     )
+
+    @cached_property
+    def holds(self) -> Flags:
+        """Whether a worker of a type can hold a model (d, m)."""
+        return np.ones(self.load_s.shape, dtype=bool) if self.able is None else self.able
+
+    @cached_property
+    def runs(self) -> Flags:
+        """Whether a variant can run on a type (v, d)."""
+        runs: Flags = self.holds[:, self.model].T
+        return runs
+
+    def home(self, kind: int) -> int:
+        """The model that a type's workers begin with: the first that they can hold."""
+        return int(self.holds[kind].argmax())
 
     @cached_property
     def alone_s(self) -> Numbers:
@@ -72,7 +89,7 @@ class VariantTable:
     @cached_property
     def slo_s(self) -> float:
         """Seconds of `1x`: the exact variant's latency, alone on the fastest type of device."""
-        return float(self.alone_s[EXACT].min())
+        return float(self.alone_s[EXACT][self.runs[EXACT]].min(initial=np.inf))
 
     @cached_property
     def best_batch(self) -> Whole:
@@ -113,46 +130,82 @@ class VariantTable:
         return curve[-1] * size / (len(curve) - 1)
 
 
-def variant_table(family: Family, profile: Profile | None = None) -> VariantTable:
-    """The variant table of a family on one type of device.
+@dataclass(frozen=True)
+class DeviceType:
+    """A type of device: its name, what was measured on it (None: nothing yet), and the models that
+    its workers can hold (None: every one)."""
 
-    Encoding and decoding count as steps, at the model's best batch. Without a profile every step of
-    every model takes a second: enough for policies that ignore costs.
+    name: str
+    profile: Profile | None = None
+    models: frozenset[str] | None = None
+
+    @classmethod
+    def of(cls, profile: Profile | None) -> DeviceType:
+        """The type that a profile was measured on."""
+        name = "device" if profile is None else str(profile.device.get("name", "device"))
+        return cls(name, profile)
+
+    def holds(self, model: str) -> bool:
+        return self.models is None or model in self.models
+
+
+def variant_table(family: Family, types: Sequence[DeviceType]) -> VariantTable:
+    """The variant table of a family on some types of device, at least one.
+
+    Encoding and decoding count as steps, at the model's best batch; where types differ in that, as
+    their mean. A type without a profile counts as what the first type with one is; if none has
+    one, every step of every model takes a second: enough for policies that ignore costs. What a
+    type cannot hold has the times of the slowest that can.
     """
     variants = family.variants
-    names, models = tuple(variants), list(dict.fromkeys(one.model for one in variants.values()))
-    measured = profile.models if profile else {}
-    batches = (
-        sorted(set.intersection(*(set(measured[m].step_s) for m in models if m in measured)))
-        if measured
-        else [1]
+    models = list(dict.fromkeys(one.model for one in variants.values()))
+    first = next((one.profile for one in types if one.profile is not None), None)
+    profiles = [one.profile or first for one in types]
+    known = [[_known(one, m) for m in models] for one in profiles]
+    able = np.array([[one.holds(m) for m in models] for one in types])
+    sizes = [set(one.step_s) for row in known for one in row if one is not None]
+    batches = sorted(set.intersection(*sizes)) if sizes else [1]
+    step_s = np.array(
+        [
+            [[one.batch_step_s(b) if one else float(b) for b in batches] for one in row]
+            for row in known
+        ]
     )
-    step_s = [
-        [measured[m].batch_step_s(b) if m in measured else float(b) for b in batches]
-        for m in models
+    slowest = np.where(able[:, :, None], step_s, 0.0).max(axis=0)
+    step_s = np.where(able[:, :, None], step_s, np.maximum(slowest, step_s * (slowest == 0)))
+    steps = [
+        one.steps - one.skip + _extra_steps([row[models.index(one.model)] for row in known])
+        for one in variants.values()
     ]
-    steps = []
-    for one in variants.values():
-        extra = 0.0
-        if one.model in measured:
-            model = measured[one.model]
-            best = model.best_batch
-            extra = model.encode_s + model.batch_decode_s(best) / best
-            extra /= model.batch_step_s(best) / best
-        steps.append(one.steps - one.skip + extra)
     return VariantTable(
-        variants=names,
-        strategies=tuple(family.strategy(name) for name in names),
+        variants=tuple(variants),
+        strategies=tuple(family.strategy(name) for name in variants),
         models=tuple(models),
-        types=(str(profile.device.get("name", "device")) if profile else "device",),
+        types=tuple(one.name for one in types),
         model=np.array([models.index(one.model) for one in variants.values()]),
         steps=np.array(steps),
         skip=np.array([one.skip for one in variants.values()]),
         least_similarity=np.array([family.skips.get(one.skip, 0.0) for one in variants.values()]),
-        mean_quality=np.ones(len(names)),
+        mean_quality=np.ones(len(variants)),
         batches=np.array(batches),
-        step_s=np.array([step_s]),
+        step_s=step_s,
         load_s=np.array(
-            [[measured[m].load_s["page_cache"] if m in measured else 0.0 for m in models]]
+            [[one.load_s["page_cache"] if one else 0.0 for one in row] for row in known]
         ),
+        able=None if able.all() else able,
     )
+
+
+def _known(profile: Profile | None, model: str) -> ModelProfile | None:
+    return None if profile is None else profile.models.get(model)
+
+
+def _extra_steps(profiles: Sequence[ModelProfile | None]) -> float:
+    """Encoding and decoding of a picture in steps, the mean of a model's profiles."""
+    extra = []
+    for one in profiles:
+        if one is not None:
+            best = one.best_batch
+            work_s = one.encode_s + one.batch_decode_s(best) / best
+            extra.append(work_s / (one.batch_step_s(best) / best))
+    return sum(extra) / len(extra) if extra else 0.0

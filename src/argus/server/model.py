@@ -13,11 +13,17 @@ import torch
 
 from argus.cache.scope import Scope
 from argus.config import Settings
-from argus.control.variants import VariantTable, variant_table
+from argus.control.variants import DeviceType, VariantTable, variant_table
 from argus.core.errors import BadRequest, ModelError
 from argus.core.family import Family, Variant
 from argus.core.profile import MAX_BATCH, Profile
-from argus.engine.sources import family_fingerprint, fingerprint, model_folder, settled
+from argus.engine.sources import (
+    default_dtype,
+    family_fingerprint,
+    fingerprint,
+    model_folder,
+    settled,
+)
 from argus.families.catalog import default_family, find_family
 from argus.files import restore_folder
 from argus.quality.predictor import Predictor
@@ -31,22 +37,32 @@ CPU_WORKERS = 2  # one keeps the exact model while the other loads another
 
 
 @dataclass(frozen=True)
+class Place:
+    """Where workers of one type of device are: the device of each (`cuda` is its first GPU), and
+    its CPU threads (None: torch's default)."""
+
+    type: DeviceType
+    device: str
+    threads: int | None = None
+
+
+@dataclass(frozen=True)
 class ServedFamily:
     """A family with its models' folders. `id` names the exact model's weights, so that latents of
     other weights never match.
 
-    `table` has the variants that are served, `models` what a worker loads for each model of the
-    table, `devices` the device of each worker. Without a `predictor` qualities are unknown; without
-    a profile (`profiled` is false) the table's costs are guesses. `made_for` is the fingerprint
-    that a predictor must be trained for. `cost_per_s` is what a worker's second costs by type of
-    device, None if no costs are set.
+    `table` has the variants that are served, `models` (d, m) what a worker of a type of device
+    loads for each model of the table, `devices` the device of each worker of this machine. Without
+    a `predictor` qualities are unknown; without profiles (`profiled` is false) the table's costs
+    are guesses. `made_for` is the fingerprint that a predictor must be trained for. `cost_per_s` is
+    what a worker's second costs by type of device, None if no costs are set.
     """
 
     family: Family
     id: str
     folders: dict[str, Path]
     table: VariantTable
-    models: tuple[Model, ...]
+    models: tuple[tuple[Model, ...], ...]
     devices: tuple[str, ...]
     predictor: Predictor | None
     predictor_folder: Path | None
@@ -55,10 +71,10 @@ class ServedFamily:
     cost_per_s: tuple[float, ...] | None
 
     @classmethod
-    def of(cls, settings: Settings) -> ServedFamily:
-        """Raises BadRequest and ModelError for settings that cannot be served."""
+    def of(cls, settings: Settings, places: Sequence[Place] = ()) -> ServedFamily:
+        """The family that the settings name, on workers in `places`; without these on workers of
+        this machine. Raises BadRequest and ModelError for settings that cannot be served."""
         whole = default_family() if settings.family is None else find_family(settings.family)
-        device, dtype = settled(settings.device, settings.dtype)
         samplers = _samplers(whole)
         cheaper = {
             name: variant
@@ -67,35 +83,41 @@ class ServedFamily:
         }
         family = replace(whole, cheaper=cheaper)
         folders = {name: model_folder(family.models[name]) for name in samplers}
-        profile = profile_of(settings, family, device)
+        devices: tuple[str, ...] = ()
+        if not places:
+            here, devices = _this_machine(settings, family, len(folders))
+            places = [here]
+        types = [one.type for one in places]
+        profiled = all(one.profile is not None for one in types)
         made_for = family_fingerprint(whole)
         predictor, predictor_folder = _predictor(settings, whole, made_for)
-        table = variant_table(family, profile)
+        table = variant_table(
+            family, types if profiled else [replace(one, profile=None) for one in types]
+        )
         if predictor is not None:
             usual = dict(zip(predictor.variants, predictor.usual.tolist(), strict=True))
             means = np.array([usual[name] for name in table.variants])
             table = replace(table, mean_quality=means)
-        devices = _devices(settings, device, len(folders))
-        threads = None
-        if device == "cpu":
-            threads = max(1, (os.cpu_count() or 1) // len(devices))
         models = tuple(
-            Model(
-                str(folders[name]),
-                samplers[name],
-                device,
-                dtype,
-                max_batch=settings.max_batch or _best_batch(profile, name),
-                compiled=settings.compile,
-                threads=threads,
+            tuple(
+                Model(
+                    str(folders[name]),
+                    samplers[name],
+                    place.device,
+                    settings.dtype or default_dtype(place.device),
+                    max_batch=settings.max_batch or _best_batch(place.type.profile, name),
+                    compiled=settings.compile,
+                    threads=place.threads,
+                )
+                for name in table.models
             )
-            for name in table.models
+            for place in places
         )
         name = family.exact.model
         own = f"{name}@{fingerprint(folders[name])}"
         return cls(
             family, own, folders, table, models, devices, predictor, predictor_folder, made_for,
-            profile is not None, _costs(settings, table.types),
+            profiled, _costs(settings, table.types),
         )  # fmt: skip
 
     @property
@@ -117,10 +139,6 @@ class ServedFamily:
             namespace, self.id, exact.sampler, width, height, exact.steps, guidance,
             negative_prompt,
         )  # fmt: skip
-
-    def model_at(self, number: int, model: int) -> Model:
-        """The model that worker `number` loads for the table's `model`."""
-        return replace(self.models[model], device=self.devices[number])
 
 
 def _costs(settings: Settings, types: Sequence[str]) -> tuple[float, ...] | None:
@@ -148,18 +166,18 @@ def _samplers(family: Family) -> dict[str, str]:
     return samplers
 
 
-def profile_of(settings: Settings, family: Family, device: str) -> Profile | None:
-    """The family's profile on such a device, or None.
+def profile_of(given: Path | None, family: Family, device: str) -> Profile | None:
+    """The family's profile on such a device, in the file `given` or shipped with it; or None.
 
     Raises ModelError for a profile that cannot be read or is of another family.
     """
     shipped = Path(family.folder) / PROFILE
-    if settings.profile is None and not shipped.is_file():
+    if given is None and not shipped.is_file():
         return None
-    file = settings.profile or shipped
+    file = given or shipped
     profile = Profile.read(file)
     known = family.exact.model in profile.models
-    if settings.profile is not None and (profile.family != family.name or not known):
+    if given is not None and (profile.family != family.name or not known):
         raise ModelError(f"The profile {file} is of {profile.family!r}, not of {family.name!r}.")
     alike = str(profile.device["device"]).partition(":")[0] == device.partition(":")[0]
     lacking = {one.model for one in family.variants.values()} - set(profile.models)
@@ -193,12 +211,21 @@ def _predictor(
     return None, None
 
 
-def _devices(settings: Settings, device: str, models: int) -> tuple[str, ...]:
+def _this_machine(settings: Settings, family: Family, models: int) -> tuple[Place, tuple[str, ...]]:
+    """This machine as a place of workers, and the device of each."""
+    device, _ = settled(settings.device, settings.dtype)
+    devices = _devices(settings.workers, device, models)
+    threads = max(1, (os.cpu_count() or 1) // len(devices)) if device == "cpu" else None
+    kind = DeviceType.of(profile_of(settings.profile, family, device))
+    return Place(kind, device, threads), devices
+
+
+def _devices(workers: int | str | None, device: str, models: int) -> tuple[str, ...]:
     """The device of every worker."""
+    count = workers if isinstance(workers, int) else None
     if device == "cpu":
-        count = settings.workers or (1 if models == 1 else min(CPU_WORKERS, os.cpu_count() or 1))
-        return ("cpu",) * count
+        return ("cpu",) * (count or (1 if models == 1 else min(CPU_WORKERS, os.cpu_count() or 1)))
     if ":" in device:
-        return (device,) * (settings.workers or 1)
+        return (device,) * (count or 1)
     there = torch.cuda.device_count()
-    return tuple(f"{device}:{i % there}" for i in range(settings.workers or there))
+    return tuple(f"{device}:{i % there}" for i in range(count or there))

@@ -9,7 +9,7 @@ import statistics
 import time
 from concurrent.futures import Future
 from contextlib import suppress
-from functools import partial
+from dataclasses import replace
 from http import HTTPStatus
 from threading import Thread
 from typing import TYPE_CHECKING
@@ -21,9 +21,9 @@ from argus.control.batching import StepBatching
 from argus.control.breaker import FETCH_SHARE
 from argus.control.controller import Controller
 from argus.control.policy import Slo
-from argus.control.variants import EXACT
 from argus.core.errors import BadRequest, ModelError
 from argus.core.family import Variant
+from argus.core.job import Job
 from argus.server.dispatcher import Dispatcher
 from argus.server.errors import ApiError
 from argus.server.health import StorageHealth
@@ -54,6 +54,7 @@ log = logging.getLogger(__name__)
 DEFAULT_POLICY, UNMEASURED_POLICY = "price", "nirvana"
 MEASURELESS = ("nirvana", "clipper-ha")  # policies that use no costs
 TRIALS = 7
+TRIAL = "a picture to see how long one takes"
 STOP_S = 10.0  # for the workers' processes to end
 SETTLE_S = 5.0  # to store the last pictures' latents; dropping them costs only cache hits
 RETRY_S = "5"
@@ -77,11 +78,11 @@ class Service:
             batching = StepBatching()
         self._encoder: Future[PromptEncoder] = Future()
         self._router: Future[Router] = Future()
-        self.workers = [
-            LocalWorker(model.model_at(number, 0), partial(self._changed, number))
-            for number in range(len(model.devices))
-        ]
-        self.fleet = Fleet(model.table, model.models, self.workers, batching, self._replan)
+        self.fleet = Fleet(model.table, model.models, [], batching, self._replan)
+        home = model.models[0][model.table.home(0)]
+        self.workers = [LocalWorker(replace(home, device=device)) for device in model.devices]
+        for worker in self.workers:
+            self.fleet.add(worker)
         self.metrics = Metrics(self.family.name, settings.router_metrics)
         self.cache = open_cache(settings)
         self.health = StorageHealth()
@@ -204,16 +205,15 @@ class Service:
         loading = asyncio.create_task(self.retrieval.load())
         self._tasks.append(loading)
         try:
-            ready = (worker.ready() for worker in self.workers)
+            ready = (worker.ready() for worker in self.fleet.present)
             problems = await asyncio.gather(*ready, return_exceptions=True)
-            if all(isinstance(problem, Exception) for problem in problems):
+            if problems and all(isinstance(problem, Exception) for problem in problems):
                 return
             encoder = await asyncio.shield(asyncio.wrap_future(self._encoder))
             await loading
-            exact, table = self.family.exact, self.model.table
-            job = exact.job("a picture to see how long one takes", 0)
-            exact_s = await self.fleet.calibrate(job, float(table.steps[EXACT]))
-            exact_s += await asyncio.to_thread(_way_s, encoder, exact, job.prompt)
+            exact = self.family.exact
+            exact_s = await self.fleet.calibrate(self._trials())
+            exact_s += await asyncio.to_thread(_way_s, encoder, exact, TRIAL)
             classes = Classes(self.settings.slo, exact_s, self.model.profiled)
             router = self._new_router(classes)
             log.info("An exact picture takes %.2f s here; deadlines: %s", exact_s, classes)
@@ -225,6 +225,16 @@ class Service:
         await asyncio.gather(
             router.planning.run(), self.learning.run(), self.retrieval.watch(limit_s)
         )
+
+    def _trials(self) -> list[tuple[Job, float]]:
+        """For each model a job by its best variant, and its work steps."""
+        table = self.model.table
+        first: dict[int, tuple[Job, float]] = {}
+        for v, name in enumerate(table.variants):
+            if not table.skip[v]:
+                job = self.model.variants[name].job(TRIAL, 0)
+                first.setdefault(int(table.model[v]), (job, float(table.steps[v])))
+        return [first[m] for m in range(len(table.models))]
 
     def _new_router(self, classes: Classes) -> Router:
         """The router for workers that are as fast as they are now."""
@@ -245,9 +255,6 @@ class Service:
         self.usage.saw(picture)
         self.learning.saw(picture)
 
-    def _changed(self, number: int) -> None:
-        self.fleet.changed(number)
-
     def _replan(self) -> None:
         if self.router is not None:
             self.router.planning.changed.set()
@@ -255,7 +262,9 @@ class Service:
     def measure(self) -> None:
         """Update the gauges that are set only when `/metrics` is read."""
         metrics, models = self.metrics, self.model.table.models
-        for number, (worker, queue) in enumerate(zip(self.workers, self.fleet.queues, strict=True)):
+        for number, (worker, queue) in enumerate(
+            zip(self.fleet.workers, self.fleet.queues, strict=True)
+        ):
             metrics.worker_ready.labels(number).set(worker.state is State.READY)
             metrics.worker_restarts.labels(number).set(worker.restarts)
             metrics.worker_busy.labels(number).set(worker.busy_s)

@@ -20,8 +20,8 @@ class Warmer:
         self._family = model.family
         exact = model.family.exact
         self._engine = Engine.load(
-            str(model.folder), model.devices[0], model.models[0].dtype, exact.sampler,
-            model.models[0].max_batch,
+            str(model.folder), model.devices[0], model.models[0][0].dtype, exact.sampler,
+            model.models[0][0].max_batch,
         )  # fmt: skip
         self._encoder = PromptEncoder.load(model.folder)
         self._scope = model.scope(namespace, exact.width, exact.height, exact.guidance, "")

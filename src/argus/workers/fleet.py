@@ -15,7 +15,7 @@ from functools import partial
 from argus.control.batching import Batching
 from argus.control.policy import Cluster, soonest
 from argus.control.request import Request
-from argus.control.variants import VariantTable
+from argus.control.variants import EXACT, VariantTable
 from argus.control.worker_queue import WorkerQueue, mean_slowness
 from argus.core.errors import Expired
 from argus.core.job import Job
@@ -57,48 +57,87 @@ class _Run:
 class Fleet:
     """The workers of a server, a queue each. For use from one asyncio loop.
 
-    `models` are those of the variant table, in its order; every worker begins with the first.
-    `scale` is the workers' time as a multiple of the table's (`calibrate` measures it). `on_change`
-    is called when workers come or go.
+    `models` (d, m) are what a worker of a type loads for each model of the variant table; workers
+    begin with their type's home model. Workers may join (`add`) and leave (`retire`) at any time;
+    those that left keep their numbers until another of their type takes it. `scale` is the workers'
+    time as a multiple of the table's (`calibrate` measures it). `on_change` is called when workers
+    come or go.
     """
 
     def __init__(
         self,
         table: VariantTable,
-        models: Sequence[Model],
+        models: Sequence[Sequence[Model]],
         workers: Sequence[Worker],
         batching: Batching,
         on_change: Callable[[], None] = lambda: None,
     ) -> None:
-        self._table, self._models, self.workers = table, list(models), list(workers)
+        self._table, self._models, self._batching = table, models, batching
         self._on_change = on_change
-        sizes = table.best_batch.tolist()
-        self.queues = [
-            WorkerQueue[Request](
-                number=number,
-                kind=workers[number].device_type,
-                model=0,
-                step_s=table.batch_step_s,
-                batching=batching,
-                batch_limit=lambda kind, model: min(
-                    int(sizes[kind][model]), self._models[model].max_batch
-                ),
-                largest_batch=int(table.batches[-1]),
-                handover_steps=HANDOVER_STEPS if batching.stepwise else BATCH_HANDOVER_STEPS,
-                ready=False,
-                known=False,
-            )
-            for number in range(len(workers))
-        ]
+        self._best_batch = table.best_batch.tolist()
+        self.workers: list[Worker] = []
+        self.queues: list[WorkerQueue[Request]] = []
+        self._gone: set[int] = set()  # numbers of workers that left
         self._runs: dict[Request, _Run] = {}  # of queued and running requests
         self._tasks: dict[Request, asyncio.Task[None]] = {}  # of running ones
         self._pinned: dict[int, float] = {}
-        self._broken: dict[int, Exception] = {}
+        self._broken: dict[tuple[int, int], Exception] = {}  # by type and model
         self._timers: dict[int, asyncio.TimerHandle] = {}
         self._changed = asyncio.Event()
         self.loads = 0
-        for worker, queue in zip(self.workers, self.queues, strict=True):
-            worker.silence_s = partial(self._silence_s, queue)
+        for worker in workers:
+            self.add(worker)
+
+    def add(self, worker: Worker) -> int:
+        """Add a worker that holds or loads its type's home model; returns its number."""
+        kind = worker.device_type
+        alike = [one for one in self.queues if one.kind == kind]
+        number = next((one.number for one in alike if one.number in self._gone), len(self.queues))
+        queue = WorkerQueue[Request](
+            number=number,
+            kind=kind,
+            model=self._table.home(kind),
+            target=self._table.home(kind),
+            step_s=self._table.batch_step_s,
+            batching=self._batching,
+            batch_limit=self._batch_limit,
+            largest_batch=int(self._table.batches[-1]),
+            handover_steps=HANDOVER_STEPS if self._batching.stepwise else BATCH_HANDOVER_STEPS,
+            slowness=mean_slowness(alike),
+            ready=False,
+            known=False,
+        )
+        if number in self._gone:
+            self._gone.discard(number)
+            self.workers[number], self.queues[number] = worker, queue
+        else:
+            self.workers.append(worker)
+            self.queues.append(queue)
+        worker.silence_s = partial(self._silence_s, queue)
+        worker.on_change = partial(self.changed, number)
+        return number
+
+    def retire(self, number: int) -> Worker:
+        """Take out a worker that is gone or leaves: its requests are handed back. Returns it, to be
+        stopped."""
+        worker, queue = self.workers[number], self.queues[number]
+        self._gone.add(number)
+        worker.on_change = lambda: None
+        self._leave(queue)
+        for _, _, request in list(queue.running):  # those that several workers died of
+            self._forget(request, queue)
+            self._fail(request, HandedBack())
+        self._on_change()
+        self._tell()
+        return worker
+
+    def _batch_limit(self, kind: int, model: int) -> int:
+        return min(int(self._best_batch[kind][model]), self._models[kind][model].max_batch)
+
+    @property
+    def present(self) -> list[Worker]:
+        """The workers that have not left."""
+        return [one for number, one in enumerate(self.workers) if number not in self._gone]
 
     @property
     def scale(self) -> float:
@@ -118,8 +157,9 @@ class Fleet:
     @property
     def problem(self) -> Exception | None:
         """Why all workers are unusable; None if any is not."""
-        if all(worker.state is State.UNUSABLE for worker in self.workers):
-            return self.workers[0].problem
+        present = self.present
+        if present and all(worker.state is State.UNUSABLE for worker in present):
+            return present[0].problem
         return None
 
     @property
@@ -158,14 +198,18 @@ class Fleet:
         for worker in self.workers:
             worker.start()
 
-    async def calibrate(self, job: Job, work_steps: float) -> float:
-        """Time a picture of the first model, alone, on every worker that is ready; returns the
-        seconds on the fastest. The others are measured by the requests they serve.
+    async def calibrate(self, jobs: Sequence[tuple[Job, float]]) -> float:
+        """Time a picture, alone, on every worker that is ready; returns the seconds of the exact
+        variant on the fastest worker, as the slowness of the measured ones gives it. The others
+        are measured by the requests they serve.
 
-        Raises WorkerError when no worker can work, or none makes a picture.
+        `jobs` (m,) are a job for each model, and its work steps. Raises WorkerError when no worker
+        can work, or none makes a picture.
         """
+        exact_s = self._table.alone_s[EXACT]
 
         async def timed(worker: Worker, queue: WorkerQueue[Request]) -> float:
+            job, work_steps = jobs[queue.model]
             seconds: list[float] = []
             while len(seconds) < MOST_TRIALS and sum(seconds) < TRIALS_S:
                 begun, restarts = time.monotonic(), worker.restarts
@@ -173,9 +217,10 @@ class Fleet:
                 if worker.restarts == restarts:  # else it includes the start of a process
                     seconds.append(time.monotonic() - begun)
             took = statistics.median(seconds)
-            step_s = self._table.batch_step_s(queue.kind, 0, 1)
+            step_s = self._table.batch_step_s(queue.kind, queue.model, 1)
             queue.set_slowness(took / (work_steps * step_s))
-            return took
+            able = self._table.runs[EXACT, queue.kind]
+            return queue.slowness * float(exact_s[queue.kind]) if able else math.inf
 
         for _ in range(CALIBRATIONS):
             await self.holding(None, math.inf)
@@ -187,7 +232,8 @@ class Fleet:
             found = await asyncio.gather(*able, return_exceptions=True)
             times = [one for one in found if not isinstance(one, BaseException)]
             if times:
-                return min(times)
+                least_s = min(times)
+                return least_s if least_s < math.inf else self.scale * self._table.slo_s
         raise WorkerError(f"No worker makes a picture: {found[0]}")
 
     # --- work
@@ -320,7 +366,14 @@ class Fleet:
         """Have the workers hold the models `targets` (w,). A worker that is to hold another one
         finishes its running requests, hands back its queued ones, and loads. Recently pinned models
         stay with one worker."""
-        sound = [0 if model in self._broken else model for model in targets]
+        sound = [
+            model if self._can_hold(queue.kind, model) else queue.target
+            for queue, model in zip(self.queues, targets, strict=True)
+        ]
+        sound = [
+            model if self._can_hold(queue.kind, model) else self._table.home(queue.kind)
+            for queue, model in zip(self.queues, sound, strict=True)
+        ]
         for queue, target in zip(self.queues, self._with_pinned(sound), strict=True):
             queue.target = target
         for queue in self.queues:
@@ -333,8 +386,12 @@ class Fleet:
 
         Raises WorkerError for a model that could not be loaded.
         """
-        if model in self._broken:
-            raise WorkerError(f"{self._table.models[model]} cannot work: {self._broken[model]}")
+        kinds = {
+            queue.kind for queue in self._queues_present if self._table.holds[queue.kind, model]
+        }
+        broken = [self._broken[kind, model] for kind in kinds if (kind, model) in self._broken]
+        if kinds and len(broken) == len(kinds):
+            raise WorkerError(f"{self._table.models[model]} cannot work: {broken[0]}")
         known = self._pinned.get(model, 0.0) > time.monotonic()
         self._pinned[model] = time.monotonic() + HELD_S
         if not known or model not in self.targets:
@@ -370,12 +427,25 @@ class Fleet:
         now = time.monotonic()
         self._pinned = {model: until for model, until in self._pinned.items() if until > now}
         for model in self._pinned:
-            if model not in targets:
-                spare = [m for m in targets if m not in self._pinned or targets.count(m) > 1]
-                if spare:
-                    most = max(spare, key=targets.count)
-                    targets[targets.index(most)] = model
+            holders = [
+                queue.number for queue in self._queues_present
+                if self._can_hold(queue.kind, model)
+            ]  # fmt: skip
+            if any(targets[number] == model for number in holders):
+                continue
+            counts = {number: targets.count(targets[number]) for number in holders}
+            spare = [n for n in holders if targets[n] not in self._pinned or counts[n] > 1]
+            if spare:
+                targets[max(spare, key=lambda n: counts[n])] = model
         return targets
+
+    def _can_hold(self, kind: int, model: int) -> bool:
+        """Whether workers of a type can hold a model, as far as is known."""
+        return bool(self._table.holds[kind, model]) and (kind, model) not in self._broken
+
+    @property
+    def _queues_present(self) -> list[WorkerQueue[Request]]:
+        return [queue for queue in self.queues if queue.number not in self._gone]
 
     def _drain(self, queue: WorkerQueue[Request]) -> None:
         if not queue.moves or not self._spared(queue):
@@ -410,22 +480,22 @@ class Fleet:
         elif not queue.running:
             queue.model = target
             self.loads += 1
-            worker.load(replace(self._models[target], device=worker.model.device))
+            worker.load(replace(self._models[queue.kind][target], device=worker.model.device))
         self._tell()
 
     def changed(self, number: int) -> None:
-        """To be called when the state of a worker may have changed."""
+        """Called by a worker whose state may have changed."""
         worker, queue = self.workers[number], self.queues[number]
-        now = time.monotonic()
-        if worker.state is State.UNUSABLE and queue.model != 0:
+        now, home = time.monotonic(), self._table.home(queue.kind)
+        if worker.state is State.UNUSABLE and queue.model != home:
             problem = worker.problem or WorkerError("It could not be loaded.")
             log.error("%s stays out: %s", self._table.models[queue.model], problem)
-            self._broken[queue.model] = problem
+            self._broken[queue.kind, queue.model] = problem
             self._pinned.pop(queue.model, None)
             self._leave(queue)
-            queue.model = 0
+            queue.model = home
             self.move(self.targets)
-            worker.restart(replace(self._models[0], device=worker.model.device))
+            worker.restart(replace(self._models[queue.kind][home], device=worker.model.device))
             self._on_change()
         elif worker.state is State.READY:
             came_back = not queue.alive
@@ -475,7 +545,7 @@ class Fleet:
     async def stop(self, grace_s: float) -> None:
         for timer in self._timers.values():
             timer.cancel()
-        await asyncio.gather(*(worker.stop(grace_s) for worker in self.workers))
+        await asyncio.gather(*(worker.stop(grace_s) for worker in self.present))
 
     def kill(self) -> None:
         """End all processes at once. For the end of the program."""

@@ -4,409 +4,125 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import itertools
 import logging
-import math
 import os
 import signal
-import time
 from collections.abc import Callable
-from dataclasses import dataclass, replace
 from multiprocessing.connection import Connection
 from multiprocessing.context import ForkServerContext, SpawnContext
 from multiprocessing.process import BaseProcess
 from queue import SimpleQueue
 from threading import Thread
 
-from argus.core.errors import NotEnoughMemory
-from argus.core.job import Job
 from argus.workers import forking
-from argus.workers.messages import (
-    Answer,
-    Beat,
-    Begun,
-    Cancel,
-    Done,
-    Failed,
-    Load,
-    Preview,
-    Progress,
-    Ready,
-    Request,
-    Stop,
-    Task,
-    Unusable,
-)
-from argus.workers.process import run_worker
-from argus.workers.worker import Finished, Model, OnPreview, State, WorkerError
+from argus.workers.messages import Answer, Request
+from argus.workers.process import run_process
+from argus.workers.supervised import PARTING_S, SupervisedWorker
+from argus.workers.worker import Model
 
 log = logging.getLogger(__name__)
 
-MAX_DEATHS = 3
-FIRST_PAUSE_S, LONGEST_PAUSE_S = 0.5, 30.0
-PARTING_S = 5.0
-LOOK_S = 0.25  # between two looks at whether a process hangs
-FIRST_TIMES = 10  # factor of the allowed silence before a model's first picture: kernels are chosen
 
-OnStep = Callable[[int, int], None]
-
-
-@dataclass
-class _Pending:
-    task: Task
-    answer: asyncio.Future[Finished]
-    on_step: OnStep | None
-    on_preview: OnPreview | None
-    shown: int = 0
-    in_flight: bool = False
-    deaths: int = 0
-
-
-class LocalWorker:
-    """Runs jobs in a process of its own, many at once. For use from one asyncio loop.
-
-    A process that dies is started again and gets the unanswered jobs. Those that were in flight
-    then run one at a time, so that a job that crashes the process does so alone; it fails at its
-    third death. A model that does not load (an error, or three deaths while loading) makes the
-    worker unusable. A process that has jobs and sends nothing for longer than `silence_s()` seconds
-    is killed and replaced; loading has no time limit. `on_change` is called whenever `state` may
-    have changed.
-    """
-
-    remote = False
-
-    def __init__(
-        self, model: Model, on_change: Callable[[], None] = lambda: None, device_type: int = 0
-    ) -> None:
-        self.model, self.device_type, self._on_change = model, device_type, on_change
-        self.state = State.STARTING
-        self.restarts = 0
-        self.busy_s = self._busy_before_s = 0.0  # the latter without the present process
-        self.problem: Exception | None = None
-        self._numbers = itertools.count(1)
-        self._pending: dict[int, _Pending] = {}
-        self._outbox: SimpleQueue[Request | None] = SimpleQueue()
-        self._process: BaseProcess | None = None
-        self._gone = asyncio.Event()  # set once the process's pipe is closed
-        self._supervisor: asyncio.Task[None] | None = None
-        self._settled = asyncio.Event()
-        self._loaded_once = False  # whether the present model was ever loaded
-        self._loading = False  # whether the running process loads another model
-        self._failed_loads = 0  # processes in a row that died while loading the model
-        self._asked = model  # the model that the process was last asked to load
-        self._proven = False  # whether the process has made a picture with its model
-        self._heard_s = 0.0  # time of the last message, or of the first pending job
-        self.silence_s: Callable[[], float] = lambda: math.inf
+class LocalWorker(SupervisedWorker):
+    """Runs jobs in a process of this machine; see `SupervisedWorker`."""
 
     @property
     def pid(self) -> int | None:
-        return self._process.pid if self._process else None
+        """The present or last process's."""
+        return self._body.pid if isinstance(self._body, _Process) else None
 
-    @property
-    def backlog(self) -> int:
-        """Number of queued and running jobs."""
-        return len(self._pending)
-
-    @property
-    def _wanted(self) -> bool:
-        """Whether there is to be a process; `restart` may change that after a failed load."""
-        return self.state not in (State.UNUSABLE, State.STOPPED)
-
-    @property
-    def silent_s(self) -> float:
-        """Seconds since the last message of a process that has jobs; 0 without jobs."""
-        busy = self.state is State.READY and bool(self._pending)
-        return max(0.0, time.monotonic() - self._heard_s) if busy else 0.0
-
-    def start(self) -> None:
-        """Start the process; `ready` waits until its model is loaded."""
-        self._supervisor = asyncio.create_task(self._supervise())
-
-    def restart(self, model: Model) -> None:
-        """Start again with another model, after one that could not be loaded."""
-        self.model, self.problem = model, None
-        self.state, self._loading = State.STARTING, False
-        self._loaded_once, self._failed_loads = False, 0
-        self._settled.clear()
-        if self._supervisor is None or self._supervisor.done():  # else it goes on by itself
-            self.start()
-
-    async def ready(self) -> None:
-        """Wait until the model is loaded. Raises the error that prevents it."""
-        await self._settled.wait()
-        if self.problem is not None:
-            raise self.problem
-
-    def load(self, model: Model) -> None:
-        """Hold another model, once earlier jobs are done; the state is `STARTING` until then.
-
-        A model that cannot be loaded makes the worker unusable; after a lack of memory it is first
-        tried again in a new process, without what the last model left behind.
-        """
-        self.model = self._asked = model
-        self._loaded_once, self._failed_loads, self._proven = False, 0, False
-        if self.state is State.READY:
-            self.state = State.STARTING
-            self._loading = True
-            self._settled.clear()
-        self._outbox.put(Load(model))
-
-    async def run(
-        self,
-        job: Job,
-        start: bytes | None = None,
-        keep: tuple[int, ...] = (),
-        previews: int = 0,
-        on_preview: OnPreview | None = None,
-        on_step: OnStep | None = None,
-    ) -> Finished:
-        """See `Worker.run`. `on_step(done, steps)` is called after every step."""
-        if self.state in (State.UNUSABLE, State.STOPPED):
-            raise WorkerError(f"The worker is {self.state.value}.") from self.problem
-        number = next(self._numbers)
-        answer: asyncio.Future[Finished] = asyncio.get_running_loop().create_future()
-        task = Task(
-            number, job, start, keep, progress=on_step is not None, previews=previews
-        )  # fmt: skip
-        if not self._pending:
-            self._heard_s = time.monotonic()
-        self._pending[number] = _Pending(task, answer, on_step, on_preview)
-        self._outbox.put(task)
-        try:
-            return await answer
-        except asyncio.CancelledError:
-            self._outbox.put(Cancel(number))
-            raise
-        finally:
-            self._pending.pop(number, None)
-
-    async def stop(self, grace_s: float) -> None:
-        """Let jobs finish for up to `grace_s` seconds, then end the process."""
-        if self.state is not State.UNUSABLE:
-            self.state = State.STOPPED
-        self._outbox.put(Stop())
-        waiting = [pending.answer for pending in self._pending.values()]
-        if waiting:
-            await asyncio.wait(waiting, timeout=grace_s)
-        if self._supervisor is not None:
-            self._supervisor.cancel()
-            with contextlib.suppress(asyncio.CancelledError):
-                await self._supervisor
-        process = self._process
-        if process is not None and not self._gone.is_set():
-            with contextlib.suppress(TimeoutError):
-                async with asyncio.timeout(PARTING_S if not self._pending else 0.0):
-                    await self._gone.wait()
-            if not self._gone.is_set():
-                _kill(process)
-                await self._gone.wait()
-            await asyncio.to_thread(process.join, PARTING_S)
-        self._fail_pending(WorkerError("The worker was stopped."))
-
-    def kill(self) -> None:
-        """End the process at once, if it still runs. For the end of the program."""
-        if self._process is not None and not self._gone.is_set():
-            _kill(self._process)
-
-    async def _supervise(self) -> None:
-        """Keep a process running: start it, send it the pending jobs, wait for its end."""
-        pause = FIRST_PAUSE_S
-        while self.state is not State.STOPPED:
-            ended = asyncio.Event()
-            try:
-                process = self._process = await self._spawn(ended)
-            except (OSError, EOFError) as error:
-                log.warning("A worker process cannot be started: %r", error)
-            else:
-                await self._ended(ended, process)
-                await asyncio.to_thread(_end, process)
-            if not self._wanted:
-                return
-            self._settled.clear()
-            if self.state is State.READY or self._loading:
-                self._loading = False
-                pause, self._failed_loads = FIRST_PAUSE_S, 0
-                self.state = State.STARTING
-                self._blame()
-                self._on_change()
-            elif self._asked == self.model:  # else it died of a model no longer wanted
-                self._failed_loads += 1
-                if self._failed_loads >= MAX_DEATHS and not self._loaded_once:
-                    self._give_up(WorkerError(f"It died {MAX_DEATHS} times while loading."))
-                    if not self._wanted:
-                        return
-            self.restarts += 1
-            log.warning("Worker process %s ended; starting another in %g s", self.pid, pause)
-            await asyncio.sleep(pause)
-            pause = min(2 * pause, LONGEST_PAUSE_S)
-
-    async def _ended(self, ended: asyncio.Event, process: BaseProcess) -> None:
-        """Wait until a process has ended; kill one that hangs."""
-        while not ended.is_set():
-            looked_s = time.monotonic()
-            with contextlib.suppress(TimeoutError):
-                async with asyncio.timeout(LOOK_S):
-                    await ended.wait()
-            now = time.monotonic()
-            if now - looked_s > 2 * LOOK_S:  # this loop was held up
-                self._heard_s = now
-            allowed_s = self.silence_s() * (1 if self._proven else FIRST_TIMES)
-            if self.silent_s > allowed_s:
-                log.warning(
-                    "Worker process %s said nothing for %.1f s; killing it", self.pid, self.silent_s
-                )
-                _kill(process)
-                await ended.wait()
-
-    async def _spawn(self, ended: asyncio.Event) -> BaseProcess:
-        model, self._gone = self.model, ended
+    async def _launch(self, model: Model) -> _Process:
         context = forking.context(model.device)
         try:
-            ours, process = await self._start(context, model)
+            ours, process = await _start(context, model)
         except (OSError, EOFError) as error:
             log.warning("The fork server fails (%r); a worker starts without it", error)
-            ours, process = await self._start(forking.spawning(), model)
-        self._asked, self._proven, self._heard_s = model, False, time.monotonic()
-        self._busy_before_s = self.busy_s
+            ours, process = await _start(forking.spawning(), model)
+        return _Process(ours, process, self._hear)
+
+
+class _Process:
+    """A process that has begun, and our end of its pipe; `hear` gets its answers, in a thread."""
+
+    def __init__(
+        self, pipe: Connection, process: BaseProcess, hear: Callable[[Answer], None]
+    ) -> None:
+        self._process, self.pid, self.name = process, process.pid, str(process.pid)
+        self.ended = asyncio.Event()
+        self._outbox: SimpleQueue[Request | None] = SimpleQueue()
+        loop = asyncio.get_running_loop()
+        Thread(target=_speak, args=(pipe, self._outbox), daemon=True).start()
+        Thread(target=self._listen, args=(pipe, loop, hear), daemon=True).start()
+
+    def send(self, request: Request) -> None:
+        self._outbox.put(request)
+
+    def close(self) -> None:
         self._outbox.put(None)
-        self._outbox = SimpleQueue()
-        if self.model != model:  # `load` was called meanwhile
-            self._asked = self.model
-            self._outbox.put(Load(self.model))
-        for pending in self._pending.values():
-            self._outbox.put(pending.task)
-        loop = asyncio.get_running_loop()
-        Thread(target=_speak, args=(ours, self._outbox), daemon=True).start()
-        Thread(target=self._listen, args=(ours, loop, ended), daemon=True).start()
-        return process
 
-    @staticmethod
-    async def _start(
-        context: SpawnContext | ForkServerContext, model: Model
-    ) -> tuple[Connection, BaseProcess]:
-        """A process and our end of its pipe. In a thread, since the fork server may still import
-        the libraries; a process that nobody waits for any more is killed."""
-        ours, theirs = context.Pipe()
-        process = context.Process(target=run_worker, args=(theirs, model), daemon=True)
-        loop = asyncio.get_running_loop()
-        begun: asyncio.Future[None] = loop.create_future()
+    def kill(self) -> None:
+        """`process.kill` does nothing once the fork server is gone."""
+        if self.pid is not None and not self.ended.is_set():
+            with contextlib.suppress(ProcessLookupError):
+                _kill(self._process)
 
-        def tell(error: BaseException | None) -> None:
-            if not begun.cancelled():
-                begun.set_result(None) if error is None else begun.set_exception(error)
-            elif error is None:
-                _kill(process)
-
-        def start() -> None:
-            failed: BaseException | None = None
-            try:
-                process.start()
-            except BaseException as error:
-                failed = error
-            try:
-                loop.call_soon_threadsafe(tell, failed)
-            except RuntimeError:  # the loop is closed
-                if failed is None:
-                    _kill(process)
-
-        Thread(target=start, daemon=True).start()
-        await begun
-        theirs.close()
-        return ours, process
+    async def release(self) -> None:
+        await asyncio.to_thread(_end, self._process)
 
     def _listen(
-        self, pipe: Connection, loop: asyncio.AbstractEventLoop, ended: asyncio.Event
+        self, pipe: Connection, loop: asyncio.AbstractEventLoop, hear: Callable[[Answer], None]
     ) -> None:
-        """In a thread: pass every answer to the loop until the process is gone, or an answer cannot
-        be read, which counts as the same."""
+        """In a thread: pass on every answer until the process is gone, or an answer cannot be read,
+        which counts as the same."""
         with contextlib.suppress(RuntimeError):  # the loop may be closed already
             try:
                 while True:
-                    answer = pipe.recv()
-                    self._heard_s = time.monotonic()  # in this thread: the loop may be busy
-                    loop.call_soon_threadsafe(self._take, answer)
+                    hear(pipe.recv())
             except (EOFError, OSError):
                 pass
             except Exception:
                 log.exception("Worker process %s sends what cannot be read", self.pid)
             finally:
                 pipe.close()
-                loop.call_soon_threadsafe(ended.set)
+                loop.call_soon_threadsafe(self.ended.set)
 
-    def _take(self, answer: Answer) -> None:
-        if isinstance(answer, Ready):
-            if answer.model != self.model:
-                return  # another is asked for by now
-            if self.state is State.STARTING:
-                self.state = State.READY
-            self._loaded_once, self._loading = True, False
-            self._settled.set()
-            self._on_change()
-        elif isinstance(answer, Begun):
-            for number in answer.numbers:
-                if number in self._pending:
-                    self._pending[number].in_flight = True
-        elif isinstance(answer, Unusable):
-            if answer.model != self.model:
-                return  # another is asked for by now
-            again = self._loading or self._loaded_once
-            if again and isinstance(answer.error, NotEnoughMemory):
-                log.warning("No memory to load the model yet: %s", answer.error)
-            else:
-                self._give_up(answer.error)
-        elif isinstance(answer, Beat):
-            pass  # `_listen` has set the time of the last message
-        else:
-            self._answer(answer)
 
-    def _answer(self, answer: Progress | Preview | Done | Failed) -> None:
-        pending = self._pending.get(answer.number)
-        if pending is None or pending.answer.done():
-            return
-        if isinstance(answer, Progress):
-            if pending.on_step is not None:
-                pending.on_step(answer.done, answer.steps)
-        elif isinstance(answer, Preview):
-            if pending.on_preview is not None and answer.index >= pending.shown:
-                pending.shown = answer.index + 1  # a job that is run again shows none twice
-                pending.on_preview(answer.index, answer.image)
-        elif isinstance(answer, Done):
-            self._proven = True
-            self.busy_s = self._busy_before_s + answer.busy_s
-            pending.answer.set_result(answer.finished)
-        else:
-            pending.answer.set_exception(answer.error)
+async def _start(
+    context: SpawnContext | ForkServerContext, model: Model
+) -> tuple[Connection, BaseProcess]:
+    """A process and our end of its pipe. In a thread, since the fork server may still import
+    the libraries; a process that nobody waits for any more is killed."""
+    ours, theirs = context.Pipe()
+    process = context.Process(target=run_process, args=(theirs, model), daemon=True)
+    loop = asyncio.get_running_loop()
+    begun: asyncio.Future[None] = loop.create_future()
 
-    def _blame(self) -> None:
-        """Count a death against the jobs in flight, and fail those with `MAX_DEATHS`."""
-        for number, pending in list(self._pending.items()):
-            if not pending.in_flight:
-                continue
-            pending.in_flight = False
-            pending.deaths += 1
-            pending.task = replace(pending.task, alone=True)
-            if pending.deaths >= MAX_DEATHS and not pending.answer.done():
-                pending.answer.set_exception(
-                    WorkerError(f"The worker died {MAX_DEATHS} times while making this picture.")
-                )
-                del self._pending[number]
+    def tell(error: BaseException | None) -> None:
+        if not begun.cancelled():
+            begun.set_result(None) if error is None else begun.set_exception(error)
+        elif error is None:
+            _kill(process)
 
-    def _give_up(self, problem: Exception) -> None:
-        """The model cannot be loaded: fail all that waits for it."""
-        self.state, self.problem = State.UNUSABLE, problem
-        self._settled.set()
-        self._fail_pending(WorkerError(f"The worker cannot work: {problem}"))
-        self._on_change()
+    def start() -> None:
+        failed: BaseException | None = None
+        try:
+            process.start()
+        except BaseException as error:
+            failed = error
+        try:
+            loop.call_soon_threadsafe(tell, failed)
+        except RuntimeError:  # the loop is closed
+            if failed is None:
+                _kill(process)
 
-    def _fail_pending(self, error: WorkerError) -> None:
-        for pending in self._pending.values():
-            if not pending.answer.done():
-                pending.answer.set_exception(error)
+    Thread(target=start, daemon=True).start()
+    await begun
+    theirs.close()
+    return ours, process
 
 
 def _kill(process: BaseProcess) -> None:
-    """Kill a process whose pipe is open. `process.kill` does nothing once the fork server is
-    gone."""
+    """Kill a process whose pipe is open."""
     if process.pid is not None:
         with contextlib.suppress(ProcessLookupError):
             if hasattr(signal, "SIGKILL"):

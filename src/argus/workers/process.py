@@ -10,12 +10,12 @@ import sys
 import time
 from collections import deque
 from collections.abc import Callable
-from multiprocessing.connection import Connection
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 
 from argus.core.errors import ArgusError, traced
 from argus.workers.messages import (
     BEAT_S,
+    Answer,
     Beat,
     Begun,
     Cancel,
@@ -42,10 +42,27 @@ log = logging.getLogger(__name__)
 NICENESS = 5  # on a CPU, so that the server stays responsive while workers compute
 
 
-def run_worker(pipe: Connection, model: Model) -> None:
-    """Serve `pipe` until a `Stop` or until its other end is closed."""
+class Pipe(Protocol):
+    """A process's end of the way of messages, as `multiprocessing`'s."""
+
+    def poll(self) -> bool:
+        """Whether a message has come."""
+
+    def recv(self) -> Request:
+        """The next message, once there is one. Raises EOFError when the other end is closed."""
+
+    def send(self, answer: Answer, /) -> None: ...
+
+
+def run_process(pipe: Pipe, model: Model) -> None:
+    """The main function of a process that has nothing else to do."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the server decides when workers stop
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    run_worker(pipe, model)
+
+
+def run_worker(pipe: Pipe, model: Model) -> None:
+    """Serve `pipe` until a `Stop` or until its other end is closed."""
     try:
         wanted: Model | None = model
         busy_s = 0.0
@@ -99,7 +116,7 @@ class _Worker:
     engine does not have yet: those behind one that must be alone. `busy_s` are the seconds in which
     this process was busy so far."""
 
-    def __init__(self, pipe: Connection, engine: Engine, busy_s: float) -> None:
+    def __init__(self, pipe: Pipe, engine: Engine, busy_s: float) -> None:
         self._pipe, self._engine = pipe, engine
         self._waiting: deque[Task] = deque()
         self._tasks: dict[int, Task] = {}  # by the engine's ticket

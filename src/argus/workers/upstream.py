@@ -66,7 +66,7 @@ class UpstreamWorker:
         device_type: int = 0,
     ) -> None:
         self.upstream, self.model, self.device_type = upstream, model, device_type
-        self._on_change = on_change
+        self.on_change = on_change
         self.state = State.STARTING
         self.problem: Exception | None = None
         self.restarts = 0
@@ -125,7 +125,7 @@ class UpstreamWorker:
             self._opened.set()
             self._lose()
         self.model = model
-        self._on_change()
+        self.on_change()
 
     def restart(self, model: Model) -> None:
         """Start again with its own model, after `load` of another."""
@@ -241,7 +241,7 @@ class UpstreamWorker:
         log.warning("%s gets no requests for %g s: %s", self.upstream.url, pause_s, error.reason)
         asyncio.get_running_loop().call_later(pause_s, self._reopen)
         self._close(State.FULL)
-        self._on_change()
+        self.on_change()
 
     def _reopen(self) -> None:
         if self.state is State.FULL:
@@ -253,7 +253,7 @@ class UpstreamWorker:
         self.state, self.problem, self._served = State.READY, None, True
         self._opened.set()
         self._looked.set()
-        self._on_change()
+        self.on_change()
 
     def _close(self, state: State) -> None:
         self.state = state
@@ -268,7 +268,7 @@ class UpstreamWorker:
         self.problem = WorkerError(f"{self.upstream.url} is out: {why}.")
         self._lose()
         self._worried.set()
-        self._on_change()
+        self.on_change()
 
     def _lose(self) -> None:
         self._count()

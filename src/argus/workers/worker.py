@@ -1,7 +1,7 @@
 """The interface of workers to the fleet, wherever their engines run.
 
-`workers/local.py` has the first kind: a process of this machine. `tests/workers/test_contract.py`
-runs against every kind.
+`workers/local.py` has processes of this machine, `workers/ray.py` actors of a Ray cluster.
+`tests/workers/test_contract.py` runs against every kind.
 """
 
 from __future__ import annotations
@@ -78,7 +78,7 @@ class Worker(Protocol):
     restarts and runs its jobs again. A `remote` worker's engine is behind a network: its signs of
     life are finished pictures, and it does not go away because of a job.
 
-    It calls `on_change`, which its constructor takes, whenever `state` may have changed.
+    It calls `on_change`, which the fleet sets, whenever `state` may have changed.
     """
 
     device_type: int
@@ -88,6 +88,7 @@ class Worker(Protocol):
     restarts: int
     busy_s: float
     silence_s: Callable[[], float]
+    on_change: Callable[[], None]
     remote: bool
 
     @property

@@ -12,7 +12,7 @@ import numpy as np
 import pandas as pd
 import yaml
 
-from argus.control.variants import EXACT, Numbers, VariantTable, variant_table
+from argus.control.variants import EXACT, DeviceType, Numbers, VariantTable, variant_table
 from argus.core.errors import BadRequest
 from argus.core.profile import Profile
 from argus.families.catalog import find_family
@@ -248,7 +248,9 @@ def _measured(spec: dict[str, Any], sources: dict[str, str]) -> World:
     held_out = pd.read_parquet(folder / spec["predictor"])
     predicted = held_out.pivot_table(index="prompt", columns="variant", values="mean")
     truth = quality.mean(axis=2)
-    variants = replace(variant_table(family, profile), mean_quality=np.nanmean(truth, axis=0))
+    variants = replace(
+        variant_table(family, [DeviceType.of(profile)]), mean_quality=np.nanmean(truth, axis=0)
+    )
     kinds = len(spec["types"])
     return World(
         name=spec["name"],
