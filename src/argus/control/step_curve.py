@@ -15,8 +15,8 @@ MEMORY = 0.98  # share of the experience with each number that is left after the
 class StepCurve:
     """The seconds of a step with 1, 2, … pictures in flight; first those `known`, then corrected.
 
-    They never fall as the number rises, and stay within a factor of `MOST` of the known ones. Beyond
-    the last number they rise in proportion.
+    They never fall as the number rises, and stay within a factor of `MOST` of the known ones.
+    Beyond the last number they rise in proportion.
     """
 
     def __init__(self, known: Sequence[float]) -> None:
