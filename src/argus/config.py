@@ -21,6 +21,7 @@ from pydantic import (
     Field,
     ValidationError,
     field_validator,
+    model_validator,
 )
 from pydantic.fields import FieldInfo
 from pydantic_settings import (
@@ -89,6 +90,29 @@ class SloClass(BaseModel):
         match = _LATENCY.fullmatch(self.latency)
         assert match is not None  # checked above
         return float(match[1]) * (exact_s if match[2] == "x" else 1.0)
+
+
+class WorkerType(BaseModel):
+    """A type of worker on a Ray cluster: what one takes of a node. `accelerator` is Ray's name of
+    its GPU, which then is one unless `gpus` says otherwise; without `cpus` a worker without a GPU
+    takes a whole node. `resources` are further ones of the cluster's own, `threads` the CPU threads
+    of its engine, `profile` what `argus profile --worker-type` wrote."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    accelerator: str | None = None
+    gpus: float = Field(0, ge=0)
+    cpus: float | None = Field(None, gt=0)
+    resources: dict[str, Annotated[float, Field(gt=0)]] = {}
+    threads: int | None = Field(None, ge=1)
+    profile: UserPath | None = None
+
+    @model_validator(mode="before")
+    @classmethod
+    def _one_gpu(cls, given: Any) -> Any:
+        if isinstance(given, dict) and given.get("accelerator") and "gpus" not in given:
+            return {**given, "gpus": 1}
+        return given
 
 
 class QualityLevel(BaseModel):
@@ -255,11 +279,26 @@ class Settings(BaseSettings):
     )
     retrain: bool = Field(True, description="Train a new predictor when its errors drift.")
     window_s: float = Field(30.0, gt=0, description="Seconds between plans.")
-    workers: int | None = Field(
+    workers: Annotated[int, Field(ge=1)] | Literal["ray"] | None = Field(
         None,
-        ge=1,
-        description="Number of workers. Default: one per GPU; on a CPU two, or one for a family of "
-        "one model.",
+        description="Number of workers on this machine, or ray for workers on a Ray cluster. "
+        "Default: one per GPU; on a CPU two, or one for a family of one model.",
+    )
+    ray_address: str = Field(
+        "auto",
+        description="Address of the Ray cluster: auto (the one that this machine is in), "
+        "HOST:PORT, or local for a new one on this machine.",
+    )
+    ray_auth: Literal["token", "disabled"] = Field(
+        "token",
+        description="How the Ray cluster knows its members: by a token (RAY_AUTH_TOKEN or "
+        "RAY_AUTH_TOKEN_PATH), or not at all.",
+    )
+    worker_types: dict[str, WorkerType] = Field(
+        {},
+        description="Types of worker on the Ray cluster, by name: accelerator or gpus, cpus, "
+        "resources, threads, profile. Default: one for every kind of GPU.",
+        examples=['{"A100": {"accelerator": "A100", "profile": "a100.json"}}'],
     )
     upstreams: list[Upstream] = Field(
         [],

@@ -32,7 +32,13 @@ def serve(
     policy: Annotated[
         str | None, typer.Option(help="Routing policy: price, or any of `argus simulate`'s.")
     ] = None,
-    workers: Annotated[int | None, typer.Option(help="Workers; one per GPU by default.")] = None,
+    workers: Annotated[
+        str | None,
+        typer.Option(help="Number of workers, one per GPU by default; or ray, for a cluster's."),
+    ] = None,
+    ray_address: Annotated[
+        str | None, typer.Option(help="Address of the Ray cluster: auto, HOST:PORT or local.")
+    ] = None,
     shadow: Annotated[
         bool | None,
         typer.Option("--shadow", help="Make every picture exactly; record Argus's decisions."),
@@ -64,6 +70,7 @@ def serve(
         "family": family,
         "policy": policy,
         "workers": workers,
+        "ray_address": ray_address,
         "shadow": shadow,
         "rollout": rollout,
         "device": device,

@@ -8,7 +8,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -24,8 +24,12 @@ from huggingface_hub.errors import (
     RepositoryNotFoundError,
 )
 
+import argus
 from argus.core.errors import BadRequest, ModelError
 from argus.core.family import UPSTREAM, Family
+
+PACKAGE = Path(argus.__file__).parent
+SHIPPED = "argus:"  # before a path in the package
 
 PIPELINES = ("StableDiffusionPipeline", "StableDiffusionXLPipeline")
 INDEX = "model_index.json"
@@ -35,6 +39,14 @@ ENCODER_PARTS = ("text_encoder", "tokenizer")
 DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
 
 
+def portable(source: str) -> str:
+    """A model's source as other machines can find it: what this package ships by its path in the
+    package."""
+    with suppress(ValueError):
+        return SHIPPED + Path(source).relative_to(PACKAGE).as_posix()
+    return source
+
+
 def model_folder(source: str) -> Path:
     """The local folder of a model's `source`, downloaded first if it is a hub id.
 
@@ -42,6 +54,8 @@ def model_folder(source: str) -> Path:
     """
     if source == UPSTREAM:
         raise ModelError("The weights of this model are not here: only an upstream has them.")
+    if source.startswith(SHIPPED):
+        source = str(PACKAGE / source.removeprefix(SHIPPED))
     folder = Path(source).expanduser()
     if folder.is_dir():
         if not (folder / INDEX).is_file():

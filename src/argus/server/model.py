@@ -7,6 +7,7 @@ import os
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -22,12 +23,16 @@ from argus.engine.sources import (
     family_fingerprint,
     fingerprint,
     model_folder,
+    portable,
     settled,
 )
 from argus.families.catalog import default_family, find_family
 from argus.files import restore_folder
 from argus.quality.predictor import Predictor
 from argus.workers.worker import Model
+
+if TYPE_CHECKING:
+    from argus.workers.ray import RayCluster
 
 log = logging.getLogger(__name__)
 
@@ -38,12 +43,14 @@ CPU_WORKERS = 2  # one keeps the exact model while the other loads another
 
 @dataclass(frozen=True)
 class Place:
-    """Where workers of one type of device are: the device of each (`cuda` is its first GPU), and
-    its CPU threads (None: torch's default)."""
+    """Where workers of one type of device are: the device of each (`cuda` is its first GPU), its
+    CPU threads (None: torch's default), and whether it is another machine, which has models of its
+    own."""
 
     type: DeviceType
     device: str
     threads: int | None = None
+    elsewhere: bool = False
 
 
 @dataclass(frozen=True)
@@ -71,9 +78,11 @@ class ServedFamily:
     cost_per_s: tuple[float, ...] | None
 
     @classmethod
-    def of(cls, settings: Settings, places: Sequence[Place] = ()) -> ServedFamily:
-        """The family that the settings name, on workers in `places`; without these on workers of
-        this machine. Raises BadRequest and ModelError for settings that cannot be served."""
+    def of(cls, settings: Settings, cluster: RayCluster | None = None) -> ServedFamily:
+        """The family that the settings name, on workers of a cluster; without one, of this machine.
+
+        Raises BadRequest and ModelError for settings that cannot be served.
+        """
         whole = default_family() if settings.family is None else find_family(settings.family)
         samplers = _samplers(whole)
         cheaper = {
@@ -84,9 +93,11 @@ class ServedFamily:
         family = replace(whole, cheaper=cheaper)
         folders = {name: model_folder(family.models[name]) for name in samplers}
         devices: tuple[str, ...] = ()
-        if not places:
+        if cluster is None:
             here, devices = _this_machine(settings, family, len(folders))
             places = [here]
+        else:
+            places = _cluster_places(settings, family, cluster)
         types = [one.type for one in places]
         profiled = all(one.profile is not None for one in types)
         made_for = family_fingerprint(whole)
@@ -101,13 +112,14 @@ class ServedFamily:
         models = tuple(
             tuple(
                 Model(
-                    str(folders[name]),
+                    portable(family.models[name]) if place.elsewhere else str(folders[name]),
                     samplers[name],
                     place.device,
                     settings.dtype or default_dtype(place.device),
                     max_batch=settings.max_batch or _best_batch(place.type.profile, name),
                     compiled=settings.compile,
                     threads=place.threads,
+                    weights=fingerprint(folders[name]) if place.elsewhere else None,
                 )
                 for name in table.models
             )
@@ -209,6 +221,17 @@ def _predictor(
         except ModelError as error:
             log.warning("%s", error)
     return None, None
+
+
+def _cluster_places(settings: Settings, family: Family, cluster: RayCluster) -> list[Place]:
+    """A cluster's types of worker."""
+    places = []
+    for kind, (name, one) in enumerate(cluster.types.items()):
+        device = cluster.device(kind)
+        profile = profile_of(one.profile or settings.profile, family, device)
+        threads = cluster.threads(kind)
+        places.append(Place(DeviceType(name, profile), device, threads, elsewhere=True))
+    return places
 
 
 def _this_machine(settings: Settings, family: Family, models: int) -> tuple[Place, tuple[str, ...]]:

@@ -24,6 +24,7 @@ from argus.control.policy import Slo
 from argus.core.errors import BadRequest, ModelError
 from argus.core.family import Variant
 from argus.core.job import Job
+from argus.server.cluster import ClusterWatch, open_cluster
 from argus.server.dispatcher import Dispatcher
 from argus.server.errors import ApiError
 from argus.server.health import StorageHealth
@@ -69,7 +70,8 @@ class Service:
         self.settings = settings
         self.created = int(time.time())
         self.keys = None if settings.api_key_file is None else KeyRing(settings.api_key_file)
-        self.model = model = ServedFamily.of(settings)
+        self.cluster = open_cluster(settings)
+        self.model = model = ServedFamily.of(settings, self.cluster)
         self.family = model.family
         self._check_names()
         self.policy = _policy_name(settings, model)
@@ -79,6 +81,9 @@ class Service:
         self._encoder: Future[PromptEncoder] = Future()
         self._router: Future[Router] = Future()
         self.fleet = Fleet(model.table, model.models, [], batching, self._replan)
+        self.nodes = None
+        if self.cluster is not None:
+            self.nodes = ClusterWatch(self.cluster, self.fleet, model.table, model.models)
         home = model.models[0][model.table.home(0)]
         self.workers = [LocalWorker(replace(home, device=device)) for device in model.devices]
         for worker in self.workers:
@@ -188,6 +193,8 @@ class Service:
         """Load the model in the workers and, at the same time, the prompt encoder here."""
         self.loop = asyncio.get_running_loop()
         self.fleet.start()
+        if self.nodes is not None:
+            self._tasks.append(asyncio.create_task(self.nodes.run()))
         Thread(target=self._load_encoder, daemon=True).start()
         self._tasks.append(asyncio.create_task(self._start()))
         self._tasks.append(asyncio.create_task(self.usage.run()))

@@ -103,7 +103,7 @@ class Fleet:
             batch_limit=self._batch_limit,
             largest_batch=int(self._table.batches[-1]),
             handover_steps=HANDOVER_STEPS if self._batching.stepwise else BATCH_HANDOVER_STEPS,
-            slowness=mean_slowness(alike),
+            slowness=mean_slowness([one for one in alike if one.known] or self.queues),
             ready=False,
             known=False,
         )
@@ -232,6 +232,9 @@ class Fleet:
             found = await asyncio.gather(*able, return_exceptions=True)
             times = [one for one in found if not isinstance(one, BaseException)]
             if times:
+                for queue in self.queues:
+                    if not queue.known:
+                        queue.slowness = self.scale
                 least_s = min(times)
                 return least_s if least_s < math.inf else self.scale * self._table.slo_s
         raise WorkerError(f"No worker makes a picture: {found[0]}")

@@ -9,7 +9,7 @@ from PIL import Image
 from argus.core.job import Job
 from argus.workers.worker import Finished, Model
 
-BEAT_S = 0.1  # seconds between two beats of a busy worker
+BEAT_S = 0.1  # between two beats of a busy process of this machine
 
 
 @dataclass(frozen=True)
@@ -65,7 +65,7 @@ class Unusable:
 
 @dataclass(frozen=True)
 class Beat:
-    """The process is between two steps; sent at most every `BEAT_S` seconds."""
+    """The process is between two steps; sent now and then while it is busy."""
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,7 @@ from collections import deque
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Protocol
 
-from argus.core.errors import ArgusError, traced
+from argus.core.errors import ArgusError, ModelError, traced
 from argus.workers.messages import (
     BEAT_S,
     Answer,
@@ -61,7 +61,7 @@ def run_process(pipe: Pipe, model: Model) -> None:
     run_worker(pipe, model)
 
 
-def run_worker(pipe: Pipe, model: Model) -> None:
+def run_worker(pipe: Pipe, model: Model, beat_s: float = BEAT_S) -> None:
     """Serve `pipe` until a `Stop` or until its other end is closed."""
     try:
         wanted: Model | None = model
@@ -73,7 +73,7 @@ def run_worker(pipe: Pipe, model: Model) -> None:
                 pipe.send(Unusable(wanted, error))
                 return
             pipe.send(Ready(wanted))
-            worker = _Worker(pipe, engine, busy_s)
+            worker = _Worker(pipe, engine, busy_s, beat_s)
             wanted, busy_s = worker.serve(), worker.busy_s
             del worker, engine  # before the next one is loaded: memory for one
     except (EOFError, BrokenPipeError):
@@ -89,6 +89,7 @@ def _load(model: Model) -> Engine:
     from transformers.utils import logging as transformers_logging
 
     from argus.engine.engine import Engine
+    from argus.engine.sources import fingerprint, model_folder
 
     diffusers_logging.set_verbosity_error()  # it warns of long prompts, and quotes them
     transformers_logging.set_verbosity_error()
@@ -96,6 +97,8 @@ def _load(model: Model) -> Engine:
         torch.set_num_threads(model.threads)
     if model.device == "cpu" and hasattr(os, "nice"):
         lower_priority()
+    if model.weights is not None and fingerprint(model_folder(model.source)) != model.weights:
+        raise ModelError(f"{model.source} has other weights on this node than on the server's.")
     engine = Engine.load(
         model.source, model.device, model.dtype, model.sampler, model.max_batch, model.compiled
     )
@@ -116,8 +119,8 @@ class _Worker:
     engine does not have yet: those behind one that must be alone. `busy_s` are the seconds in which
     this process was busy so far."""
 
-    def __init__(self, pipe: Pipe, engine: Engine, busy_s: float) -> None:
-        self._pipe, self._engine = pipe, engine
+    def __init__(self, pipe: Pipe, engine: Engine, busy_s: float, beat_s: float) -> None:
+        self._pipe, self._engine, self._beats_s = pipe, engine, beat_s
         self._waiting: deque[Task] = deque()
         self._tasks: dict[int, Task] = {}  # by the engine's ticket
         self._begun: set[int] = set()
@@ -213,7 +216,7 @@ class _Worker:
     def _beat(self) -> None:
         """Send a beat, since a silent process counts as hung."""
         now = time.monotonic()
-        if now - self._beat_s >= BEAT_S:
+        if now - self._beat_s >= self._beats_s:
             self._beat_s = now
             self._pipe.send(Beat())
 

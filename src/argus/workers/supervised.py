@@ -90,7 +90,7 @@ class SupervisedWorker(abc.ABC):
     have changed.
     """
 
-    remote = False
+    opaque = False
 
     def __init__(
         self, model: Model, on_change: Callable[[], None] = lambda: None, device_type: int = 0

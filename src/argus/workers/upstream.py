@@ -56,7 +56,7 @@ class UpstreamWorker:
     Cancelling a job closes its connection. Whether the server then stops is its own affair.
     """
 
-    remote = True
+    opaque = True
 
     def __init__(
         self,

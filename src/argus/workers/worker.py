@@ -42,9 +42,10 @@ class State(enum.Enum):
 
 @dataclass(frozen=True)
 class Model:
-    """What a worker loads: the model's folder, its sampler, device and precision, the most pictures
-    in a batch, whether torch compiles the UNet first, and the CPU threads it may use (None: torch's
-    default)."""
+    """What a worker loads: the model's source (as `model_folder` takes it), its sampler, device and
+    precision, the most pictures in a batch, whether torch compiles the UNet first, and the CPU
+    threads it may use (None: torch's default). `weights` is the fingerprint that the weights must
+    have, None any."""
 
     source: str
     sampler: str = "default"
@@ -53,6 +54,7 @@ class Model:
     max_batch: int = MAX_BATCH
     compiled: bool = False
     threads: int | None = None
+    weights: str | None = None
 
 
 @dataclass(frozen=True)
@@ -75,7 +77,7 @@ class Worker(Protocol):
     or loads, `problem` why it is unusable. `restarts` counts its restarts, `busy_s` the seconds in
     which it had jobs in flight, as of the last one that it finished. A worker that has jobs
     and gives no sign of life for longer than `silence_s()` seconds, which the fleet sets, hangs: it
-    restarts and runs its jobs again. A `remote` worker's engine is behind a network: its signs of
+    restarts and runs its jobs again. An `opaque` worker's engine is another server's: its signs of
     life are finished pictures, and it does not go away because of a job.
 
     It calls `on_change`, which the fleet sets, whenever `state` may have changed.
@@ -89,7 +91,7 @@ class Worker(Protocol):
     busy_s: float
     silence_s: Callable[[], float]
     on_change: Callable[[], None]
-    remote: bool
+    opaque: bool
 
     @property
     def silent_s(self) -> float:
