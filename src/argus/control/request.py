@@ -25,7 +25,8 @@ class Request:
     `variant` is the one decided on, `work_steps` the steps that it takes, and `reserved_s` the
     seconds by which the request lengthens its worker's queue. `too_late_for` is the variant
     for which no time was left, because of which it was routed again (-1: none); `deaths` counts the
-    workers that died while running it.
+    workers that died while running it, and `failed_at` are the numbers of those that failed at it,
+    one for each failure: it goes to others first.
     """
 
     quality: Sequence[float] = ()
@@ -43,3 +44,4 @@ class Request:
     reserved_s: float = 0.0
     too_late_for: int = -1
     deaths: int = 0
+    failed_at: tuple[int, ...] = ()

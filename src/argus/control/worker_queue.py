@@ -219,6 +219,12 @@ class WorkerQueue(Generic[R]):
         return at
 
     @property
+    def longest_s(self) -> float:
+        """Seconds that the longest of the running requests takes in all, while so many run."""
+        work_steps = max((request.work_steps for _, _, request in self.running), default=0.0)
+        return work_steps * self._step(max(1, len(self.running)))
+
+    @property
     def backlog_s(self) -> float:
         """Seconds of work that the queued and running requests are, as of the last `advance`."""
         return self.queued_s + self._together_s([end - self.progress for end, _, _ in self.running])
