@@ -238,3 +238,26 @@ def test_price_loads_nothing_for_a_little_where_forecasts_are_often_wrong() -> N
         assert policy.plan(told).models.tolist() == models
     much = replace(inputs(0.1, [[1.0, 0.99, 0.98, 0.4]] * 50, [1]), doubt=3.0)
     assert made("price").plan(much).models.tolist() == [0]
+
+
+def test_of_two_types_the_one_that_is_done_first_is_chosen() -> None:
+    policy = new_policy("price", small_table(2), [Slo(60.0)])
+    here = cluster([0, 0])
+    here.kinds, here.running = [1, 0], [0, 0]  # the first worker is of the slower type
+    decision = policy.route(asked([1.0, 0.97, 0.9, 0.8]), here)
+    assert (decision.variant, decision.worker) == (EXACT, 1)
+
+
+def test_a_type_is_given_no_model_that_it_cannot_hold() -> None:
+    """The second type holds the small model alone: what it can do is used, and nothing else."""
+    able = np.array([[True, True], [False, True]])
+    policy = new_policy("price", replace(small_table(2), able=able), [Slo(60.0)])
+    asked_for = replace(
+        inputs(0.8, [[1.0, 0.97, 0.9, 0.99]] * 50 + [[1.0, 0.97, 0.9, 0.2]] * 50, [0, 1]),
+        kinds=np.array([0, 1]),
+    )
+    assert policy.plan(asked_for).models.tolist() == [0, 1]
+    here = cluster([0, 1], wait_s=[5.0, 0.0])
+    here.kinds = [0, 1]
+    routed = [policy.route(asked([1.0, 0.97, 0.9, q]), here) for q in (0.99, 0.2)]
+    assert [(one.variant == SMALL, one.worker) for one in routed] == [(True, 1), (False, 0)]

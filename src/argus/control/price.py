@@ -216,7 +216,7 @@ class Price(Base):
         quality, allowed = self.quality_of(request), request.allowed
         slack_s, size_factor = max(1e-9, request.slack_s), request.size_factor
         tuning = self.tuning
-        options: list[tuple[float, int, int, float]] = []
+        options: list[tuple[float, int, int, float, float]] = []
         best = -float("inf")
         for (kind, model), (wait, running, worker) in best_wait.items():
             price = self._price(kind, model, wait, running)
@@ -233,7 +233,7 @@ class Price(Base):
                     continue
                 hoped = quality[v] * (1 - tuning.late * share**tuning.late_power)
                 worth = hoped - price * part * size_factor * self._cost_rows[v][kind] - waiting
-                options.append((worth, v, worker, price))
+                options.append((worth, v, worker, price, share))
                 if worth > best:
                     best = worth
         if not options:
@@ -241,11 +241,11 @@ class Price(Base):
         tied = [option for option in options if option[0] > best - tuning.tie]
         if len(tied) > 1:
             total = sum(self._served) + 1
-            _, v, worker, price = max(
-                tied, key=lambda one: self._shares[one[1]] * total - self._served[one[1]]
+            _, v, worker, price, _ = max(  # of a variant on several types the one done first
+                tied, key=lambda one: (self._shares[one[1]] * total - self._served[one[1]], -one[4])
             )
         else:
-            _, v, worker, price = tied[0]
+            _, v, worker, price, _ = tied[0]
         self._served[v] += 1
         return Decision(v, worker, "worth most at today's prices", price)
 

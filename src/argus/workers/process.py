@@ -119,7 +119,7 @@ class _Worker:
     engine does not have yet: those behind one that must be alone. `busy_s` are the seconds in which
     this process was busy so far."""
 
-    def __init__(self, pipe: Pipe, engine: Engine, busy_s: float, beat_s: float) -> None:
+    def __init__(self, pipe: Pipe, engine: Engine, busy_s: float, beat_s: float = BEAT_S) -> None:
         self._pipe, self._engine, self._beats_s = pipe, engine, beat_s
         self._waiting: deque[Task] = deque()
         self._tasks: dict[int, Task] = {}  # by the engine's ticket
