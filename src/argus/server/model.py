@@ -106,8 +106,6 @@ class ServedFamily:
         elif own:
             here, devices = _this_machine(settings, family, own)
             places = [here]
-        elif not groups:
-            raise ModelError(f"{family.name} has no weights here and no upstreams: set upstreams.")
         upstreams = tuple(
             (one, len(places) + number)
             for number, group in enumerate(groups)

@@ -371,7 +371,7 @@ class Fleet:
         except asyncio.CancelledError:
             raise
         except Unanswered as error:
-            if worker.state is State.READY:  # else it takes nothing, whatever it is
+            if not error.busy:
                 request.failed_at += (queue.number,)
             failed = len(request.failed_at) >= MOST_FAILURES
             self._fail(request, error if failed else HandedBack())

@@ -204,7 +204,8 @@ class UpstreamWorker:
             raise
         except Unable as error:
             self._failed(error)
-            raise Unanswered(f"{self.upstream.url} made no picture: {error}") from None
+            busy = error.pause_s is not None
+            raise Unanswered(f"{self.upstream.url} made no picture: {error}", busy) from None
         except httpx.TransportError as error:
             problem = await api.problem()
             if problem is None:

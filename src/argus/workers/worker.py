@@ -25,7 +25,12 @@ class WorkerError(ArgusError):
 
 
 class Unanswered(WorkerError):
-    """A worker failed on a job this time; another worker may do it."""
+    """A worker failed on a job this time; another worker may do it. A `busy` worker takes no job
+    now, whatever it is."""
+
+    def __init__(self, reason: str, busy: bool = False) -> None:
+        super().__init__(reason)
+        self.busy = busy
 
 
 class State(enum.Enum):
