@@ -374,7 +374,8 @@ class Fleet:
             if not error.busy:
                 request.failed_at += (queue.number,)
             failed = len(request.failed_at) >= MOST_FAILURES
-            self._fail(request, error if failed else HandedBack())
+            if not run.answer.done():
+                run.answer.set_exception(error if failed else HandedBack())
         except Exception as error:
             if not run.answer.done():
                 run.answer.set_exception(error)

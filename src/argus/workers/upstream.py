@@ -10,8 +10,6 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 
-import httpx
-
 from argus.config import Upstream
 from argus.core.errors import BadRequest, ModelError
 from argus.core.job import Job
@@ -206,7 +204,7 @@ class UpstreamWorker:
             self._failed(error)
             busy = error.pause_s is not None
             raise Unanswered(f"{self.upstream.url} made no picture: {error}", busy) from None
-        except httpx.TransportError as error:
+        except Exception as error:  # the connection cannot be made, or breaks off
             problem = await api.problem()
             if problem is None:
                 self._failed(Unable(f"it broke off ({type(error).__name__})"))
@@ -326,7 +324,7 @@ class UpstreamWorker:
             pass
         except TimeoutError:
             return f"it makes no picture within {limit_s:.1f} s"
-        except (Unable, httpx.TransportError):
+        except Exception:
             return "it hung, and makes no picture"
         self._proof = None
         return None
