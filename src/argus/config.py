@@ -9,6 +9,7 @@ from collections.abc import Mapping
 from difflib import get_close_matches
 from pathlib import Path
 from typing import Annotated, Any, Literal
+from urllib.parse import urlsplit
 
 import yaml
 from pydantic import (
@@ -137,6 +138,78 @@ QUALITY_LEVELS = {
 }
 
 
+UrlPath = Annotated[str, Field(pattern=r"^/[^?#\s]*$")]
+
+
+class Upstream(BaseModel):
+    """An image server that holds one of the family's models: vLLM-Omni, SGLang, another Argus, or a
+    hosted API that speaks the OpenAI Images API.
+
+    `model` is the family's name of the model, by default its exact variant's; `served_model` the
+    name to ask the server for, by default none. `key_env` names the environment variable with its
+    API key. No more than `concurrency` requests are in flight at once. `extra` are fields of every
+    request to it. `fields` renames the fields that Argus sends, or leaves out those without a name.
+    `health` is the path that answers 200 while the server works, by default /health or, where there
+    is none, /v1/models. `ca_file` has the certificates to trust instead of the system's. `profile`
+    is a file that `argus profile` wrote of it, by default the one of the other upstreams.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    url: str
+    model: str | None = None
+    served_model: str | None = None
+    key_env: str | None = Field(None, pattern=r"^[A-Za-z_][A-Za-z0-9_]*$")
+    concurrency: int = Field(1, ge=1, le=256)
+    cost_per_hour: Price | None = None
+    extra: dict[str, Any] = {}
+    fields: dict[str, str | None] = {}
+    health: UrlPath | None = None
+    ca_file: UserPath | None = None
+    profile: UserPath | None = None
+
+    @field_validator("url")
+    @classmethod
+    def _plain(cls, value: str) -> str:
+        """The URL without a slash or /v1 at its end."""
+        parts = urlsplit(value)
+        if parts.scheme not in ("http", "https") or not parts.hostname:
+            raise ValueError("url must be such as http://host:8000")
+        if parts.username is not None or parts.password is not None:
+            raise ValueError("url must have no password: give the key in a variable, as key_env")
+        if parts.query or parts.fragment:
+            raise ValueError("url must have no query")
+        return value.rstrip("/").removesuffix("/v1").rstrip("/")
+
+    @field_validator("fields")
+    @classmethod
+    def _renamed(cls, value: dict[str, str | None]) -> dict[str, str | None]:
+        for name in value:
+            if name not in UPSTREAM_FIELDS:
+                known = ", ".join(UPSTREAM_FIELDS)
+                raise ValueError(f"{name} is not a field that Argus sends; those are {known}")
+        return value
+
+    @field_validator("key_env")
+    @classmethod
+    def _set(cls, value: str | None) -> str | None:
+        if value is not None and not os.environ.get(value):
+            raise ValueError(f"the environment variable {value} is not set")
+        return value
+
+    @property
+    def key(self) -> str | None:
+        """The API key."""
+        return None if self.key_env is None else os.environ[self.key_env]
+
+
+# What a request to an upstream says, beside `prompt` and `model`.
+UPSTREAM_FIELDS = (
+    "n", "size", "response_format", "output_format", "num_inference_steps", "guidance_scale",
+    "seed", "negative_prompt",
+)  # fmt: skip
+
+
 class Settings(BaseSettings):
     """A server's settings. `argus config show` prints the fields' descriptions."""
 
@@ -226,6 +299,13 @@ class Settings(BaseSettings):
         description="Types of worker on the Ray cluster, by name: accelerator or gpus, cpus, "
         "resources, threads, profile. Default: one for every kind of GPU.",
         examples=['{"A100": {"accelerator": "A100", "profile": "a100.json"}}'],
+    )
+    upstreams: list[Upstream] = Field(
+        [],
+        description="Image servers that hold models of the family: url, model, served_model, "
+        "key_env, concurrency, cost_per_hour, extra, fields, health, ca_file, profile (see "
+        "docs/upstreams.md).",
+        examples=['[{"url": "http://gpu-1:8000", "concurrency": 4}]'],
     )
     device: str | None = Field(None, description="cpu, cuda or cuda:N. Default: CUDA if any.")
     dtype: str | None = Field(None, description="float32, float16 or bfloat16.")
@@ -400,13 +480,15 @@ def _read_file(file: Path) -> dict[str, Any]:
 def _sentence(error: ValidationError, origins: Mapping[str, str]) -> str:
     parts = []
     for one in error.errors():
-        name = str(one["loc"][0])
-        if one["type"] == "extra_forbidden":
+        name, *inner = map(str, one["loc"])
+        if one["type"] == "extra_forbidden" and not inner:
             known = ", ".join(Settings.model_fields)
             parts.append(
                 f"There is no setting {name} (in {origins[name]}); the settings are {known}."
             )
         else:
-            where = f"from {origins[name]}"
-            parts.append(f"{name} is {one['input']!r} ({where}): {one['msg'].lower()}.")
+            where, value = f"from {origins[name]}", without_passwords(repr(one["input"]))
+            said = one["msg"].removeprefix("Value error, ")
+            path = ".".join((name, *inner))
+            parts.append(f"{path} is {value} ({where}): {said[0].lower()}{said[1:]}.")
     return " ".join(parts)

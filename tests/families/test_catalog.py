@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 
 from argus.core.errors import ModelError
+from argus.engine.sources import family_fingerprint, model_folder
 from argus.families.catalog import default_family, list_families, read_family
 
 GOOD = """
@@ -68,3 +69,42 @@ def test_a_wrong_family_file_says_what_is_wrong(
     (tmp_path / "mine.yaml").write_text(GOOD.replace(old, new))
     with pytest.raises(ModelError, match=message):
         read_family(tmp_path / "mine.yaml")
+
+
+UPSTREAM = """
+name: gateway
+description: Models of other servers.
+models: {large: upstream, small: upstream}
+exact: {model: large, sampler: default, width: 512, height: 512, steps: 40, guidance: 6}
+variants:
+  gated: {steps: 30, extra: {cfg_gate_step: 10}}
+  light: {model: small}
+"""
+
+
+def test_a_family_of_upstreams_has_no_weights_and_the_default_family_s_encoder(
+    tmp_path: Path,
+) -> None:
+    (tmp_path / "gateway.yaml").write_text(UPSTREAM)
+    family = read_family(tmp_path / "gateway.yaml")
+    assert family.variants["gated"].job("a fish", 0).extra == {"cfg_gate_step": 10}
+    assert family.encoder_source == default_family().encoder_source
+    plain = UPSTREAM.replace(", extra: {cfg_gate_step: 10}", "")
+    (tmp_path / "plain.yaml").write_text(plain)
+    assert family_fingerprint(family) != family_fingerprint(read_family(tmp_path / "plain.yaml"))
+    with pytest.raises(ModelError, match="only an upstream has them"):
+        model_folder(family.models["large"])
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "message"),
+    [
+        ("variants:", "skips: {10: 0.8}\nvariants:", "resume from cached latents; leave skips"),
+        ("sampler: default", "sampler: ddim", "a sampler, which upstreams cannot be told"),
+        ("{cfg_gate_step: 10}", "{seed: 1}", "seed in the extra fields of 'gated'"),
+    ],
+)
+def test_what_upstreams_cannot_do_is_said(tmp_path: Path, old: str, new: str, message: str) -> None:
+    (tmp_path / "gateway.yaml").write_text(UPSTREAM.replace(old, new))
+    with pytest.raises(ModelError, match=message):
+        read_family(tmp_path / "gateway.yaml")

@@ -1,4 +1,8 @@
-"""What every kind of worker does, wherever its engine lives. A new kind is one more in `KINDS`."""
+"""What every kind of worker does, wherever its engine lives. A new kind is one more in `KINDS`.
+
+An upstream holds one model, returns no latents and shows no unfinished pictures, since the API that
+it speaks has none of these: the tests of them are for engines that Argus runs itself.
+"""
 
 from __future__ import annotations
 
@@ -7,32 +11,37 @@ import itertools
 import os
 import signal
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from threading import Thread
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image, ImageChops
 
+from argus.config import Upstream as Settings
 from argus.core.errors import BadRequest, ModelError
 from argus.core.job import Job
 from argus.engine.engine import Engine
 from argus.workers.local import LocalWorker
 from argus.workers.packing import pack, unpack
+from argus.workers.upstream import UpstreamWorker
 from argus.workers.worker import Model, State, Worker, WorkerError
 from tests.workers.clusters import ray_nodes
-
-LONG = 900  # steps that last until the test ends them
+from tests.workers.upstreams import Upstream, upstream
 
 
 @dataclass(frozen=True)
 class Kind:
-    """A kind of worker: how one is built, and killed from outside."""
+    """A kind of worker: how one is built, and killed from outside; whether Argus runs its engine,
+    and a number of steps that last until the test ends them."""
 
     new: Callable[[Model], Worker]
     kill: Callable[[Worker], None]
+    own_engine: bool = True
+    long: int = 900
 
 
 @contextmanager
@@ -64,7 +73,28 @@ def on_ray() -> Iterator[Kind]:
         cluster.close()
 
 
-KINDS = {"local": local, "ray": on_ray}
+BY_URL: dict[str, Upstream] = {}  # the servers of upstream workers
+
+
+@contextmanager
+def at_upstreams() -> Iterator[Kind]:
+    with ExitStack() as servers:
+
+        def new(model: Model) -> UpstreamWorker:
+            server = servers.enter_context(upstream("vllm-omni", batch=4))
+            BY_URL[server.url] = server
+            return UpstreamWorker(Settings(url=server.url, concurrency=4), model)
+
+        def kill(worker: Worker) -> None:
+            assert isinstance(worker, UpstreamWorker)
+            server = BY_URL[worker.upstream.url]
+            server.kill()
+            Thread(target=server.start_again).start()  # meanwhile it is noticed
+
+        yield Kind(new, kill, own_engine=False, long=200)
+
+
+KINDS = {"local": local, "ray": on_ray, "upstream": at_upstreams}
 
 
 @pytest.fixture(scope="module")
@@ -73,10 +103,18 @@ def runner() -> Iterator[asyncio.Runner]:
         yield runner
 
 
-@pytest.fixture(scope="module", params=["local", pytest.param("ray", marks=pytest.mark.cluster)])
+@pytest.fixture(
+    scope="module", params=["local", pytest.param("ray", marks=pytest.mark.cluster), "upstream"]
+)
 def kind(request: pytest.FixtureRequest) -> Iterator[Kind]:
     with KINDS[request.param]() as kind:
         yield kind
+
+
+@pytest.fixture
+def own_engine(kind: Kind) -> None:
+    if not kind.own_engine:
+        pytest.skip("an upstream holds one model, returns no latents and shows no previews")
 
 
 @pytest.fixture(scope="module")
@@ -95,10 +133,15 @@ async def started(kind: Kind, folder: Path) -> Worker:
 
 
 async def running(worker: Worker, job: Job) -> asyncio.Task[object]:
-    """A job that is being denoised: its first unfinished picture has come."""
+    """A job that is being denoised: its first unfinished picture has come, or the server has it."""
     seen = asyncio.Event()
     task = asyncio.create_task(worker.run(job, previews=3, on_preview=lambda *_: seen.set()))
-    await seen.wait()
+    if isinstance(worker, UpstreamWorker):
+        server = BY_URL[worker.upstream.url]
+        while not any(one["prompt"] == job.prompt for one in server.report()["seen"]):
+            await asyncio.sleep(0.01)
+    else:
+        await seen.wait()
     return task
 
 
@@ -108,7 +151,7 @@ def alike(one: Image.Image, other: Image.Image) -> bool:
 
 
 def test_it_makes_the_engine_s_picture_and_hands_up_latents(
-    runner: asyncio.Runner, worker: Worker, tiny_sd: Path
+    runner: asyncio.Runner, worker: Worker, own_engine: None, tiny_sd: Path
 ) -> None:
     job = Job("a red fish", seed=1, steps=4, guidance=3.0)
     expected = Engine.load(str(tiny_sd)).run(job, keep=[2])
@@ -125,7 +168,9 @@ def test_it_makes_the_engine_s_picture_and_hands_up_latents(
     runner.run(use())
 
 
-def test_it_shows_unfinished_pictures_in_order(runner: asyncio.Runner, worker: Worker) -> None:
+def test_it_shows_unfinished_pictures_in_order(
+    runner: asyncio.Runner, worker: Worker, own_engine: None
+) -> None:
     async def use() -> None:
         shown: list[int] = []
         await worker.run(
@@ -136,34 +181,32 @@ def test_it_shows_unfinished_pictures_in_order(runner: asyncio.Runner, worker: W
     runner.run(use())
 
 
-@pytest.mark.parametrize(
-    ("job", "start", "error", "says"),
-    [
-        (Job("a red fish", steps=2, width=33), None, BadRequest, "multiple of 2"),
-        (Job("a red fish", steps=4, skip=2), b"no latents", WorkerError, "failed on this picture"),
-    ],
-)
+IMPOSSIBLE = [  # by our own engines, and by an upstream
+    (True, Job("a fish", steps=2, width=33), None, BadRequest, "multiple of 2"),
+    (True, Job("a fish", steps=4, skip=2), b"no", WorkerError, "failed on this picture"),
+    (False, Job("a fish", guidance=21.0), None, BadRequest, "Input should be from 0 to 20"),
+    (False, Job("a fish", steps=4, skip=2), b"no", WorkerError, "cannot resume"),
+]
+
+
 def test_a_job_that_cannot_be_done_fails_alone(
-    runner: asyncio.Runner,
-    worker: Worker,
-    job: Job,
-    start: bytes | None,
-    error: type[Exception],
-    says: str,
+    runner: asyncio.Runner, worker: Worker, kind: Kind
 ) -> None:
     async def use() -> None:
         restarts = worker.restarts
-        with pytest.raises(error, match=says):
-            await worker.run(job, start=start)
+        for own_engine, job, start, error, says in IMPOSSIBLE:
+            if own_engine == kind.own_engine:
+                with pytest.raises(error, match=says):
+                    await worker.run(job, start=start)
         assert (await worker.run(Job("a red fish", steps=2))).image.size == (32, 32)
         assert worker.restarts == restarts
 
     runner.run(use())
 
 
-def test_cancelling_frees_the_work(runner: asyncio.Runner, worker: Worker) -> None:
+def test_cancelling_frees_the_work(runner: asyncio.Runner, worker: Worker, kind: Kind) -> None:
     async def use() -> None:
-        endless = await running(worker, Job("a fish", steps=LONG))
+        endless = await running(worker, Job("a long fish", steps=kind.long))
         endless.cancel()
         with pytest.raises(asyncio.CancelledError):
             await endless
@@ -186,7 +229,7 @@ def test_one_that_dies_is_replaced_and_no_job_is_lost(
 
 
 def test_it_holds_another_model_once_its_jobs_are_done(
-    runner: asyncio.Runner, kind: Kind, tiny_sd: Path
+    runner: asyncio.Runner, kind: Kind, own_engine: None, tiny_sd: Path
 ) -> None:
     async def use() -> None:
         changes: list[str] = []
@@ -207,7 +250,7 @@ def test_it_holds_another_model_once_its_jobs_are_done(
 
 
 def test_a_model_that_cannot_be_loaded_is_said_and_another_can_take_its_place(
-    runner: asyncio.Runner, kind: Kind, tiny_sd: Path
+    runner: asyncio.Runner, kind: Kind, own_engine: None, tiny_sd: Path
 ) -> None:
     async def use() -> None:
         worker = kind.new(Model("./nowhere"))
@@ -247,7 +290,7 @@ def test_a_stop_that_takes_too_long_ends_the_job_with_a_reason(
 ) -> None:
     async def use() -> None:
         worker = await started(kind, tiny_sd)
-        run = await running(worker, Job("a fish", steps=LONG))
+        run = await running(worker, Job("a fish", steps=kind.long))
         await worker.stop(grace_s=0.0)
         with pytest.raises(WorkerError, match="was stopped"):
             await run

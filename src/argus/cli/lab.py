@@ -19,7 +19,7 @@ from rich.progress import (
 from rich.table import Table
 
 from argus.cli.consoles import err, out
-from argus.config import without_passwords
+from argus.config import Upstream, read_settings, without_passwords
 from argus.core.errors import BadRequest
 from argus.core.family import EXACT, Family
 from argus.families.catalog import find_family
@@ -27,6 +27,10 @@ from argus.files import written_aside
 
 FamilyName = Annotated[str, typer.Argument(help="A family's name, or the path of its YAML file.")]
 Device = Annotated[str | None, typer.Option(help="cpu, cuda or cuda:N.")]
+Gateway = Annotated[
+    Path | None,
+    typer.Option("--config", "-c", help="YAML file of settings: measure through its upstreams."),
+]
 SCORED_EPOCHS = 60  # of networks that give only the bounds
 Precision = Annotated[str | None, typer.Option(help="float32, float16 or bfloat16.")]
 
@@ -46,20 +50,31 @@ def profile(
     ] = 1,
     device: Device = None,
     dtype: Precision = None,
+    config: Gateway = None,
 ) -> None:
-    """Measure seconds per step, encoding, decoding and loading of a family's models here."""
+    """Measure seconds per step, encoding, decoding and loading of a family's models here; or, of
+    those that upstreams hold, by the number of requests in flight."""
     chosen = find_family(family)
     sizes = _sizes(batches)
     _check_folder(output)
+    servers = _servers(chosen, config)
     from argus.engine.sources import settled
     from argus.lab import profiling
 
-    device, dtype = settled(device, dtype)
     with err.status("") as status:
-        measured = profiling.profile(
-            chosen, device, dtype, sizes, repeats, workers,
-            lambda name: status.update(f"Measuring {name} on {device} …"), rounds,
-        )  # fmt: skip
+        if servers:
+            from argus.lab.gateway import profile_upstreams
+
+            measured = profile_upstreams(
+                chosen, servers, sizes, repeats,
+                lambda name: status.update(f"Measuring {name} at {servers[name][0].url} …"),
+            )  # fmt: skip
+        else:
+            device, dtype = settled(device, dtype)
+            measured = profiling.profile(
+                chosen, device, dtype, sizes, repeats, workers,
+                lambda name: status.update(f"Measuring {name} on {device} …"), rounds,
+            )  # fmt: skip
     with written_aside(output) as aside:
         aside.write_text(json.dumps(measured.to_json(), indent=1) + "\n")
     table = Table("model", *(f"ms/step at {b}" for b in sizes), "encode", "decode", "load", "peak")
@@ -69,8 +84,8 @@ def profile(
             *(f"{1000 * model.step_s[b]:.1f}" if b in model.step_s else "-" for b in sizes),
             f"{1000 * model.encode_s:.1f} ms",
             f"{1000 * model.batch_decode_s(1):.1f} ms",
-            f"{model.load_s['disk']:.2f} s",
-            f"{model.peak_bytes / 1e9:.2f} GB",
+            f"{model.load_s['disk']:.2f} s" if model.peak_bytes else "-",
+            f"{model.peak_bytes / 1e9:.2f} GB" if model.peak_bytes else "-",
         )
     out.print(table, highlight=False)
     err.print(f"Wrote {output}", highlight=False)
@@ -91,6 +106,7 @@ def calibrate(
     ] = None,
     device: Device = None,
     dtype: Precision = None,
+    config: Gateway = None,
 ) -> None:
     """Measure the quality of every variant's pictures, for many prompts.
 
@@ -98,6 +114,7 @@ def calibrate(
     """
     chosen = find_family(family)
     _check_folder(output)
+    servers = _servers(chosen, config)
     from argus.engine.sources import settled
     from argus.lab.calibration import Calibration
     from argus.lab.calibration import calibrate as measure
@@ -112,7 +129,7 @@ def calibrate(
     with Progress(*columns, console=err) as bar:
         task = bar.add_task("", total=None)
         table = measure(
-            Calibration(chosen, tuple(asked), tuple(others), seeds, device, dtype),
+            Calibration(chosen, tuple(asked), tuple(others), seeds, device, dtype, servers),
             output,
             lambda done, of: bar.update(task, completed=done, total=of),
         )
@@ -202,14 +219,14 @@ def train(
     import numpy as np
 
     from argus.core.profile import Profile
-    from argus.engine.sources import family_fingerprint, model_folder
+    from argus.engine.sources import encoder_folder, family_fingerprint
     from argus.lab import held_out, training
     from argus.quality.encoder import PromptEncoder
     from argus.quality.table import read
 
     rows = read(table or Path(chosen.folder) / "quality.parquet")
     costs = held_out.costs_of(chosen, Profile.read(profile or Path(chosen.folder) / "profile.json"))
-    reader = PromptEncoder.load(model_folder(chosen.models[chosen.exact.model]))
+    reader = PromptEncoder.load(encoder_folder(chosen.encoder_source))
     with err.status("Embedding prompts …") as status:
         data = training.examples(rows, chosen, reader)
         trained = training.train(
@@ -309,7 +326,7 @@ def _train_anew(
 ) -> None:
     from sqlalchemy.exc import SQLAlchemyError
 
-    from argus.engine.sources import family_fingerprint, model_folder
+    from argus.engine.sources import encoder_folder, family_fingerprint
     from argus.lab import retraining, training
     from argus.quality.encoder import PromptEncoder
     from argus.quality.predictor import Predictor
@@ -324,7 +341,7 @@ def _train_anew(
     except SQLAlchemyError as error:
         where = without_passwords(source)
         raise BadRequest(f"The samples of {where} cannot be read: {error}") from error
-    encoder = PromptEncoder.load(model_folder(chosen.models[chosen.exact.model]))
+    encoder = PromptEncoder.load(encoder_folder(chosen.encoder_source))
     known = table or Path(chosen.folder) / "quality.parquet"
     with err.status("Embedding prompts …") as status:
         rows = training.examples(read(known), chosen, encoder) if known.is_file() else None
@@ -343,6 +360,21 @@ def _train_anew(
     facts = {"family": chosen.name, "samples": len(samples), "error": found.new_error}
     found.predictor.save(output, facts)
     err.print(f"Wrote {output}", highlight=False)
+
+
+def _servers(family: Family, config: Path | None) -> dict[str, list[Upstream]]:
+    """The upstreams of a configuration file, by the model that they hold."""
+    if config is None:
+        return {}
+    settings, _ = read_settings({}, config)
+    from argus.server.upstreams import groups_of
+
+    servers: dict[str, list[Upstream]] = {}
+    for group in groups_of(settings, family):
+        servers.setdefault(group.model, []).extend(group.upstreams)
+    if not servers:
+        raise BadRequest(f"{config} has no upstreams; leave --config out to measure here.")
+    return servers
 
 
 def _sizes(text: str) -> tuple[int, ...]:

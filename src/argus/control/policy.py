@@ -5,8 +5,8 @@ Axes of arrays: p prompts, v variants, w workers.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Collection, Iterable, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Protocol
 
 import numpy as np
@@ -69,6 +69,13 @@ class Cluster:
     wait_s: list[float]
     running: list[int]
     slowness: float = 1.0
+
+    def without(self, numbers: Collection[int]) -> Cluster:
+        """The workers, of which some serve nothing; all as they are if no other serves."""
+        models = [NOTHING if w in numbers else held for w, held in enumerate(self.models)]
+        if all(held == NOTHING for held in models):
+            return self
+        return replace(self, models=models)
 
 
 @dataclass(frozen=True, slots=True)

@@ -25,8 +25,9 @@ class Request:
     `variant` is the one decided on, `work_steps` the steps that it takes, and `reserved_s` the
     seconds by which the request lengthens its worker's queue. `too_late_for` is the variant
     for which no time was left, because of which it was routed again (-1: none); `deaths` counts the
-    workers that died while running it. One that `yields` is handed back when its worker is needed
-    for others.
+    workers that died while running it, and `failed_at` are the numbers of those that failed at it,
+    one for each failure: it goes to others first. One that `yields` is handed back when its worker
+    is needed for others.
     """
 
     quality: Sequence[float] = ()
@@ -45,3 +46,4 @@ class Request:
     too_late_for: int = -1
     deaths: int = 0
     yields: bool = False
+    failed_at: tuple[int, ...] = ()

@@ -16,6 +16,7 @@ from typing import Generic, TypeVar
 from argus.control.batching import Batching, Queue
 from argus.control.policy import NOTHING
 from argus.control.request import Request
+from argus.control.step_curve import StepCurve
 
 RATE_MEMORY_S = 30.0
 TRUST, ALARM = 0.05, 0.1  # weight of one measured picture; of one that took longer
@@ -46,7 +47,9 @@ class WorkerQueue(Generic[R]):
     type and model, `largest_batch` the most that a batching rule may ask for. `slowness` is the
     time that a step takes as a multiple of `step_s`, once that is `known`. A worker that is not
     `alive` does not advance; one that is not `ready` begins nothing. A request with no more than
-    `handover_steps` to go makes room for the next, to hide the time of the handover.
+    `handover_steps` to go makes room for the next, to hide the time of the handover. A `curve`
+    takes the place of `step_s`, and learns from every picture how the number of running requests
+    changes their time.
     """
 
     number: int
@@ -62,6 +65,7 @@ class WorkerQueue(Generic[R]):
     ready: bool = True
     slowness: float = 1.0
     known: bool = True
+    curve: StepCurve | None = None
     queued: list[tuple[float, int, R]] = field(default_factory=list)
     running: list[tuple[float, int, R]] = field(default_factory=list)
     progress: float = 0.0
@@ -74,6 +78,8 @@ class WorkerQueue(Generic[R]):
     arrivals_at_s: float = 0.0
     free_at_s: float = 0.0
     _order: itertools.count[int] = field(default_factory=itertools.count)
+    _crowd_s: float = 0.0
+    _begun_at: dict[R, tuple[float, float]] = field(default_factory=dict)
     _all_in_time: bool = True
     _judged: bool = True
     _begun: int = 0
@@ -113,6 +119,7 @@ class WorkerQueue(Generic[R]):
         """Let time pass until `now`."""
         if self.running and self.alive:
             self.busy_s += now - self.at_s
+            self._crowd_s += (now - self.at_s) * len(self.running)
             self.progress += (now - self.at_s) / self._step(len(self.running))
         self.at_s = now
 
@@ -136,6 +143,7 @@ class WorkerQueue(Generic[R]):
         done: list[R] = []
         while self.running and self.running[0][0] <= self.progress + 1e-9:
             done.append(heapq.heappop(self.running)[2])
+            self._begun_at.pop(done[-1], None)
             self._all_in_time &= done[-1].deadline_s >= self.at_s
         return done
 
@@ -146,8 +154,14 @@ class WorkerQueue(Generic[R]):
             if entry[2] is request:
                 self.running.remove(entry)
                 heapq.heapify(self.running)
+                begun_s, crowd_s = self._begun_at.pop(request, (now, 0.0))
                 if done:  # steps predicted for its time, and steps done
-                    self._measure(self.progress - entry[0] + request.work_steps, request.work_steps)
+                    took = self.progress - entry[0] + request.work_steps
+                    if self.curve is None:
+                        self._measure(took, request.work_steps)
+                    elif now > begun_s:
+                        crowd = (self._crowd_s - crowd_s) / (now - begun_s)
+                        self._measure(took, request.work_steps, crowd)
                     self._all_in_time &= now <= request.deadline_s
                 return
         for entry in self.queued:
@@ -205,6 +219,12 @@ class WorkerQueue(Generic[R]):
         return at
 
     @property
+    def longest_s(self) -> float:
+        """Seconds that the longest of the running requests takes in all, while so many run."""
+        work_steps = max((request.work_steps for _, _, request in self.running), default=0.0)
+        return work_steps * self._step(max(1, len(self.running)))
+
+    @property
     def backlog_s(self) -> float:
         """Seconds of work that the queued and running requests are, as of the last `advance`."""
         return self.queued_s + self._together_s([end - self.progress for end, _, _ in self.running])
@@ -225,6 +245,7 @@ class WorkerQueue(Generic[R]):
         if running:
             requests += [request for _, _, request in self.running]
             self.running = []
+            self._begun_at.clear()
             self._judged = self._all_in_time = True  # the limit is not learnt from a lost batch
         return requests
 
@@ -235,11 +256,14 @@ class WorkerQueue(Generic[R]):
             self.limit = learn(self.limit, self._begun, self.largest_batch, in_time)
             self._judged = self._all_in_time = True
 
-    def _measure(self, took: float, predicted: float) -> None:
-        """Correct the slowness by a measured time and the predicted one."""
+    def _measure(self, took: float, predicted: float, crowd: float = 0.0) -> None:
+        """Correct the slowness, and the curve, by a measured time and the predicted one of a
+        request that was one of `crowd` on average."""
         if took > 0 and predicted > 0:
             trust = ALARM if took > predicted else TRUST
             corrected = self.slowness * (took / predicted) ** trust
+            if self.curve is not None:
+                corrected *= self.curve.learn(crowd, took / predicted, trust)
             self.set_slowness(min(SLOWEST, max(1 / SLOWEST, corrected)))
 
     def _occupied(self) -> int:
@@ -320,6 +344,8 @@ class WorkerQueue(Generic[R]):
         heapq.heappush(
             self.running, (self.progress + request.work_steps, next(self._order), request)
         )
+        if self.curve is not None:
+            self._begun_at[request] = self.at_s, self._crowd_s
 
     def _next(self) -> R:
         request = heapq.heappop(self.queued)[2]
@@ -339,6 +365,8 @@ class WorkerQueue(Generic[R]):
             request.reserved_s = 0.0
 
     def _step(self, size: int) -> float:
+        if self.curve is not None:
+            return self.slowness * self.curve.step_s(size)
         return self.slowness * self.step_s(self.kind, self.model, size)
 
     def _size_limit(self) -> int:

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, field, replace
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, replace
+from typing import Any
 
 from argus.core.job import Job
 
 EXACT = "exact"
 STRATEGIES = ("exact", "cache", "model", "steps")
+UPSTREAM = "upstream"  # source of a model whose weights are not here
 SIDE_STEP = 8  # every Stable Diffusion model takes only sides that are multiples of this
 
 
@@ -16,7 +19,8 @@ SIDE_STEP = 8  # every Stable Diffusion model takes only sides that are multiple
 class Variant:
     """One way to make a picture. `width` and `height` are pixels, `guidance` as in `Job`.
 
-    `skip` is K: how many of the first of `steps` denoising steps cached latents replace.
+    `skip` is K: how many of the first of `steps` denoising steps cached latents replace. `extra`
+    are fields that an upstream gets with every request for it.
     """
 
     model: str
@@ -26,12 +30,19 @@ class Variant:
     steps: int
     guidance: float
     skip: int = 0
+    extra: Mapping[str, Any] = field(default_factory=dict, hash=False)
+
+    @property
+    def facts(self) -> dict[str, Any]:
+        """All that tells it from other variants, for hashes."""
+        facts = asdict(self)
+        return facts if self.extra else {k: fact for k, fact in facts.items() if k != "extra"}
 
     def job(self, prompt: str, seed: int) -> Job:
         """The job of a picture by this variant."""
         return Job(
             prompt, seed=seed, steps=self.steps, guidance=self.guidance, skip=self.skip,
-            width=self.width, height=self.height,
+            width=self.width, height=self.height, extra=self.extra,
         )  # fmt: skip
 
 
@@ -73,13 +84,15 @@ class Sizes:
 
 @dataclass(frozen=True)
 class Family:
-    """`models` maps a model's name to its source: a folder or a hub id.
+    """`models` maps a model's name to its source: a folder, a hub id, or `UPSTREAM` for one that
+    only an upstream has.
 
     `exact` is the best variant, the one whose quality is 1 by definition. `skips` maps every K that
     cached latents may replace to the least similarity of the neighbour at which the published
     thresholds (policy `nirvana`) allow it. `cheaper` are variants with fewer steps or another
-    model. `ideas` is `module:Class` of the source of the family's own prompts. `folder` holds the
-    family's file, its profile, quality table and predictor.
+    model. `encoder` is the folder or hub id of the text encoder that embeds prompts, by default
+    the exact model's. `ideas` is `module:Class` of the source of the family's own prompts.
+    `folder` holds the family's file, its profile, quality table and predictor.
     """
 
     name: str
@@ -90,6 +103,7 @@ class Family:
     sizes: Sizes
     cheaper: dict[str, Variant] = field(default_factory=dict)
     scorer: ScorerSpec | None = None
+    encoder: str | None = None
     ideas: str | None = None
     folder: str = "."
     bundled: bool = False
@@ -99,6 +113,11 @@ class Family:
         """Every variant by name, the exact one first."""
         skipping = {skip_name(k): replace(self.exact, skip=k) for k in self.skips}
         return {EXACT: self.exact, **skipping, **self.cheaper}
+
+    @property
+    def encoder_source(self) -> str:
+        """The folder or hub id of the text encoder that embeds prompts."""
+        return self.encoder or self.models[self.exact.model]
 
     def strategy(self, variant: str) -> str:
         """How a variant saves time, one of `STRATEGIES`."""

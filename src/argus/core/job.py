@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
 
 from argus.core.errors import BadRequest
 
@@ -15,7 +17,8 @@ class Job:
     """A picture to make. `width` and `height` are pixels; None is the model's own size.
 
     `skip` is K: how many of the first of `steps` denoising steps given latents replace.
-    `guidance` of 1 or less runs without classifier-free guidance.
+    `guidance` of 1 or less runs without classifier-free guidance. `extra` are fields that an
+    upstream gets beside these; our own engines ignore them.
     Raises BadRequest for values out of range.
     """
 
@@ -27,6 +30,7 @@ class Job:
     skip: int = 0
     width: int | None = None
     height: int | None = None
+    extra: Mapping[str, Any] = field(default_factory=dict, hash=False)
 
     def __post_init__(self) -> None:
         if not self.prompt.strip():

@@ -7,13 +7,13 @@ from __future__ import annotations
 
 import hashlib
 import json
-from contextlib import suppress
-from dataclasses import asdict
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
 import torch
-from huggingface_hub import hf_hub_download
+from huggingface_hub import hf_hub_download, snapshot_download
 from huggingface_hub.errors import (
     EntryNotFoundError,
     GatedRepoError,
@@ -26,7 +26,7 @@ from huggingface_hub.errors import (
 
 import argus
 from argus.core.errors import BadRequest, ModelError
-from argus.core.family import Family
+from argus.core.family import UPSTREAM, Family
 
 PACKAGE = Path(argus.__file__).parent
 SHIPPED = "argus:"  # before a path in the package
@@ -35,6 +35,7 @@ PIPELINES = ("StableDiffusionPipeline", "StableDiffusionXLPipeline")
 INDEX = "model_index.json"
 SCHEDULER = "scheduler/scheduler_config.json"
 SAMPLE_BYTES = 1 << 20
+ENCODER_PARTS = ("text_encoder", "tokenizer")
 DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
 
 
@@ -51,6 +52,8 @@ def model_folder(source: str) -> Path:
 
     Raises ModelError if it is missing, no diffusers pipeline, or cannot be downloaded.
     """
+    if source == UPSTREAM:
+        raise ModelError("The weights of this model are not here: only an upstream has them.")
     if source.startswith(SHIPPED):
         source = str(PACKAGE / source.removeprefix(SHIPPED))
     folder = Path(source).expanduser()
@@ -69,13 +72,37 @@ def model_folder(source: str) -> Path:
     return _download(source)
 
 
+def encoder_folder(source: str) -> Path:
+    """The local folder of a diffusers pipeline that holds at least `text_encoder` and `tokenizer`;
+    only these are downloaded, if it is a hub id. Raises ModelError if they are missing."""
+    folder = Path(source).expanduser()
+    if not folder.is_dir() and not source.startswith((".", "/", "~")) and source.count("/") == 1:
+        with _hub_errors(source):
+            patterns = [f"{part}/*" for part in ENCODER_PARTS]
+            folder = Path(snapshot_download(source, allow_patterns=patterns))
+    for part in ENCODER_PARTS:
+        if not (folder / part).is_dir():
+            raise ModelError(
+                f"The text encoder {source} has no folder {part}: give the folder of a saved "
+                "diffusers pipeline, or a hub id such as owner/name."
+            )
+    return folder
+
+
 def _download(hub_id: str) -> Path:
-    try:
+    with _hub_errors(hub_id):
         index = Path(hf_hub_download(hub_id, INDEX))
         name = class_name(hub_id, index)  # before gigabytes are downloaded
         import diffusers  # only to download
 
         return Path(getattr(diffusers, name).download(hub_id, use_safetensors=True))
+
+
+@contextmanager
+def _hub_errors(hub_id: str) -> Iterator[None]:
+    """Errors of a download as ModelErrors."""
+    try:
+        yield
     except GatedRepoError as error:
         raise ModelError(
             f"{hub_id} is gated: accept its terms on the hub and log in with `hf auth login`."
@@ -127,16 +154,24 @@ def fingerprint(folder: Path) -> str:
     return digest.hexdigest()[:16]
 
 
+def weights_of(source: str) -> str:
+    """The fingerprint of a model's weights; `UPSTREAM` for those that only an upstream has, which
+    cannot be told apart. Raises as `model_folder`."""
+    return UPSTREAM if source == UPSTREAM else fingerprint(model_folder(source))
+
+
 def family_fingerprint(family: Family) -> str:
     """A short hash of what a family's qualities depend on: its variants and weights, including the
     text encoder's. Raises as `model_folder`."""
-    facts = {
-        "variants": {name: asdict(variant) for name, variant in family.variants.items()},
+    facts: dict[str, Any] = {
+        "variants": {name: variant.facts for name, variant in family.variants.items()},
         "weights": {
-            name: fingerprint(model_folder(family.models[name]))
+            name: weights_of(family.models[name])
             for name in sorted({variant.model for variant in family.variants.values()})
         },
     }
+    if family.encoder is not None:
+        facts["encoder"] = fingerprint(encoder_folder(family.encoder))
     return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:16]
 
 

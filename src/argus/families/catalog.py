@@ -11,10 +11,20 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from argus.core.errors import ModelError
-from argus.core.family import EXACT, SIDE_STEP, Family, ScorerSpec, Sizes, Variant, skip_name
+from argus.core.family import (
+    EXACT,
+    SIDE_STEP,
+    UPSTREAM,
+    Family,
+    ScorerSpec,
+    Sizes,
+    Variant,
+    skip_name,
+)
 from argus.core.job import MAX_STEPS
 
 HERE = Path(__file__).parent
+RESERVED = {"prompt", "model", "n", "size", "seed", "num_inference_steps"}  # of a job itself
 NAME = r"^[A-Za-z0-9_.-]+$"  # of families and variants, which headers have
 
 
@@ -29,6 +39,7 @@ class _ExactFile(_Part):
     height: int = Field(gt=0)
     steps: int = Field(ge=1, le=MAX_STEPS)
     guidance: float = Field(ge=0, le=100)
+    extra: dict[str, Any] = {}
 
 
 class _CheaperFile(_Part):
@@ -38,6 +49,7 @@ class _CheaperFile(_Part):
     sampler: str | None = None
     steps: int | None = Field(None, ge=1, le=MAX_STEPS)
     guidance: float | None = Field(None, ge=0, le=100)
+    extra: dict[str, Any] | None = None
 
 
 class _ScorerFile(_Part):
@@ -63,6 +75,7 @@ class _FamilyFile(_Part):
     skips: dict[int, float] = {}
     variants: dict[Annotated[str, Field(pattern=NAME)], _CheaperFile] = {}
     scorer: _ScorerFile | None = None
+    encoder: str | None = None
     ideas: str | None = Field(None, pattern=r"^[\w.]+:\w+$")
     sizes: _SizesFile = _SizesFile()
 
@@ -100,7 +113,9 @@ def find_family(name: str) -> Family:
 def read_family(path: Path) -> Family:
     """Read one family file. A model source that is a folder beside the file counts as bundled.
 
-    Raises ModelError if the file is not as it should be.
+    Prompts of a family whose exact model only an upstream has are embedded by the default family's
+    text encoder, unless the file names another. Raises ModelError if the file is not as it should
+    be.
     """
     try:
         content = _FamilyFile.model_validate(yaml.load(path.read_text(), _UniqueKeys))
@@ -114,6 +129,9 @@ def read_family(path: Path) -> Family:
     for problem in _problems(content, exact, cheaper):
         raise ModelError(f"The family file {path} {problem}")
     models = {name: _source(path.parent, source) for name, source in content.models.items()}
+    encoder = None if content.encoder is None else _source(path.parent, content.encoder)
+    if encoder is None and models[exact.model] == UPSTREAM:
+        encoder = default_family().encoder_source
     return Family(
         name=content.name,
         description=content.description,
@@ -122,6 +140,7 @@ def read_family(path: Path) -> Family:
         skips=dict(sorted(content.skips.items())),
         cheaper=cheaper,
         scorer=None if content.scorer is None else ScorerSpec(**content.scorer.model_dump()),
+        encoder=encoder,
         ideas=content.ideas,
         folder=str(path.parent),
         bundled=all(Path(source).is_dir() for source in models.values()),
@@ -153,6 +172,18 @@ def _problems(content: _FamilyFile, exact: Variant, cheaper: dict[str, Variant])
     for name, variant in {EXACT: exact, **cheaper}.items():
         if variant.model not in content.models:
             yield f"gives {name!r} the model {variant.model!r}, but its models are {known}."
+    if content.skips and content.models.get(exact.model) == UPSTREAM:
+        yield (
+            f"skips steps of {exact.model!r}, which only an upstream has: only Argus's own engines "
+            "resume from cached latents; leave skips out."
+        )
+    for name, variant in {EXACT: exact, **cheaper}.items():
+        upstream = content.models.get(variant.model) == UPSTREAM
+        if upstream and variant.sampler != "default":
+            yield f"gives {name!r} a sampler, which upstreams cannot be told; write default."
+        if RESERVED & set(variant.extra):
+            named = ", ".join(sorted(RESERVED & set(variant.extra)))
+            yield f"has {named} in the extra fields of {name!r}, which Argus sets itself."
     for k in content.skips:
         if not 0 < k < exact.steps:
             yield f"skips {k} of {exact.steps} steps; a skip must be from 1 to {exact.steps - 1}."

@@ -15,10 +15,11 @@ import os
 import random
 import shutil
 import time
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 from PIL import Image
@@ -28,15 +29,18 @@ from argus.cache.cache import ApproximateCache, Neighbour
 from argus.cache.catalogue import Catalogue
 from argus.cache.latents import LatentStore
 from argus.cache.scope import Scope
+from argus.config import Upstream
 from argus.core.errors import BadRequest, ModelError
 from argus.core.family import EXACT, Family, ScorerSpec, Variant
-from argus.engine.engine import Engine
-from argus.engine.sources import fingerprint, model_folder
+from argus.engine.engine import Engine, Result
+from argus.engine.sources import fingerprint, model_folder, weights_of
+from argus.lab.gateway import Gateway
 from argus.lab.painting import Commission, paint
 from argus.quality import table
 from argus.quality.encoder import PromptEncoder
 from argus.quality.scorer import Scorer
 from argus.quality.scorers import load_scorer
+from argus.workers.worker import Finished
 
 CHUNK = 16
 FARTHEST = 256
@@ -49,7 +53,7 @@ OnProgress = Callable[[int, int], None]
 @dataclass(frozen=True)
 class Calibration:
     """What is measured: `prompts` under `seeds` seeds each; `donors` are the prompts whose latents
-    the cache holds."""
+    the cache holds. `upstreams` are the servers that make the pictures of the models they hold."""
 
     family: Family
     prompts: tuple[str, ...]
@@ -57,6 +61,7 @@ class Calibration:
     seeds: int
     device: str
     dtype: str
+    upstreams: Mapping[str, Sequence[Upstream]] = field(default_factory=dict)
 
     @cached_property
     def parts(self) -> list[tuple[str, int]]:
@@ -70,16 +75,21 @@ class Calibration:
         """A hash that differs for other prompts, variants, weights or seeds."""
         family = self.family
         scorer = family.scorer
-        facts = {
+        facts: dict[str, Any] = {
             "chunk": CHUNK,
-            "variants": {name: asdict(variant) for name, variant in family.variants.items()},
-            "weights": {m: fingerprint(model_folder(s)) for m, s in family.models.items()},
+            "variants": {name: variant.facts for name, variant in family.variants.items()},
+            "weights": {m: weights_of(s) for m, s in family.models.items()},
             "scorer": None if scorer is None else [asdict(scorer), _fingerprint(scorer)],
             "prompts": self.prompts,
             "donors": self.donors,
             "seeds": self.seeds,
             "dtype": self.dtype,
         }
+        if self.upstreams:
+            facts["upstreams"] = {
+                model: sorted({str(one.served_model) for one in servers})
+                for model, servers in self.upstreams.items()
+            }
         return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
 
 
@@ -198,7 +208,9 @@ class _Bench:
         self.model = model
         self._asked, self._scorer, self._progress = asked, scorer, progress
         family = asked.family
-        self._folder = model_folder(family.models[model])
+        self._source = family.models[model]
+        held = asked.upstreams.get(model)
+        self._gateway = None if held is None else Gateway(held)
         self._variants = {n: v for n, v in family.variants.items() if v.model == model}
         self._engines: dict[str, Engine] = {}
         self._donors = None
@@ -208,11 +220,13 @@ class _Bench:
     def close(self) -> None:
         if self._donors is not None:
             self._donors.close()
+        if self._gateway is not None:
+            self._gateway.close()
 
     def _engine(self, sampler: str) -> Engine:
         if sampler not in self._engines:
             self._engines[sampler] = Engine.load(
-                str(self._folder), self._asked.device, self._asked.dtype, sampler
+                str(model_folder(self._source)), self._asked.device, self._asked.dtype, sampler
             )
         return self._engines[sampler]
 
@@ -223,16 +237,23 @@ class _Bench:
             prompt: self._donors.neighbour(prompt) if self._donors else None for prompt in prompts
         }
         for name, variant in self._variants.items():
-            engine = self._engine(variant.sampler)
             commissions = list(self._commissions(variant, neighbours))
+            painted = self._painted(variant, commissions)
             begun = time.perf_counter()
             pictures: dict[tuple[str, int], Image.Image] = {}
-            for one, result in paint(engine, commissions):
+            for one, result in painted:
                 pictures[one.of] = result.image
                 self._progress.add(one.job.steps_run)
             seconds = (time.perf_counter() - begun) / max(1, len(pictures))
             rows += self._rows(name, variant, pictures, neighbours, seconds)
         return pd.DataFrame(rows, columns=list(table.MEASURED))
+
+    def _painted(
+        self, variant: Variant, commissions: Sequence[Commission[tuple[str, int]]]
+    ) -> Iterator[tuple[Commission[tuple[str, int]], Result | Finished]]:
+        if self._gateway is not None:
+            return self._gateway.paint(commissions)
+        return paint(self._engine(variant.sampler), commissions)
 
     def _commissions(
         self, variant: Variant, neighbours: dict[str, Neighbour | None]

@@ -47,8 +47,11 @@ def split_prompts(family: Family, asked: str, donors: str | None) -> tuple[list[
     """Prompts to measure, and other prompts for the cache that their pictures resume from.
 
     Without `donors` these are half as many more prompts of the family's workload, or every third
-    prompt of the file. Raises BadRequest if either list would be empty.
+    prompt of the file; for a family without skips none. Raises BadRequest if either list would be
+    empty but for that.
     """
+    if donors is None and not family.skips:
+        return find_prompts(family, asked), []
     if asked.isdecimal() and (donors is None or donors.isdecimal()):
         more = max(1, int(asked) // 2) if donors is None else int(donors)
         both = find_prompts(family, str(int(asked) + more))  # both get its favourites

@@ -306,6 +306,7 @@ class Dispatcher:
             variant.skip,
             request.width,
             request.height,
+            variant.extra,
         )
 
     async def _review(self, request: ImageRequest, decision: Decision, finished: Finished) -> None:

@@ -90,6 +90,12 @@ class Metrics:
             ["worker", "model"],
             registry=registry,
         )
+        self.upstream_requests = Gauge(
+            "argus_upstream_requests",
+            "Requests running and waiting at an upstream that says so, other clients' included.",
+            ["worker", "state"],
+            registry=registry,
+        )
         self.model_loads = Gauge(
             "argus_model_loads", "Times a worker loaded another model.", registry=registry
         )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -13,22 +13,25 @@ import numpy as np
 import torch
 
 from argus.cache.scope import Scope
-from argus.config import Settings
+from argus.config import Settings, Upstream
 from argus.control.variants import DeviceType, VariantTable, variant_table
 from argus.core.errors import BadRequest, ModelError
-from argus.core.family import Family, Variant
+from argus.core.family import UPSTREAM, Family, Variant
 from argus.core.profile import MAX_BATCH, Profile
 from argus.engine.sources import (
     default_dtype,
+    encoder_folder,
     family_fingerprint,
     fingerprint,
     model_folder,
     portable,
     settled,
+    weights_of,
 )
 from argus.families.catalog import default_family, find_family
 from argus.files import restore_folder
 from argus.quality.predictor import Predictor
+from argus.server.upstreams import DEVICE, Group, best_in_flight, groups_of, own_models
 from argus.workers.worker import Model
 
 if TYPE_CHECKING:
@@ -45,32 +48,36 @@ CPU_WORKERS = 2  # one keeps the exact model while the other loads another
 class Place:
     """Where workers of one type of device are: the device of each (`cuda` is its first GPU), its
     CPU threads (None: torch's default), and whether it is another machine, which has models of its
-    own."""
+    own; or the group of upstreams that they are."""
 
     type: DeviceType
     device: str
     threads: int | None = None
     elsewhere: bool = False
+    group: Group | None = None
 
 
 @dataclass(frozen=True)
 class ServedFamily:
-    """A family with its models' folders. `id` names the exact model's weights, so that latents of
-    other weights never match.
+    """A family and how it is served. `id` names the exact model's weights, so that latents of other
+    weights never match.
 
     `table` has the variants that are served, `models` (d, m) what a worker of a type of device
-    loads for each model of the table, `devices` the device of each worker of this machine. Without
-    a `predictor` qualities are unknown; without profiles (`profiled` is false) the table's costs
-    are guesses. `made_for` is the fingerprint that a predictor must be trained for. `cost_per_s` is
-    what a worker's second costs by type of device, None if no costs are set.
+    loads for each model of the table, `devices` the device of each worker of this machine,
+    `upstreams` the servers that are workers, with the number of their type. `encoder` is the folder
+    of the text encoder that embeds prompts. Without a `predictor` qualities are unknown; without
+    profiles (`profiled` is false) the table's costs are guesses. `made_for` is the fingerprint that
+    a predictor must be trained for. `cost_per_s` is what a worker's second costs by type of device,
+    None if no costs are set.
     """
 
     family: Family
     id: str
-    folders: dict[str, Path]
     table: VariantTable
     models: tuple[tuple[Model, ...], ...]
     devices: tuple[str, ...]
+    upstreams: tuple[tuple[Upstream, int], ...]
+    encoder: Path
     predictor: Predictor | None
     predictor_folder: Path | None
     made_for: str
@@ -91,13 +98,20 @@ class ServedFamily:
             if samplers[variant.model] == variant.sampler
         }
         family = replace(whole, cheaper=cheaper)
-        folders = {name: model_folder(family.models[name]) for name in samplers}
+        groups, own = groups_of(settings, family), own_models(family)
         devices: tuple[str, ...] = ()
-        if cluster is None:
-            here, devices = _this_machine(settings, family, len(folders))
+        places: list[Place] = []
+        if cluster is not None:
+            places = _cluster_places(settings, family, cluster, own)
+        elif own:
+            here, devices = _this_machine(settings, family, own)
             places = [here]
-        else:
-            places = _cluster_places(settings, family, cluster)
+        upstreams = tuple(
+            (one, len(places) + number)
+            for number, group in enumerate(groups)
+            for one in group.upstreams
+        )
+        places += [_upstream_place(settings, family, group) for group in groups]
         types = [one.type for one in places]
         profiled = all(one.profile is not None for one in types)
         made_for = family_fingerprint(whole)
@@ -110,32 +124,20 @@ class ServedFamily:
             means = np.array([usual[name] for name in table.variants])
             table = replace(table, mean_quality=means)
         models = tuple(
-            tuple(
-                Model(
-                    portable(family.models[name]) if place.elsewhere else str(folders[name]),
-                    samplers[name],
-                    place.device,
-                    settings.dtype or default_dtype(place.device),
-                    max_batch=settings.max_batch or _best_batch(place.type.profile, name),
-                    compiled=settings.compile,
-                    threads=place.threads,
-                    weights=fingerprint(folders[name]) if place.elsewhere else None,
-                )
-                for name in table.models
-            )
+            tuple(_model(settings, family, place, name, samplers[name]) for name in table.models)
             for place in places
         )
-        name = family.exact.model
-        own = f"{name}@{fingerprint(folders[name])}"
+        exact = family.exact.model
         return cls(
-            family, own, folders, table, models, devices, predictor, predictor_folder, made_for,
-            profiled, _costs(settings, table.types),
+            family, f"{exact}@{weights_of(family.models[exact])}", table, models, devices,
+            upstreams, encoder_folder(family.encoder_source), predictor, predictor_folder, made_for,
+            profiled, _costs(settings, table.types, groups),
         )  # fmt: skip
 
     @property
     def folder(self) -> Path:
-        """The folder of the exact model and its text encoder."""
-        return self.folders[self.family.exact.model]
+        """The folder of the exact model. Raises ModelError if its weights are not here."""
+        return model_folder(self.family.models[self.family.exact.model])
 
     @property
     def variants(self) -> dict[str, Variant]:
@@ -153,17 +155,24 @@ class ServedFamily:
         )  # fmt: skip
 
 
-def _costs(settings: Settings, types: Sequence[str]) -> tuple[float, ...] | None:
+def _costs(
+    settings: Settings, types: Sequence[str], groups: Sequence[Group]
+) -> tuple[float, ...] | None:
     """What a worker's second costs by type of device. Raises BadRequest for an unknown type."""
     given = settings.cost_per_hour
     if given is None:
-        return None
-    if not isinstance(given, dict):
-        return (given / 3600,) * len(types)
+        given = {}
+    elif not isinstance(given, dict):
+        given = {DEFAULT_TYPE: given}
     for name in given:
         if name not in (*types, DEFAULT_TYPE):
             known = ", ".join([*types, DEFAULT_TYPE])
             raise BadRequest(f"cost_per_hour is given for {name!r}; the types are {known}.")
+    for group in groups:
+        if group.first.cost_per_hour is not None:
+            given = given | {group.name: group.first.cost_per_hour}
+    if not given:
+        return None
     for name in types:
         if name not in given and DEFAULT_TYPE not in given:
             raise BadRequest(f"cost_per_hour lacks {name!r}: give it, or {DEFAULT_TYPE!r}.")
@@ -178,8 +187,11 @@ def _samplers(family: Family) -> dict[str, str]:
     return samplers
 
 
-def profile_of(given: Path | None, family: Family, device: str) -> Profile | None:
-    """The family's profile on such a device, in the file `given` or shipped with it; or None.
+def profile_of(
+    given: Path | None, family: Family, device: str, models: Collection[str]
+) -> Profile | None:
+    """The family's profile of some models on such a device, in the file `given` or shipped with it;
+    or None.
 
     Raises ModelError for a profile that cannot be read or is of another family.
     """
@@ -188,11 +200,11 @@ def profile_of(given: Path | None, family: Family, device: str) -> Profile | Non
         return None
     file = given or shipped
     profile = Profile.read(file)
-    known = family.exact.model in profile.models
+    known = not set(models).isdisjoint(profile.models)
     if given is not None and (profile.family != family.name or not known):
         raise ModelError(f"The profile {file} is of {profile.family!r}, not of {family.name!r}.")
     alike = str(profile.device["device"]).partition(":")[0] == device.partition(":")[0]
-    lacking = {one.model for one in family.variants.values()} - set(profile.models)
+    lacking = set(models) - set(profile.models)
     if lacking and alike:
         log.warning("The profile %s lacks %s: make it again", file, ", ".join(sorted(lacking)))
     return profile if alike and not lacking else None
@@ -223,24 +235,62 @@ def _predictor(
     return None, None
 
 
-def _cluster_places(settings: Settings, family: Family, cluster: RayCluster) -> list[Place]:
+def _model(settings: Settings, family: Family, place: Place, name: str, sampler: str) -> Model:
+    """What a worker of a place loads to hold a model."""
+    source = family.models[name]
+    if place.group is not None or source == UPSTREAM:
+        most = 1 if place.group is None else best_in_flight(place.type.profile, place.group)
+        return Model(f"{UPSTREAM} {name}", max_batch=most)
+    folder = model_folder(source)
+    return Model(
+        portable(source) if place.elsewhere else str(folder),
+        sampler,
+        place.device,
+        settings.dtype or default_dtype(place.device),
+        max_batch=settings.max_batch or _best_batch(place.type.profile, name),
+        compiled=settings.compile,
+        threads=place.threads,
+        weights=fingerprint(folder) if place.elsewhere else None,
+    )
+
+
+def _upstream_place(settings: Settings, family: Family, group: Group) -> Place:
+    profile = profile_of(
+        group.first.profile or (None if own_models(family) else settings.profile),
+        family, DEVICE, [group.model],
+    )  # fmt: skip
+    kind = DeviceType(group.name, profile, frozenset([group.model]))
+    return Place(kind, DEVICE, group=group)
+
+
+def _only(own: Collection[str], family: Family) -> frozenset[str] | None:
+    """The models that a worker of ours can hold, None if it can hold every one."""
+    used = {variant.model for variant in family.variants.values()}
+    return None if used <= set(own) else frozenset(own)
+
+
+def _cluster_places(
+    settings: Settings, family: Family, cluster: RayCluster, own: Collection[str]
+) -> list[Place]:
     """A cluster's types of worker."""
     places = []
     for kind, (name, one) in enumerate(cluster.types.items()):
         device = cluster.device(kind)
-        profile = profile_of(one.profile or settings.profile, family, device)
-        threads = cluster.threads(kind)
-        places.append(Place(DeviceType(name, profile), device, threads, elsewhere=True))
+        profile = profile_of(one.profile or settings.profile, family, device, own)
+        type_ = DeviceType(name, profile, _only(own, family))
+        places.append(Place(type_, device, cluster.threads(kind), elsewhere=True))
     return places
 
 
-def _this_machine(settings: Settings, family: Family, models: int) -> tuple[Place, tuple[str, ...]]:
+def _this_machine(
+    settings: Settings, family: Family, own: Collection[str]
+) -> tuple[Place, tuple[str, ...]]:
     """This machine as a place of workers, and the device of each."""
     device, _ = settled(settings.device, settings.dtype)
-    devices = _devices(settings.workers, device, models)
+    devices = _devices(settings.workers, device, len(own))
     threads = max(1, (os.cpu_count() or 1) // len(devices)) if device == "cpu" else None
-    kind = DeviceType.of(profile_of(settings.profile, family, device))
-    return Place(kind, device, threads), devices
+    kind = DeviceType.of(profile_of(settings.profile, family, device, own))
+    return Place(replace(kind, models=_only(own, family)), device, threads), devices
 
 
 def _devices(workers: int | str | None, device: str, models: int) -> tuple[str, ...]:

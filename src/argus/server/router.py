@@ -100,7 +100,7 @@ class Router:
         return decision
 
     async def _routed(self, request: ImageRequest) -> Decision:
-        cluster = self.planning.cluster()
+        cluster = self.planning.cluster().without(request.failed_at)
         if request.yields:
             models = enumerate(cluster.models)
             cluster.models = [m if self._fleet.spare(w) else NOTHING for w, m in models]
@@ -178,7 +178,7 @@ class Router:
     def _best(self, request: ImageRequest) -> Decision:
         """The best picture that a worker can make in time with the model it holds; if none can be
         in time, the best of all."""
-        cluster = self._fleet.cluster()
+        cluster = self._fleet.cluster().without(request.failed_at)
         held, late = set(cluster.models), request.too_late_for
         able = [
             v for v, allowed in enumerate(request.allowed)
@@ -198,7 +198,8 @@ class Router:
         if model not in self._fleet.targets:
             self._fleet.require(model)
         slack_s = request.limit_s - time.monotonic()
-        worker = await self._fleet.holding(model, max(0.0, min(slack_s, UNGOVERNED_S)))
+        limit_s = max(0.0, min(slack_s, UNGOVERNED_S))
+        worker = await self._fleet.holding(model, limit_s, request.failed_at)
         return Decision(v, worker, reason)
 
     def _pinned(self, request: ImageRequest, stored: Sequence[int]) -> tuple[str, str]:

@@ -47,6 +47,7 @@ from argus.server.storage import catalogue_url, open_cache, open_pictures
 from argus.server.usage import Usage
 from argus.workers.fleet import Fleet
 from argus.workers.local import LocalWorker
+from argus.workers.upstream import UpstreamWorker
 from argus.workers.worker import State
 
 if TYPE_CHECKING:
@@ -90,6 +91,9 @@ class Service:
         self.workers = [LocalWorker(replace(home, device=device)) for device in model.devices]
         for worker in self.workers:
             self.fleet.add(worker)
+        for one, kind in model.upstreams:
+            held = model.models[kind][model.table.home(kind)]
+            self.fleet.add(UpstreamWorker(one, held, device_type=kind))
         self.metrics = Metrics(self.family.name, settings.router_metrics)
         self.cache = open_cache(settings, serving=True)
         self.health = StorageHealth()
@@ -210,7 +214,7 @@ class Service:
         try:
             from argus.quality import encoder  # here, because it takes seconds to import
 
-            self._encoder.set_result(encoder.PromptEncoder.load(self.model.folder))
+            self._encoder.set_result(encoder.PromptEncoder.load(self.model.encoder))
         except Exception as error:
             self._encoder.set_exception(error)
 
@@ -285,6 +289,10 @@ class Service:
             metrics.worker_ready.labels(number).set(worker.state is State.READY)
             metrics.worker_restarts.labels(number).set(worker.restarts)
             metrics.worker_busy.labels(number).set(worker.busy_s)
+            if isinstance(worker, UpstreamWorker) and worker.load_said is not None:
+                running, waiting = worker.load_said.running, worker.load_said.waiting
+                metrics.upstream_requests.labels(number, "running").set(running)
+                metrics.upstream_requests.labels(number, "waiting").set(waiting)
             for m, name in enumerate(models):
                 metrics.worker_holds.labels(number, name).set(queue.serving == m)
         metrics.slowness.set(self.fleet.scale)

@@ -23,7 +23,7 @@ class Warmer:
             str(model.folder), model.devices[0], model.models[0][0].dtype, exact.sampler,
             model.models[0][0].max_batch,
         )  # fmt: skip
-        self._encoder = PromptEncoder.load(model.folder)
+        self._encoder = PromptEncoder.load(model.encoder)
         self._scope = model.scope(namespace, exact.width, exact.height, exact.guidance, "")
 
     def warm(self, prompt: str) -> bool:

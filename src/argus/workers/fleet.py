@@ -7,7 +7,7 @@ import logging
 import math
 import statistics
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import partial
@@ -15,11 +15,20 @@ from functools import partial
 from argus.control.batching import Batching
 from argus.control.policy import Cluster, soonest
 from argus.control.request import Request
+from argus.control.step_curve import StepCurve
 from argus.control.variants import EXACT, VariantTable
 from argus.control.worker_queue import WorkerQueue, mean_slowness
 from argus.core.errors import Expired
 from argus.core.job import Job
-from argus.workers.worker import Finished, Model, OnPreview, State, Worker, WorkerError
+from argus.workers.worker import (
+    Finished,
+    Model,
+    OnPreview,
+    State,
+    Unanswered,
+    Worker,
+    WorkerError,
+)
 
 log = logging.getLogger(__name__)
 
@@ -27,16 +36,20 @@ HANDOVER_STEPS = 2.0  # steps: decoding, and the time of a message
 BATCH_HANDOVER_STEPS = 1.0  # where batches do not mix: one's last step, the next one's first
 MOST_TRIALS, TRIALS_S = 7, 3.0
 CALIBRATIONS = 3  # tries, where workers die in them
+STRAGGLE = 3.0  # times of the first measured worker, for which the others are waited for
 HELD_S = 60.0  # for which a pinned model stays loaded
+MOST_FAILURES = 3  # of workers at the same job, after which it fails
 DEADLY = 2  # deaths of workers at the same job, after which it runs alone
 SILENT_STEPS = 10  # of the largest batch, for which a busy worker may be silent
 LEAST_SILENCE_S = 2.0  # the same where steps are short: a process may wait for a core
+OVERDUE = 2.0  # times of its longest running picture, for which an upstream may be silent
+LEAST_OVERDUE_S = 1.0  # the same where pictures take less: a network may hesitate
 SUSPECT_S = 0.5  # of silence, from which it counts as wait
 MOST_YIELDING = 4  # on a worker: a larger batch makes little faster, and loses more when it yields
 
 
 class HandedBack(Exception):
-    """The worker cannot run a request: it died, hangs or is to hold another model."""
+    """The worker cannot run a request: it died, hangs, fails at it or is to hold another model."""
 
 
 class Yielded(Exception):
@@ -118,7 +131,11 @@ class Fleet:
         else:
             self.workers.append(worker)
             self.queues.append(queue)
-        worker.silence_s = partial(self._silence_s, queue)
+        if worker.opaque:
+            sizes = range(1, self._batch_limit(kind, queue.model) + 1)
+            known = [self._table.batch_step_s(kind, queue.model, size) for size in sizes]
+            queue.curve = StepCurve(known)
+        worker.silence_s = partial(self._silence_s, worker, queue)
         worker.on_change = partial(self.changed, number)
         return number
 
@@ -259,20 +276,19 @@ class Fleet:
 
         for _ in range(CALIBRATIONS):
             await self.holding(None, math.inf)
-            able = [
-                timed(worker, queue)
+            trials = [
+                asyncio.create_task(timed(worker, queue))
                 for worker, queue in zip(self.workers, self.queues, strict=True)
                 if worker.state is State.READY
             ]
-            found = await asyncio.gather(*able, return_exceptions=True)
-            times = [one for one in found if not isinstance(one, BaseException)]
+            times, problem = await _without_stragglers(trials)
             if times:
                 for queue in self.queues:
                     if not queue.known:
                         queue.slowness = self.scale
                 least_s = min(times)
                 return least_s if least_s < math.inf else self.scale * self._table.slo_s
-        raise WorkerError(f"No worker makes a picture: {found[0]}")
+        raise WorkerError(f"No worker makes a picture: {problem}")
 
     # --- work
 
@@ -393,6 +409,12 @@ class Fleet:
                 run.answer.set_result(finished)
         except asyncio.CancelledError:
             raise
+        except Unanswered as error:
+            if not error.busy:
+                request.failed_at += (queue.number,)
+            failed = len(request.failed_at) >= MOST_FAILURES
+            if not run.answer.done():
+                run.answer.set_exception(error if failed else HandedBack())
         except Exception as error:
             if not run.answer.done():
                 run.answer.set_exception(error)
@@ -439,8 +461,11 @@ class Fleet:
         if not known or model not in self.targets:
             self.move(self.targets)
 
-    async def holding(self, model: int | None, limit_s: float) -> int:
-        """The worker that holds a model (None: any) and begins soonest, once there is one.
+    async def holding(
+        self, model: int | None, limit_s: float, rather_not: Collection[int] = ()
+    ) -> int:
+        """The worker that holds a model (None: any) and begins soonest, once there is one; one of
+        `rather_not` only where no other does.
 
         Raises WorkerError if there is none within `limit_s` seconds.
         """
@@ -451,7 +476,7 @@ class Fleet:
                 w for w, held in enumerate(cluster.models)
                 if (held >= 0 if model is None else held == model)
             ]  # fmt: skip
-            worker = soonest(able, cluster)
+            worker = soonest([w for w in able if w not in rather_not] or able, cluster)
             if worker is not None:
                 return worker
             if self.problem is not None:
@@ -548,6 +573,9 @@ class Fleet:
             self._go_on(queue)
             if came_back:
                 self._on_change()
+        elif worker.state is State.FULL:
+            for request in queue.drain():
+                self._fail(request, HandedBack())
         elif queue.alive or worker.state is State.UNUSABLE:
             self._leave(queue)
             self._on_change()
@@ -555,15 +583,16 @@ class Fleet:
 
     def _leave(self, queue: WorkerQueue[Request]) -> None:
         """Hand back a dead worker's requests, except those that `DEADLY` workers died of: the
-        worker runs these alone when it is back."""
+        worker runs these alone when it is back. Upstreams die of none."""
+        opaque = self.workers[queue.number].opaque
         queue.advance(time.monotonic())
         queue.alive = False
         running = [request for _, _, request in queue.running]
         for request in queue.evict(running=False):
             self._fail(request, HandedBack())
         for request in running:
-            request.deaths += 1
-            if request.deaths < DEADLY:
+            request.deaths += not opaque
+            if opaque or request.deaths < DEADLY:
                 task = self._tasks.pop(request, None)
                 if task is not None:
                     task.cancel()
@@ -572,8 +601,12 @@ class Fleet:
             elif min(request.expires_s, request.begin_by_s) <= time.monotonic():
                 self._expire(request, queue)
 
-    def _silence_s(self, queue: WorkerQueue[Request]) -> float:
+    def _silence_s(self, worker: Worker, queue: WorkerQueue[Request]) -> float:
         """Seconds of silence after which a busy worker counts as hung."""
+        if worker.opaque:
+            alone_s = self._table.alone_s[self._table.model == queue.model, queue.kind].max()
+            longest_s = queue.longest_s or queue.slowness * float(alone_s)
+            return max(LEAST_OVERDUE_S, OVERDUE * longest_s)
         step_s = queue.slowness * self._table.batch_step_s(
             queue.kind, queue.model, int(self._table.batches[-1])
         )
@@ -598,3 +631,31 @@ class Fleet:
 def _requests(queue: WorkerQueue[Request]) -> list[Request]:
     """The queued and running requests of a worker, queued ones first."""
     return [request for _, _, request in (*queue.queued, *queue.running)]
+
+
+async def _without_stragglers(
+    trials: Sequence[asyncio.Task[float]],
+) -> tuple[list[float], BaseException | None]:
+    """The results of those that are done soon after the first success, and the first error."""
+    begun, limit_s = time.monotonic(), None
+    times: list[float] = []
+    problem: BaseException | None = None
+    pending = set(trials)
+    try:
+        while pending:
+            done, pending = await asyncio.wait(
+                pending, timeout=limit_s, return_when=asyncio.FIRST_COMPLETED
+            )
+            if not done:
+                break
+            for one in done:
+                error = one.exception()
+                if error is None:
+                    times.append(one.result())
+                    limit_s = limit_s or TRIALS_S + STRAGGLE * (time.monotonic() - begun)
+                else:
+                    problem = problem or error
+    finally:
+        for one in pending:
+            one.cancel()
+    return times, problem

@@ -90,6 +90,8 @@ class SupervisedWorker(abc.ABC):
     have changed.
     """
 
+    opaque = False
+
     def __init__(
         self, model: Model, on_change: Callable[[], None] = lambda: None, device_type: int = 0
     ) -> None:

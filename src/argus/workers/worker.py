@@ -24,12 +24,23 @@ class WorkerError(ArgusError):
     """A worker could not run a valid job."""
 
 
+class Unanswered(WorkerError):
+    """A worker failed on a job this time; another worker may do it. A `busy` worker takes no job
+    now, whatever it is."""
+
+    def __init__(self, reason: str, busy: bool = False) -> None:
+        super().__init__(reason)
+        self.busy = busy
+
+
 class State(enum.Enum):
-    """`STARTING` also while another model is loaded; an `UNUSABLE` worker may be restarted with
-    another model, a `STOPPED` one may not."""
+    """`STARTING` also while another model is loaded; a `FULL` worker goes on with its jobs and can
+    take no other for now; an `UNUSABLE` worker may be restarted with another model, a `STOPPED` one
+    may not."""
 
     STARTING = "starting"
     READY = "ready"
+    FULL = "full"
     UNUSABLE = "unusable"
     STOPPED = "stopped"
 
@@ -71,7 +82,8 @@ class Worker(Protocol):
     or loads, `problem` why it is unusable. `restarts` counts its restarts, `busy_s` the seconds in
     which it had jobs in flight, as of the last one that it finished. A worker that has jobs
     and gives no sign of life for longer than `silence_s()` seconds, which the fleet sets, hangs: it
-    restarts and runs its jobs again.
+    restarts and runs its jobs again. An `opaque` worker's engine is another server's: its signs of
+    life are finished pictures, and it does not go away because of a job.
 
     It calls `on_change`, which the fleet sets, whenever `state` may have changed.
     """
@@ -84,10 +96,12 @@ class Worker(Protocol):
     busy_s: float
     silence_s: Callable[[], float]
     on_change: Callable[[], None]
+    opaque: bool
 
     @property
     def silent_s(self) -> float:
-        """Seconds since the last sign of life of a worker that has jobs; 0 without jobs."""
+        """Seconds since the last sign of life of a worker that has jobs, beyond what is usual; 0
+        without jobs."""
 
     def start(self) -> None:
         """Begin to load the model; `ready` waits for it."""
@@ -113,7 +127,7 @@ class Worker(Protocol):
         returned packed; `on_preview` gets up to `previews` unfinished pictures with their index.
 
         Cancelling the caller cancels the job at the next step. Raises what the engine raises, and
-        WorkerError when the worker cannot run it.
+        WorkerError when the worker cannot run it, Unanswered when another may.
         """
 
     async def stop(self, grace_s: float) -> None:
