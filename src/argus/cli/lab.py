@@ -29,7 +29,9 @@ FamilyName = Annotated[str, typer.Argument(help="A family's name, or the path of
 Device = Annotated[str | None, typer.Option(help="cpu, cuda or cuda:N.")]
 Gateway = Annotated[
     Path | None,
-    typer.Option("--config", "-c", help="YAML file of settings: measure through its upstreams."),
+    typer.Option(
+        "--config", "-c", help="YAML file of settings: measure through its upstreams, or workers."
+    ),
 ]
 SCORED_EPOCHS = 60  # of networks that give only the bounds
 Precision = Annotated[str | None, typer.Option(help="float32, float16 or bfloat16.")]
@@ -51,18 +53,36 @@ def profile(
     device: Device = None,
     dtype: Precision = None,
     config: Gateway = None,
+    worker_type: Annotated[
+        str | None,
+        typer.Option(help="Measure on a node of the Ray cluster that has workers of this type."),
+    ] = None,
+    ray_address: Annotated[
+        str | None, typer.Option(help="Address of the Ray cluster: auto or HOST:PORT.")
+    ] = None,
 ) -> None:
-    """Measure seconds per step, encoding, decoding and loading of a family's models here; or, of
-    those that upstreams hold, by the number of requests in flight."""
+    """Measure seconds per step, encoding, decoding and loading of a family's models here, or on a
+    node of a Ray cluster; or, of those that upstreams hold, by the number of requests in flight."""
     chosen = find_family(family)
     sizes = _sizes(batches)
     _check_folder(output)
-    servers = _servers(chosen, config)
+    servers = {} if worker_type else _servers(chosen, config)
     from argus.engine.sources import settled
     from argus.lab import profiling
 
     with err.status("") as status:
-        if servers:
+        if worker_type is not None:
+            from argus.server.cluster import open_cluster
+
+            settings, _ = read_settings({"workers": "ray", "ray_address": ray_address}, config)
+            status.update(f"Measuring on a worker of the type {worker_type} …")
+            cluster = open_cluster(settings)
+            assert cluster is not None  # workers are on Ray
+            measured = profiling.profile_on(
+                cluster, worker_type, chosen, dtype, sizes, repeats, rounds
+            )
+            cluster.close()
+        elif servers:
             from argus.lab.gateway import profile_upstreams
 
             measured = profile_upstreams(
