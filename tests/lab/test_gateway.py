@@ -136,7 +136,8 @@ def test_a_gateway_is_measured_trained_and_then_routes_by_predictions(
             family: {family}
             data: {tmp_path / "data"}
             truth_share: 0
-            slo: {{default: {{latency: 20s, quality: 0.75}}}}
+            slo: {{default: {{latency: 20s}}}}
+            quality_levels: {{cheap: {{cheapest: true}}}}
             upstreams:
               - {{url: {one.url}, model: large, served_model: acme/large, concurrency: 4}}
               - {{url: {two.url}, model: small, concurrency: 2}}
@@ -154,9 +155,17 @@ def test_a_gateway_is_measured_trained_and_then_routes_by_predictions(
         argus("train", str(family), "-o", str(tmp_path / "predictor"))
         with running(read_settings({}, config)[0]) as gateway:
             assert gateway.service.policy == "price"
-            short = gateway.generate("red fish", quality="fast").json()["argus"][0]
-            long = gateway.generate(max(lines, key=len), quality="fast").json()["argus"][0]
-            assert short["variant"] == "small"  # whose noise a short prompt loses in few steps
-            assert long["variant"] != "small"
-            assert short["predicted_quality"] > 0.75
+            prompts = "red fish", max(lines, key=len)  # noise that is lost soon, and late
+            short, long = (
+                gateway.generate(prompt, model="gateway/small").json()["argus"][0]["quality_bound"]
+                for prompt in prompts
+            )
+            assert short > long + 0.1
+            made = [
+                gateway.generate(
+                    prompt, quality="cheap", argus={"min_quality": (short + long) / 2}
+                ).json()["argus"][0]["variant"]
+                for prompt in prompts
+            ]
+            assert made[0] == "small" != made[1]
     assert json.loads((tmp_path / "profile.json").read_text())["family"] == "gateway"
