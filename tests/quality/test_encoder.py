@@ -42,3 +42,11 @@ def test_a_prompt_past_the_limit_is_said_to_be_truncated(bundled: PromptEncoder)
 def test_a_folder_without_an_encoder_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ModelError, match="no CLIP text encoder"):
         PromptEncoder.load(tmp_path)
+
+
+def test_prompts_together_have_the_embeddings_that_they_have_alone(bundled: PromptEncoder) -> None:
+    prompts = ["a red house in the snow", "fish", "a small boat " * 60, "three blue fish, night"]
+    for prompt, together in zip(prompts, bundled.embed_all(prompts), strict=True):
+        alone = bundled.embed(prompt)
+        assert np.allclose(together.vector, alone.vector, atol=1e-5)
+        assert together.truncated == alone.truncated

@@ -198,9 +198,8 @@ def test_a_key_sees_its_own_usage_and_an_admin_s_all(tiny_family: Path, tmp_path
         assert answer["total"]["cost"] == 0
 
 
-def test_amounts_of_many_servers_add_up_and_old_ones_go(tmp_path: Path) -> None:
-    url = f"sqlite:///{tmp_path / 'catalogue.db'}"
-    stores = [UsageStore(url), UsageStore(url)]
+def test_amounts_of_many_servers_add_up_and_old_ones_go(database: str) -> None:
+    stores = [UsageStore(database), UsageStore(database)]
     hour = int(time.time()) // HOUR_S * HOUR_S
     account = Account(hour, "ann", "default", "tiny", "exact")
     old = Account(hour - KEPT_S - HOUR_S, "ann", "default", "tiny", "exact")
@@ -212,10 +211,16 @@ def test_amounts_of_many_servers_add_up_and_old_ones_go(tmp_path: Path) -> None:
     assert stores[0].read(0, hour + 1, None) == {whose: Amounts(pictures=4, gpu_seconds=1.0)}
     both = stores[0].read(hour, hour + 2 * HOUR_S, "ann")
     assert both == {whose: Amounts(pictures=5, gpu_seconds=1.25)}
-    with pytest.raises(IntegrityError):
-        stores[0].add({account: Amounts(pictures=1, gpu_seconds=math.nan)})
     assert stores[0].read(0, hour + 1, "bo") == {}
     assert stores[0].read(0, hour, None) == {}
+
+
+def test_amounts_that_are_no_number_are_not_stored(tmp_path: Path) -> None:
+    store = UsageStore(f"sqlite:///{tmp_path / 'catalogue.db'}")
+    account = Account(0, "ann", "default", "tiny", "exact")
+    with pytest.raises(IntegrityError):
+        store.add({account: Amounts(pictures=1, gpu_seconds=math.nan)})
+    assert store.read(0, HOUR_S, None) == {}
 
 
 def test_usage_waits_in_memory_while_it_cannot_be_stored(

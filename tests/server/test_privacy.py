@@ -231,9 +231,9 @@ def test_a_prompt_that_is_not_to_be_kept_is_no_sample(unstarted: Service) -> Non
 
 
 def test_samples_are_removed_with_their_namespace_and_the_oldest_for_new_ones(
-    tmp_path: Path,
+    database: str,
 ) -> None:
-    samples = Samples(f"sqlite:///{tmp_path}/catalogue.db")
+    samples = Samples(database)
     for number in range(6):
         samples.add(sample(number, "alice" if number % 2 else "bob"), kept=4)
     assert samples.read("family")["prompt"].tolist() == [f"prompt {n}" for n in (2, 3, 4, 5)]

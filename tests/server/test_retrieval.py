@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import subprocess
 import sys
 import threading
@@ -18,6 +19,7 @@ from argus.cache.cache import ApproximateCache, Neighbour
 from argus.cache.catalogue import Catalogue
 from argus.cache.index import Vector
 from argus.cache.latents import LatentStore, StoredLatents
+from argus.cache.saved_index import restored
 from argus.cache.scope import Scope
 from argus.config import Settings, SloClass
 from argus.control import breaker
@@ -394,5 +396,59 @@ def test_a_request_that_cannot_be_stored_keeps_others_from_nothing(
         assert works.degraded == []
         assert [one.prompt for one in cache.entries()] == ["a red fish"]
         await edge.close(limit_s=1)
+
+    asyncio.run(asyncio.wait_for(use(), 30))
+
+
+def test_the_index_is_saved_now_and_then_and_at_the_end(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(retrieval, "SAVE_EVERY_S", 0.01)
+    file = tmp_path / "index"
+    catalogue = Catalogue(f"sqlite:///{tmp_path}/catalogue.db")
+    store = LatentStore(str(tmp_path / "latents"), catalogue.id)
+
+    async def use() -> None:
+        cache = ApproximateCache(catalogue, store, 10**9, index_file=file)
+        edge = Retrieval(cache)
+        await edge.load()
+        saving = asyncio.create_task(edge.keep_saved())
+        cache.keep(SCOPE, "a red fish", VECTOR, {5: torch.zeros(1)})
+        while not file.exists():
+            await asyncio.sleep(0.01)
+        saving.cancel()
+        before = file.read_bytes()
+        cache.keep(SCOPE, "a blue boat", -VECTOR, {5: torch.zeros(1)})
+        await edge.close(limit_s=20)
+        assert file.read_bytes() != before
+
+    asyncio.run(asyncio.wait_for(use(), 30))
+    monkeypatch.setattr(Catalogue, "vectors", lambda _: pytest.fail("the index is rebuilt"))
+    assert len(restored(file, catalogue)) == 2
+
+
+def test_a_disk_that_hangs_while_the_index_is_saved_holds_up_nothing(
+    tmp_path: Path, released: threading.Event, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(os, "fsync", lambda _: released.wait())
+    catalogue = Catalogue(f"sqlite:///{tmp_path}/catalogue.db")
+    store = LatentStore(str(tmp_path / "latents"), catalogue.id)
+
+    async def use() -> None:
+        cache = ApproximateCache(catalogue, store, 10**9, index_file=tmp_path / "index")
+        edge = Retrieval(cache)
+        await edge.load()
+        cache.keep(SCOPE, "a red fish", VECTOR, {5: torch.zeros(1)})
+        saving = asyncio.create_task(asyncio.to_thread(cache.save_index))
+        while not list(tmp_path.glob("index.new")):
+            await asyncio.sleep(0.01)
+        cache.keep(SCOPE, "a blue boat", -VECTOR, {5: torch.zeros(1)})
+        (found,) = await edge.find(SCOPE, -VECTOR, 1)
+        assert found.prompt == "a blue boat"
+        assert await edge.fetch(found, 5) is not None
+        await edge.close(limit_s=0.05)
+        assert not (tmp_path / "index").exists()
+        released.set()
+        await saving
 
     asyncio.run(asyncio.wait_for(use(), 30))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import math
 import os
 import shutil
 import signal
@@ -19,7 +20,7 @@ from argus.control.variants import DeviceType, variant_table
 from argus.core.job import Job
 from argus.core.profile import Profile
 from argus.families.catalog import read_family
-from argus.workers.fleet import Fleet, HandedBack, TooLate
+from argus.workers.fleet import MOST_YIELDING, Fleet, HandedBack, TooLate, Yielded
 from argus.workers.local import LocalWorker
 from argus.workers.worker import Finished, Model, WorkerError
 
@@ -166,5 +167,35 @@ def test_a_job_without_time_is_refused_and_a_cancelled_one_leaves_no_trace(
         task.cancel()
         await until(lambda: fleet.idle)
         assert isinstance(await fleet.run(request(), JOB, 0, 0), Finished)
+
+    with_fleet(measured_family, use)
+
+
+def test_requests_that_yield_make_room_at_as_many_workers_as_are_needed(
+    measured_family: Path,
+) -> None:
+    def yielding() -> Request:
+        return replace(request(LONG), deadline_s=math.inf, expires_s=math.inf, yields=True)
+
+    async def use(fleet: Fleet) -> None:
+        room = fleet.room
+        assert room == 2 * MOST_YIELDING
+        many = [asyncio.create_task(fleet.run(yielding(), LONG, n, 0)) for n in (0, 0, 1)]
+        await until(lambda: fleet.cluster().running == [2, 1])
+        assert fleet.room == room - 3
+        fleet.make_room(1)  # at the worker where less is lost
+        with pytest.raises(Yielded):
+            await many[2]
+        other = asyncio.create_task(fleet.run(request(LONG), LONG, 1, 0))
+        await until(lambda: fleet.cluster().running == [2, 1])
+        assert (fleet.spare(0), fleet.spare(1)) == (True, False)
+        assert (fleet.unyielding, fleet.room) == (1, MOST_YIELDING - 2)
+        fleet.make_room(2)  # one is all that there is
+        for task in many[:2]:
+            with pytest.raises(Yielded):
+                await task
+        assert not other.done()
+        assert isinstance(await fleet.run(request(), JOB, 0, 0), Finished)
+        other.cancel()
 
     with_fleet(measured_family, use)

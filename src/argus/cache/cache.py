@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import errno
 import logging
 import sqlite3
 import threading
@@ -10,13 +9,16 @@ import time
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
+from pathlib import Path
 
 from sqlalchemy.exc import SQLAlchemyError
 from torch import Tensor
 
-from argus.cache.catalogue import Catalogue, Entry, Removed, Stats, Uses
+from argus.cache.catalogue import Catalogue, Entry, Forgotten, Removed, Stats, Uses
+from argus.cache.disk_tier import FULL
 from argus.cache.index import SimilarityIndex, Vector
 from argus.cache.latents import BrokenLatents, LatentStore, StoredLatents
+from argus.cache.saved_index import restored, save
 from argus.cache.scope import Scope
 from argus.core.errors import named
 
@@ -24,10 +26,12 @@ log = logging.getLogger(__name__)
 
 ROOM = 0.02  # share of the limit that one round of eviction frees beyond what it must
 ORPHAN_AGE_S = 600.0
-FULL = (errno.ENOSPC, errno.EDQUOT)
 SPARE = 8  # times the size of what does not fit is evicted from a full disk
 AT_ONCE = 32  # latents removed or counted in one transaction, so that no transaction is long
 ROUNDS = 2  # of a search that finds entries which another process removed
+FOLLOWED = 1000  # changes of other processes that are applied at a time
+CHANGES_KEPT = 200_000  # versions; a process that lags more rebuilds its index
+WRITE_S = ORPHAN_AGE_S / 2  # objects that are not in the catalogue after this time are given up
 
 
 @dataclass(frozen=True)
@@ -45,9 +49,10 @@ class ApproximateCache:
 
     Objects are written before the catalogue names them and deleted after it has removed them (on a
     full disk before: fetches pass over what is missing);
-    `sweep` deletes what a crash leaves in between. Several processes may use one catalogue; each
-    notices removals by others when it meets them, and additions by others when it starts. Threads
-    may share one cache.
+    `sweep` deletes what a crash leaves in between. Several processes may use one catalogue and one
+    store; each applies the changes of the others when it calls `follow`, and their removals also
+    when a search meets them. The limit is of all together, and the smallest limit is what counts.
+    Threads may share one cache.
     """
 
     def __init__(
@@ -57,27 +62,47 @@ class ApproximateCache:
         limit_bytes: int,
         clock: Callable[[], float] = time.time,
         eviction: str = "lcbfu",
+        index_file: Path | None = None,
     ) -> None:
+        """`index_file` is where `save_index` saves the index, and where it is restored from."""
         self._catalogue, self._store, self._limit = catalogue, store, limit_bytes
         self._clock, self._eviction = clock, eviction
         self._lock = threading.RLock()  # held while the catalogue is written, not the store
         self._keeping: set[tuple[str, str]] = set()
-        self._entries, self._bytes = catalogue.count(), catalogue.size_bytes()
         self._index: SimilarityIndex | None = None
-        self._building = threading.Lock()
+        self._following = threading.Lock()
+        self._followed = -1  # the catalogue's version that the index has
+        self._index_file, self._saved = index_file, 0  # changes of the index that are saved
+        self._building, self._saving = threading.Lock(), threading.Lock()
         self._uses: dict[tuple[int, int], Uses] = {}
         self._noting = threading.Lock()
 
     def load(self) -> None:
-        """Build the similarity index from the catalogue, which otherwise the first search does.
-        Takes seconds for tens of thousands of entries."""
+        """Restore the similarity index, or build it from the catalogue, which otherwise the first
+        search does. Building takes minutes for hundreds of thousands of entries."""
         self._built()
 
     def _built(self) -> SimilarityIndex:
         with self._building:
             if self._index is None:
-                self._index = SimilarityIndex(self._catalogue.vectors())
+                self._followed = self._catalogue.refresh().version  # before the vectors are read
+                if self._index_file is None:
+                    self._index = SimilarityIndex(self._catalogue.vectors())
+                else:
+                    self._index = restored(self._index_file, self._catalogue)
             return self._index
+
+    def save_index(self, least: float = 0.0) -> None:
+        """Save the similarity index, if there is a file for it and more than the share `least` of
+        it has changed since. Raises OSError."""
+        index = self._index
+        if self._index_file is None or index is None:
+            return
+        with self._saving:
+            changes = index.changes
+            if changes - self._saved > least * len(index):
+                save(index, self._index_file, self._catalogue.id)
+                self._saved = changes
 
     def _index_if_built(self) -> SimilarityIndex | None:
         """The index; None if it is not built yet. Waits while it is being built, so that a change
@@ -85,14 +110,54 @@ class ApproximateCache:
         with self._building:
             return self._index
 
+    def follow(self, wait: bool = True) -> None:
+        """Bring the totals, and the index if it is built, up to the catalogue, which other
+        processes change as well. Reads one row where nothing changed.
+
+        Additions reach the index only here, in the order of the catalogue's versions, those of this
+        process too; so it never keeps an entry that was removed right after it was added. Searches
+        wait for one change at most. Without `wait`, returns at once if another thread is following,
+        and applies at most `FOLLOWED` changes. Raises SQLAlchemyError.
+        """
+        if not self._following.acquire(blocking=wait):
+            return
+        try:
+            index, more = self._index_if_built(), True
+            if index is None:
+                self._catalogue.refresh()
+                return
+            while more:
+                changes = self._catalogue.changes(self._followed, FOLLOWED)
+                for one in changes.found:
+                    if one.vector is None:
+                        index.remove(one.scope, one.entry)
+                    else:
+                        index.add(one.scope, one.entry, one.vector)
+                self._followed = changes.upto
+                more = changes.more and wait
+        except Forgotten:
+            if wait:
+                log.warning("The cache's index lags too far behind and is built anew")
+                self._rebuild()
+        finally:
+            self._following.release()
+
+    def _rebuild(self) -> None:
+        """Build another index, while searches use the old one."""
+        followed = self._catalogue.refresh().version
+        index = SimilarityIndex(self._catalogue.vectors())
+        with self._building:
+            self._index, self._followed = index, followed
+
     @property
     def size_bytes(self) -> int:
-        return self._bytes
+        """Bytes of all latents, as of the last write or `follow`."""
+        return self._catalogue.totals.size_bytes
 
     def __len__(self) -> int:
         """Number of entries. Neither reads the catalogue nor builds the index."""
         index = self._index
-        return self._entries if index is None else len(index)
+        return self._catalogue.totals.entries if index is None else len(index)
 
     def close(self) -> None:
         try:
@@ -106,21 +171,22 @@ class ApproximateCache:
 
         `vector` (d,) need not have unit length.
         """
-        index, found = self._built(), []
+        found: list[Neighbour] = []
         for _ in range(ROUNDS):
+            index = self._built()
             nearest = index.nearest(scope.key, vector, count)
+            entries = self._catalogue.of_ids([number for number, _ in nearest])
             found = [
-                Neighbour(number, entry.prompt, similarity, entry.skips)
+                Neighbour(number, entries[number].prompt, similarity, entries[number].skips)
                 for number, similarity in nearest
-                if (entry := self._catalogue.entry(number)) is not None
+                if number in entries
             ]
             if len(found) == len(nearest):
                 break
-            # Another process removed these entries, and maybe more. `known` is read first, so that
-            # entries added meanwhile stay.
-            known = index.entries(scope.key)
-            for number in known - self._catalogue.ids(scope.key):
-                index.remove(scope.key, number)
+            for number, _ in nearest:  # another process removed these, and maybe more
+                if number not in entries:
+                    index.remove(scope.key, number)
+            self.follow(wait=False)
         return found
 
     def fetch(self, neighbour: Neighbour, k: int) -> Tensor | None:
@@ -136,11 +202,27 @@ class ApproximateCache:
         try:
             latents = self._store.get(stored)
         except BrokenLatents as error:
-            log.warning("Removed latents of entry %d at K=%d: %s", neighbour.entry, k, error)
-            self._forget(self._catalogue.remove_latents([(neighbour.entry, k)]))
+            removed = self._catalogue.remove_latents([(neighbour.entry, k)])
+            if removed:  # else another process has just removed them
+                log.warning("Removed latents of entry %d at K=%d: %s", neighbour.entry, k, error)
+            self._drop(removed)
             return None
         with self._noting:
             self._note((neighbour.entry, k), Uses(1, self._clock()))
+        return latents
+
+    @property
+    def tiered(self) -> bool:
+        """Whether `fetch_near` may find anything."""
+        return self._store.tiered
+
+    def fetch_near(self, neighbour: Neighbour, k: int) -> Tensor | None:
+        """As `fetch`, from the disk tier alone; None if it does not hold them."""
+        stored = self._catalogue.latents(neighbour.entry, k)
+        latents = None if stored is None else self._store.near(stored)
+        if latents is not None:
+            with self._noting:
+                self._note((neighbour.entry, k), Uses(1, self._clock()))
         return latents
 
     def count_uses(self) -> None:
@@ -189,8 +271,9 @@ class ApproximateCache:
         """Store a full run's latents by K. Returns the entry's id, or None if nothing was stored.
 
         A prompt that the scope already holds gets those K that it lacks; nothing is stored of a
-        prompt that another thread is storing. Evicts latents beyond the limit, and on a disk that
-        is full before the limit is reached. What was written before an error is deleted.
+        prompt that another thread is storing, or another process has just stored. Evicts latents
+        beyond the limit, and on a disk that is full before the limit is reached. What was written
+        before an error is deleted.
         """
         one = (scope.key, prompt)
         with self._lock:
@@ -203,7 +286,7 @@ class ApproximateCache:
             if not _is_full(error):
                 raise
             size = sum(one.nbytes for one in latents.values())
-            self._free_disk(max(ROOM * self._bytes, SPARE * size))
+            self._free_disk(max(ROOM * self.size_bytes, SPARE * size))
             return self._keep(scope, prompt, vector, latents)
         finally:
             self._keeping.discard(one)
@@ -215,24 +298,26 @@ class ApproximateCache:
         entry = held.id if held else None
         lacking = sorted(set(latents) - set(held.skips if held else ()))
         written: list[StoredLatents] = []
+        begun = time.monotonic()
         try:
             for k in lacking:
                 written.append(self._store.put(k, latents[k]))
+            if written and time.monotonic() - begun > WRITE_S:
+                raise TimeoutError(f"writing took longer than {WRITE_S:g} s: see `sweep`")
             if written:
                 with self._lock:
                     now = self._clock()
                     if entry is None or not self._catalogue.add_latents(entry, written, now):
                         entry = self._catalogue.add(scope, prompt, vector, written, now)
-                        self._entries += 1
-                    self._bytes += sum(one.size_bytes for one in written)
         except Exception:
             with suppress(Exception):  # deleting may fail too; then `sweep` deletes
                 self._store.delete([one.name for one in written])
             raise
-        index = self._index_if_built()
-        if entry is not None and index is not None:
-            index.add(scope.key, entry, vector)
-        if self._bytes > self._limit:
+        if written and entry is None:  # another process was faster
+            self._store.delete([one.name for one in written])
+        elif written:
+            self.follow(wait=False)
+        if self.size_bytes > self._limit:
             self._evict()
         return entry if written else None
 
@@ -253,12 +338,17 @@ class ApproximateCache:
         """Remove the entries that match every argument given, or all; returns their number."""
         found = self._catalogue.entries(namespace, prompt, entry)
         for one in found:
-            self._forget(self._catalogue.remove_entry(one.id))
+            self._drop(self._catalogue.remove_entry(one.id))
         return len(found)
 
     def sweep(self) -> None:
-        """Delete objects that the catalogue does not name and that are too old to be in writing."""
-        known, now = self._catalogue.names(), self._clock()
+        """Delete objects that the catalogue does not name and that are too old to be in writing:
+        `keep` gives up objects that it has not entered into the catalogue in half of that time.
+        Other processes may write and sweep at the same time. Old changes are forgotten, and the
+        disk tier loses what the catalogue does not name."""
+        self._catalogue.forget_changes(CHANGES_KEPT)
+        now, known = self._clock(), self._catalogue.names()
+        self._store.keep_near(known)
         self._store.delete(
             [
                 name
@@ -267,17 +357,23 @@ class ApproximateCache:
             ]
         )
 
+    def sweep_in_turn(self, every_s: float) -> None:
+        """Sweep, unless this or another process has begun to in the last `every_s` seconds."""
+        if self._catalogue.take_turn(self._clock(), every_s):
+            self.sweep()
+
     def _evict(self) -> None:
-        """Evict latents in the order of `eviction` until a little room is left below the limit."""
+        """Evict latents in the order of `eviction` until a little room is left below the limit.
+
+        Where several processes evict at once, each passes over what another has just removed; of
+        what each chose, all is gone in the end, so the total is below the limit all the same.
+        """
         self.count_uses()
-        excess = self._catalogue.size_bytes() - self._limit * (1 - ROOM)
+        excess = self._catalogue.refresh().size_bytes - self._limit * (1 - ROOM)
         chosen = self._least_worth(excess)
-        try:
-            while chosen:
-                self._drop(self._catalogue.remove_latents(chosen[:AT_ONCE]))
-                del chosen[:AT_ONCE]
-        finally:
-            self._recount()
+        while chosen:
+            self._drop(self._catalogue.remove_latents(chosen[:AT_ONCE]))
+            del chosen[:AT_ONCE]
 
     def _free_disk(self, size_bytes: float) -> None:
         """Evict so many bytes, objects first, since the catalogue may need room to write."""
@@ -286,7 +382,7 @@ class ApproximateCache:
             some = chosen[:AT_ONCE]
             stored = [self._catalogue.latents(entry, k) for entry, k in some]
             self._store.delete([one.name for one in stored if one is not None])
-            self._forget(self._catalogue.remove_latents(some))
+            self._drop(self._catalogue.remove_latents(some))
             del chosen[:AT_ONCE]
 
     def _least_worth(self, size_bytes: float) -> list[tuple[int, int]]:
@@ -299,12 +395,6 @@ class ApproximateCache:
             size_bytes -= size
         return chosen
 
-    def _forget(self, removed: list[Removed]) -> None:
-        try:
-            self._drop(removed)
-        finally:
-            self._recount()
-
     def _drop(self, removed: list[Removed]) -> None:
         """Remove latents that left the catalogue from the index and the store."""
         index = self._index_if_built()
@@ -312,10 +402,6 @@ class ApproximateCache:
             if one.scope is not None and index is not None:
                 index.remove(one.scope, one.entry)
         self._store.delete([one.name for one in removed])
-
-    def _recount(self) -> None:
-        with self._lock:
-            self._entries, self._bytes = self._catalogue.count(), self._catalogue.size_bytes()
 
 
 def _is_full(error: Exception) -> bool:

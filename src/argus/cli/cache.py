@@ -17,7 +17,7 @@ from rich.table import Table
 from argus.cli.consoles import err, out
 from argus.cli.serve import ConfigFile, Data, FamilyName
 from argus.config import Settings, read_settings
-from argus.core.errors import BadRequest
+from argus.core.errors import ArgusError, BadRequest
 
 if TYPE_CHECKING:
     from argus.cache.cache import ApproximateCache
@@ -92,7 +92,7 @@ def rm(
         raise BadRequest("Say what to remove: an entry, --prompt or --namespace; or use `clear`.")
     with _opened(config, data) as (_, cache, samples):
         named = [one for one in cache.entries(namespace) if one.id == entry]
-        count = cache.remove(entry, prompt, namespace)
+        count = _removed_from(cache, entry, prompt, namespace)
         if entry is None:
             measured = samples.remove(namespace, prompt)
         else:
@@ -114,7 +114,8 @@ def clear(
         count = len(cache) if namespace is None else len(cache.entries(namespace))
         if not yes and not typer.confirm(f"Remove all {count} entries?"):
             raise BadRequest("Nothing was removed.")
-        out.print(_removed(cache.remove(namespace=namespace), samples.remove(namespace)))
+        count = _removed_from(cache, namespace=namespace)
+        out.print(_removed(count, samples.remove(namespace)))
 
 
 @app.command()
@@ -129,7 +130,7 @@ def warm(
 ) -> None:
     """Make the pictures of a file's prompts and store their latents.
 
-    A running server finds them after its next start.
+    A running server finds them within a second.
     """
     if not prompts.is_file():
         raise BadRequest(f"There is no file {prompts}.")
@@ -181,6 +182,22 @@ def _opened(
     finally:
         samples.close()
         cache.close()
+
+
+def _removed_from(
+    cache: ApproximateCache,
+    entry: int | None = None,
+    prompt: str | None = None,
+    namespace: str | None = None,
+) -> int:
+    """As `ApproximateCache.remove`. Raises ArgusError if the store does not delete."""
+    try:
+        return cache.remove(entry, prompt, namespace)
+    except OSError as error:
+        raise ArgusError(
+            f"The store of the latents does not delete: {error}. Run this again once it answers; "
+            "what was removed already is deleted by a server within an hour."
+        ) from error
 
 
 def _removed(count: int, measured: int) -> str:

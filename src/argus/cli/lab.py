@@ -19,7 +19,7 @@ from rich.progress import (
 from rich.table import Table
 
 from argus.cli.consoles import err, out
-from argus.config import Upstream, read_settings
+from argus.config import Upstream, read_settings, without_passwords
 from argus.core.errors import BadRequest
 from argus.core.family import EXACT, Family
 from argus.families.catalog import find_family
@@ -324,6 +324,8 @@ def _train_on_scores(
 def _train_anew(
     chosen: Family, source: str, table: Path | None, folder: Path | None, output: Path, seed: int
 ) -> None:
+    from sqlalchemy.exc import SQLAlchemyError
+
     from argus.engine.sources import encoder_folder, family_fingerprint
     from argus.lab import retraining, training
     from argus.quality.encoder import PromptEncoder
@@ -334,7 +336,11 @@ def _train_anew(
     made_for = family_fingerprint(chosen)
     old = Predictor.load(folder or Path(chosen.folder) / "predictor", made_for)
     url = source if "://" in source else f"sqlite:///{Path(source).absolute() / 'catalogue.db'}"
-    samples = Samples(url).read(made_for)
+    try:
+        samples = Samples(url).read(made_for)
+    except SQLAlchemyError as error:
+        where = without_passwords(source)
+        raise BadRequest(f"The samples of {where} cannot be read: {error}") from error
     encoder = PromptEncoder.load(encoder_folder(chosen.encoder_source))
     known = table or Path(chosen.folder) / "quality.parquet"
     with err.status("Embedding prompts …") as status:

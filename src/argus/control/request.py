@@ -26,7 +26,8 @@ class Request:
     seconds by which the request lengthens its worker's queue. `too_late_for` is the variant
     for which no time was left, because of which it was routed again (-1: none); `deaths` counts the
     workers that died while running it, and `failed_at` are the numbers of those that failed at it,
-    one for each failure: it goes to others first.
+    one for each failure: it goes to others first. One that `yields` is handed back when its worker
+    is needed for others.
     """
 
     quality: Sequence[float] = ()
@@ -44,4 +45,5 @@ class Request:
     reserved_s: float = 0.0
     too_late_for: int = -1
     deaths: int = 0
+    yields: bool = False
     failed_at: tuple[int, ...] = ()

@@ -14,18 +14,21 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
-from argus.core.errors import ArgusError, ModelError, NotEnoughMemory
+from argus.core.errors import ArgusError, BadRequest, ModelError, NotEnoughMemory
 from argus.core.family import Family, Variant
 from argus.core.job import Job
 from argus.core.profile import ModelProfile, Profile
 from argus.engine.engine import Engine, Result
 from argus.engine.memory import memory_errors
-from argus.engine.sources import fingerprint, model_folder
+from argus.engine.sources import default_dtype, fingerprint, model_folder, portable
+
+if TYPE_CHECKING:
+    from argus.workers.ray import RayCluster
 
 BATCHES = (1, 2, 4, 8, 16, 32)
 WARM_UP, REPEATS, ROUNDS = 2, 9, 2
@@ -41,17 +44,20 @@ def profile(
     workers: int = 1,
     on_model: Callable[[str], None] = lambda name: None,
     rounds: int = ROUNDS,
+    threads: int | None = None,
 ) -> Profile:
     """Measure every model of a family, each in a process of its own, one after the other, and all
     of them again in every round: the least time counts, since other processes only add to it.
 
     With several `workers`, as many processes measure side by side, each with its share of the CPU's
-    cores, as a server's workers on one CPU; their means count. `on_model` is called with the model
-    that comes next. Raises what loading a model raises.
+    cores, as a server's workers on one CPU; their means count. A single one has `threads` (None:
+    torch's default). `on_model` is called with the model that comes next. Raises what loading a
+    model raises.
     """
     folders = {name: model_folder(source) for name, source in family.models.items()}
     measured: dict[str, list[ModelProfile]] = {name: [] for name in family.models}
-    threads = max(1, (os.cpu_count() or 1) // workers) if workers > 1 else None
+    if workers > 1:
+        threads = max(1, (os.cpu_count() or 1) // workers)
     for _ in range(rounds):
         for name in family.models:
             on_model(name)
@@ -63,9 +69,51 @@ def profile(
     models = {name: _combined(found, min) for name, found in measured.items()}
     weights = {name: fingerprint(folder) for name, folder in folders.items()}
     exact, where = family.exact, describe(device, dtype)
+    if threads is not None:
+        where |= {"threads": threads}
     if workers > 1:
-        where |= {"threads": max(1, (os.cpu_count() or 1) // workers), "side_by_side": workers}
+        where |= {"side_by_side": workers}
     return Profile(family.name, where, exact.width, exact.height, weights, models)
+
+
+def profile_on(
+    cluster: RayCluster,
+    name: str,
+    family: Family,
+    dtype: str | None = None,
+    batches: Collection[int] = BATCHES,
+    repeats: int = REPEATS,
+    rounds: int = ROUNDS,
+) -> Profile:
+    """As `profile`, on a node of the cluster's type `name`, with what a worker takes of it.
+
+    Raises BadRequest for a type that the cluster does not have or has no node for.
+    """
+    if name not in cluster.types:
+        raise BadRequest(
+            f"The cluster has no type {name!r}; its types are {', '.join(cluster.types)}."
+        )
+    kind = list(cluster.types).index(name)
+    there = {model: portable(source) for model, source in family.models.items()}
+    device = cluster.device(kind)
+    arguments = (
+        replace(family, models=there), device, dtype or default_dtype(device), tuple(batches),
+        repeats, rounds, cluster.threads(kind),
+    )  # fmt: skip
+    measured: Profile = cluster.run(kind, _profile_here, *arguments)
+    return replace(measured, device={**measured.device, "type": name})
+
+
+def _profile_here(
+    family: Family,
+    device: str,
+    dtype: str,
+    batches: Collection[int],
+    repeats: int,
+    rounds: int,
+    threads: int | None,
+) -> Profile:
+    return profile(family, device, dtype, batches, repeats, rounds=rounds, threads=threads)
 
 
 def describe(device: str, dtype: str) -> dict[str, Any]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -54,11 +55,24 @@ class PromptEncoder:
         """Whether a text is longer than the model reads."""
         return bool(len(self._tokenizer(text).input_ids) > self._tokenizer.model_max_length)
 
-    @torch.inference_mode()
     def embed(self, prompt: str) -> Embedding:
+        return self.embed_all([prompt])[0]
+
+    @torch.inference_mode()
+    def embed_all(self, prompts: Sequence[str]) -> list[Embedding]:
+        """The prompts' embeddings, computed together."""
+        if not prompts:
+            return []
         limit = self._tokenizer.model_max_length
-        ids = self._tokenizer(prompt).input_ids
-        kept = [*ids[: limit - 1], ids[-1]] if len(ids) > limit else ids
-        states = self._model(torch.tensor([kept])).last_hidden_state[0, 1:]
-        vector = F.normalize(states.mean(0), dim=0)
-        return Embedding(vector.numpy().astype(np.float32), len(ids) > limit)
+        read = self._tokenizer(list(prompts)).input_ids
+        kept = [[*ids[: limit - 1], ids[-1]] if len(ids) > limit else ids for ids in read]
+        longest = max(map(len, kept))
+        rows = torch.tensor([ids + [ids[-1]] * (longest - len(ids)) for ids in kept])
+        states = self._model(rows).last_hidden_state  # causal: what follows changes nothing
+        there = (torch.arange(longest) < torch.tensor([[len(ids)] for ids in kept])).float()
+        there[:, 0] = 0.0
+        means = (states * there[:, :, None]).sum(1) / there.sum(1, keepdim=True)
+        vectors = F.normalize(means, dim=1).numpy().astype(np.float32)
+        return [
+            Embedding(vector, len(ids) > limit) for vector, ids in zip(vectors, read, strict=True)
+        ]

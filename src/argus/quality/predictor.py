@@ -59,6 +59,7 @@ class Predictor:
     ) -> None:
         self.variants, self.skips, self.made_for = tuple(variants), tuple(skips), made_for
         self.weights = {name: np.asarray(value, np.float32) for name, value in weights.items()}
+        self._nowhere: Numbers | None = None
 
     @property
     def usual(self) -> Numbers:
@@ -76,15 +77,26 @@ class Predictor:
 
     def predict(self, vector: Numbers, similarity: float | None) -> Prediction:
         """Of a prompt with an embedding (d,) and its neighbour's similarity, None without one."""
-        mean, low = self.predict_all(vector[None], np.array([_number(similarity)], np.float32))
+        mean, low = self._predicted(vector[None], self._place(similarity))
         return Prediction(mean[0], low[0])
 
     def predict_all(self, vectors: Numbers, similarities: Numbers) -> tuple[Numbers, Numbers]:
         """Means and bounds (n, v) of prompts with embeddings (n, d) and similarities (n,), NaN for
         those without a neighbour."""
+        return self._predicted(vectors, places(self.weights["knots"], self.skips, similarities))
+
+    def _place(self, similarity: float | None) -> Numbers:
+        """As `places`, of one similarity; None is what most prompts have."""
+        if similarity is not None:
+            return places(self.weights["knots"], self.skips, np.array([similarity], np.float32))
+        if self._nowhere is None:
+            self._nowhere = places(self.weights["knots"], self.skips, np.array([np.nan]))
+        return self._nowhere
+
+    def _predicted(self, vectors: Numbers, place: Numbers) -> tuple[Numbers, Numbers]:
+        """`place` (n, v, k) as `places` gives it."""
         w = self.weights
         mean, gap = _outputs(w, vectors, len(self.variants))
-        place = places(w["knots"], self.skips, similarities)
         mean, gap = (mean * place).sum(2), (gap * place).sum(2)
         if "anchors" in w:
             mean = kernel_mean(w, vectors)
@@ -175,7 +187,3 @@ def places(knots: Numbers, skips: Sequence[bool], at: Numbers) -> Numbers:
     first = np.eye(1, len(knots), dtype=np.float32)
     rows: Numbers = np.where(np.array(skips)[:, None], hats(knots, at)[:, None], first)
     return rows
-
-
-def _number(similarity: float | None) -> float:
-    return float("nan") if similarity is None else similarity

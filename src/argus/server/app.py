@@ -10,14 +10,15 @@ from datetime import datetime
 from http import HTTPStatus
 from typing import Annotated, Any
 
-from fastapi import Depends, FastAPI, Query, Request, Response
+from fastapi import Depends, FastAPI, Header, Query, Request, Response
 from fastapi.responses import RedirectResponse
 from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 
 from argus import __version__
 from argus.core.errors import named
-from argus.server.errors import ApiError, answer_errors
+from argus.server.errors import ApiError, answer_errors, invalid
 from argus.server.generate import generate, unless_left
+from argus.server.jobs import MOST_LISTED
 from argus.server.keys import EVERYONE, KeyRing
 from argus.server.middleware import BodyLimit, Counting, Leaving, RequestId
 from argus.server.pictures import MEDIA_TYPES
@@ -25,6 +26,8 @@ from argus.server.schema import (
     ErrorBody,
     GenerationRequest,
     GenerationResponse,
+    JobList,
+    JobReport,
     ModelData,
     ModelList,
     Readiness,
@@ -39,15 +42,17 @@ log = logging.getLogger(__name__)
 
 IMAGES = "/v1/images/"
 GENERATIONS = IMAGES + "generations"
+JOBS = "/v1/argus/jobs"
 FILES = (*MEDIA_TYPES.values(), "application/zip")
 SWEEP_EVERY_S = 60.0
-ORPHANS_EVERY_S = 3600.0
+ORPHANS_EVERY_S = 3600.0  # by one of the servers that share a cache
+TURN_EVERY_S = 600.0  # between two looks whether it is this server's turn
 ERRORS: dict[int | str, dict[str, Any]] = {
     status: {"model": ErrorBody} for status in (400, 401, 403, 404, 413, 429, 500, 503)
 }
 
 
-def tenant_of(request: Request) -> str:
+async def tenant_of(request: Request) -> str:
     """The name of the request's API key, `EVERYONE` if the server has no keys. Raises ApiError for
     a missing or wrong key."""
     keys: KeyRing | None = request.app.state.keys
@@ -95,6 +100,7 @@ def new_app(service: Service) -> FastAPI:
     answer_errors(app)
     _operator_routes(app, service)
     _api_routes(app, service)
+    _job_routes(app, service)
     _without_422(app)
     return app
 
@@ -137,14 +143,29 @@ def _api_routes(app: FastAPI, service: Service) -> None:
 
     @app.post(
         GENERATIONS,
-        response_model=GenerationResponse,
+        response_model=GenerationResponse | JobReport,
         response_model_exclude_none=True,
         responses=ERRORS
-        | {200: {"content": {media: {} for media in ("text/event-stream", *FILES)}}},
+        | {200: {"content": {media: {} for media in ("text/event-stream", *FILES)}}}
+        | {202: {"model": JobReport, "description": "The job of a request in the background."}}
+        | {status: {"model": ErrorBody} for status in (422, 507)},
     )
     async def generations(
-        body: GenerationRequest, request: Request, response: Response, tenant: Tenant
-    ) -> GenerationResponse | Response:
+        body: GenerationRequest,
+        request: Request,
+        response: Response,
+        tenant: Tenant,
+        idempotency_key: Annotated[
+            str | None, Header(description="With `argus.background`: equal keys, one job.")
+        ] = None,
+    ) -> GenerationResponse | JobReport | Response:
+        if body.argus is not None and body.argus.background:
+            job = await service.jobs.accept(body, tenant, idempotency_key)
+            response.status_code = HTTPStatus.ACCEPTED
+            response.headers["location"] = f"{JOBS}/{job.id}"
+            return job
+        if body.argus is not None and body.argus.webhook is not None:
+            raise invalid("A webhook is called for background jobs only.", "argus.webhook")
         if body.stream:
             return await unless_left(request, stream(service, body, tenant, request))
         work = generate(
@@ -198,6 +219,28 @@ def _api_routes(app: FastAPI, service: Service) -> None:
         return Response(data, media_type=MEDIA_TYPES[name.rpartition(".")[2]])
 
 
+def _job_routes(app: FastAPI, service: Service) -> None:
+    errors: dict[int | str, dict[str, Any]] = {
+        status: ERRORS[status] for status in (400, 401, 404, 503)
+    }
+
+    @app.get(JOBS, response_model_exclude_none=True, responses=errors)
+    async def jobs(
+        tenant: Tenant,
+        limit: Annotated[int, Query(ge=1, le=MOST_LISTED)] = 20,
+        after: Annotated[str | None, Query(description="The id of a job.")] = None,
+    ) -> JobList:
+        return await service.jobs.newest(tenant, limit, after)
+
+    @app.get(JOBS + "/{job}", response_model_exclude_none=True, responses=errors)
+    async def job(job: str, request: Request, tenant: Tenant) -> JobReport:
+        return await service.jobs.read(job, tenant, str(request.base_url))
+
+    @app.post(JOBS + "/{job}/cancel", response_model_exclude_none=True, responses=errors)
+    async def cancel(job: str, request: Request, tenant: Tenant) -> JobReport:
+        return await service.jobs.cancel(job, tenant, str(request.base_url))
+
+
 def _model(service: Service, name: str) -> ModelData:
     return ModelData(id=name, created=service.created)
 
@@ -208,11 +251,11 @@ def _sweep(service: Service) -> list[asyncio.Task[None]]:
     orphans = Threads("cache-sweep", 1)
 
     async def forget_orphans() -> None:
-        await orphans.run(service.cache.sweep)
+        await orphans.run(lambda: service.cache.sweep_in_turn(ORPHANS_EVERY_S))
 
     return [
         asyncio.create_task(_repeat(service.pictures.sweep, SWEEP_EVERY_S)),
-        asyncio.create_task(_repeat(forget_orphans, ORPHANS_EVERY_S)),
+        asyncio.create_task(_repeat(forget_orphans, TURN_EVERY_S)),
     ]
 
 
@@ -226,11 +269,12 @@ async def _repeat(sweep: Callable[[], Awaitable[None]], every_s: float) -> None:
 
 
 def _without_422(app: FastAPI) -> None:
-    """Remove 422 from the API's schema. FastAPI documents it for wrong bodies; this API answers
-    400, as OpenAI does."""
+    """Remove FastAPI's 422 from the API's schema, which it documents for wrong bodies; this API
+    answers 400, as OpenAI does."""
     schema = app.openapi()
     for path in schema["paths"].values():
         for operation in path.values():
-            operation["responses"].pop("422", None)
+            if "ValidationError" in str(operation["responses"].get("422")):
+                operation["responses"].pop("422")
     for name in ("HTTPValidationError", "ValidationError"):
         schema["components"]["schemas"].pop(name, None)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import secrets
 from collections.abc import Callable
+from typing import TYPE_CHECKING
 
 from argus.config import QUALITY_LEVELS, QualityLevel
 from argus.core.family import EXACT, SIDE_STEP, Family
@@ -13,9 +14,11 @@ from argus.server.errors import invalid, unknown_field
 from argus.server.keys import SHARED
 from argus.server.request import ImageRequest
 from argus.server.schema import ArgusOptions, GenerationRequest
-from argus.server.service import Service
 from argus.server.slo import class_of
 from argus.workers.worker import OnPreview
+
+if TYPE_CHECKING:
+    from argus.server.service import Service
 
 MOST_AREA = 4  # pixels of all pictures of a request, as a multiple of the largest picture's
 UNPROMISED = ("low", "fast", "medium")  # `quality` where nothing is predicted

@@ -28,7 +28,7 @@ from argus.server.request import (
 )
 from argus.server.retrieval import Retrieval
 from argus.server.router import UNGOVERNED_S, Router, shortest_wait_s
-from argus.workers.fleet import Fleet, HandedBack, TooLate
+from argus.workers.fleet import Fleet, HandedBack, TooLate, Yielded
 from argus.workers.worker import Finished, WorkerError
 
 log = logging.getLogger(__name__)
@@ -63,7 +63,7 @@ class Dispatcher:
         self._variants = [model.variants[name] for name in model.table.variants]
         self._encoding, self._by_key = preparation.encoding, metrics_by_key
         self._made: set[ImageRequest] = set()  # pictures that workers have made, not answered yet
-        self._in_flight = 0
+        self._in_flight = self._yielding = 0
         self._closed = False
         self._ends: set[asyncio.Future[None]] = set()  # one per request, set by `close`
 
@@ -77,34 +77,57 @@ class Dispatcher:
         """Number of accepted pictures that no worker has made yet."""
         return self._in_flight - len(self._made)
 
+    @property
+    def room(self) -> int:
+        """Number of background pictures that workers have room for: none while another request is
+        on its way to a worker."""
+        if self._on_their_way > 0:
+            return 0
+        return max(0, self._fleet.room - max(0, self.unmade - self._fleet.backlog))
+
+    @property
+    def _on_their_way(self) -> int:
+        """Number of pictures, other than background ones, that are not at a worker yet."""
+        made = sum(not picture.yields for picture in self._made)
+        return max(0, self._in_flight - self._yielding - made - self._fleet.unyielding)
+
     async def serve(self, request: ImageRequest) -> list[Picture]:
         """Make a request's pictures, all or none.
 
         Raises Full at once when there is no room, Shed when no worker can meet the deadline,
-        Expired when the request was dropped before it ran, Closed when the server ends first, and
-        what the worker raises. Each of its pictures counts as one outcome. If the request fails,
+        Expired when the request was dropped before it ran, Closed when the server ends first,
+        Yielded when a background request made room for others, and what the worker raises. Each of
+        its pictures counts as one outcome, unless it is in the background. If the request fails,
         all have its outcome, since none of them is answered.
         """
         try:
             pictures = await self._admitted(request)
         except BaseException as error:
+            if request.background:
+                raise
             outcomes = self._metrics.outcomes.labels(request.slo_name, _outcome_of(error))
             outcomes.inc(request.count)
             raise
-        for picture in pictures:
+        for picture in [] if request.background else pictures:
             outcome = "on time" if picture.on_time else "late"
             self._metrics.outcomes.labels(request.slo_name, outcome).inc()
         return pictures
 
     async def _admitted(self, request: ImageRequest) -> list[Picture]:
-        if self._in_flight + request.count > self._limit:
-            self._refuse(request)
+        if not request.background:
+            if self._in_flight - self._yielding + request.count > self._limit:
+                self._refuse(request)
+            if self._yielding:
+                self._fleet.make_room(self._on_their_way + request.count)
+        yielding = request.count if request.yields else 0
         self._in_flight += request.count
+        self._yielding += yielding
         self._metrics.in_flight.set(self._in_flight)
         try:
             return await self._until_closed(self._pictures(request))
         finally:
             self._in_flight -= request.count
+            self._yielding -= yielding
             self._metrics.in_flight.set(self._in_flight)
 
     async def _until_closed(self, serving: Coroutine[Any, Any, list[Picture]]) -> list[Picture]:
@@ -130,7 +153,7 @@ class Dispatcher:
     def close(self) -> None:
         """End every request that is not answered yet. May be called twice."""
         self._closed = True
-        self._encoding.close()
+        self._preparation.close()
         for end in self._ends:
             if not end.done():
                 end.set_result(None)
@@ -192,6 +215,8 @@ class Dispatcher:
         request.spent("route", ms)
         if decision.worker is None:
             raise Shed(decision.reason, self._router.retry_after_s(request))
+        if request.yields and not self._fleet.spare(decision.worker):
+            raise Yielded
         own_steps = self._own_steps(request, decision)
         steps = float(self._table.steps[decision.variant])
         if own_steps is not None:  # what is not a step is in the table's number

@@ -9,7 +9,7 @@ import time
 from collections.abc import Awaitable, Callable, Coroutine
 from contextlib import suppress
 from http import HTTPStatus
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from fastapi import Request, Response
 from starlette.datastructures import MutableHeaders
@@ -28,8 +28,10 @@ from argus.server.schema import (
     PictureData,
     PictureReport,
 )
-from argus.server.service import Service
 from argus.workers.worker import WorkerError
+
+if TYPE_CHECKING:
+    from argus.server.service import Service
 
 T = TypeVar("T")
 
@@ -53,29 +55,47 @@ async def generate(
     headers.update(account)
     if body.response_format == "file":
         return _file(files, output_format, account)
-    data = [PictureData(b64_json=base64.b64encode(file).decode()) for file in files]
-    reports = [report(service, picture) for picture in pictures]
-    if _wants_url(body):
-        base = (service.settings.public_url or base_url).rstrip("/")
-        for i, file in enumerate(files):
-            name = await service.pictures.put(file, output_format)
-            if name is None:
-                reports[i].inline = True
-            else:
-                data[i] = PictureData(url=f"{base}/v1/images/{name}")
+    answer = inline_answer(service, body, asked, pictures, request_id)
+    if wants_url(body):
+        names = [await service.pictures.put(file, output_format) for file in files]
+        put_urls(service, answer, names, base_url)
+    return answer
+
+
+def inline_answer(
+    service: Service,
+    body: GenerationRequest,
+    asked: ImageRequest,
+    pictures: list[Picture],
+    request_id: str,
+) -> GenerationResponse:
+    """The answer to a request, with its pictures in it."""
     return GenerationResponse(
         id=request_id,
         created=int(time.time()),
-        data=data,
-        output_format=output_format,
+        data=[PictureData(b64_json=base64.b64encode(one.file).decode()) for one in pictures],
+        output_format=asked.output_format,
         size=named_size(asked.size),
         quality=body.quality or "auto",
         ignored_fields=list(asked.ignored_fields) or None,
-        argus=reports,
+        argus=[report(service, picture) for picture in pictures],
     )
 
 
-def _wants_url(body: GenerationRequest) -> bool:
+def put_urls(
+    service: Service, answer: GenerationResponse, names: list[str | None], base_url: str
+) -> None:
+    """Replace an answer's pictures by the URLs of the files that they were saved to; a picture that
+    was not saved (None) stays in the answer."""
+    base = (service.settings.public_url or base_url).rstrip("/")
+    for i, name in enumerate(names):
+        if name is None:
+            answer.argus[i].inline = True
+        else:
+            answer.data[i] = PictureData(url=f"{base}/v1/images/{name}")
+
+
+def wants_url(body: GenerationRequest) -> bool:
     """Whether an answer has URLs: clients that ask for a DALL·E expect them unless they say."""
     if body.response_format is None:
         return (body.model or "").startswith("dall-e")
@@ -166,6 +186,7 @@ def report(service: Service, picture: Picture) -> PictureReport:
         queued_behind=request.queued_behind,
         expected_ms=round(1000 * request.expected_s),
         worker=decision.worker,
+        worker_type=service.fleet.type_of(decision.worker),
         slo=request.slo_name,
         deadline_ms=None if math.isinf(latency_s) else round(1000 * latency_s),
         on_time=picture.on_time,

@@ -76,6 +76,11 @@ class Learning:
         self._in_force = model.predictor_folder
         self.drift = _drift_of(predictions.predictor)
 
+    @property
+    def waiting(self) -> bool:
+        """Whether pictures wait to be measured while workers are idle."""
+        return bool(self._waiting)
+
     def saw(self, picture: Picture) -> None:
         """Sample a served picture, perhaps, and test its prompt for drift."""
         predictor, request = self._predictions.predictor, picture.request

@@ -169,6 +169,29 @@ class Metrics:
             ["variant"],
             registry=registry,
         )
+        self.jobs = Gauge(
+            "argus_jobs",
+            "Background jobs of all servers that share the catalogue: queued or in_progress.",
+            ["status"],
+            registry=registry,
+        )
+        self.jobs_ended = Counter(
+            "argus_jobs_ended",
+            "Background jobs that this server ended: completed, failed or cancelled.",
+            ["status"],
+            registry=registry,
+        )
+        self.jobs_yielded = Counter(
+            "argus_jobs_yielded",
+            "Times a background job was queued again to make room for other requests.",
+            registry=registry,
+        )
+        self.webhooks = Counter(
+            "argus_webhooks",
+            "Calls of background jobs' webhooks: delivered, repeated (later) or given_up.",
+            ["result"],
+            registry=registry,
+        )
         self.measured = Histogram(
             "argus_measured_quality",
             "Quality of served pictures, measured against the exact ones of the same seed.",

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, TypeVar
 from argus.control.breaker import FETCH_SHARE
 from argus.control.variants import EXACT
 from argus.quality.predictor import Prediction
+from argus.server.embedding import Embedder
 from argus.server.model import ServedFamily
 from argus.server.pictures import Encoding
 from argus.server.predictions import Predictions
@@ -49,18 +50,22 @@ class Preparation:
         rollout: float = 1.0,
         timeout_s: float | None = None,
     ) -> None:
-        self.encoding = Encoding()
-        self.model, self._encoder, self._router = model, encoder, router
+        self.encoding, self._embedder = Encoding(), Embedder(encoder)
+        self.model, self._router = model, router
         self._retrieval, self._predictions = retrieval, predictions
         self._rollout, self._timeout_s = rollout, timeout_s
+
+    def close(self) -> None:
+        self.encoding.close()
+        self._embedder.close()
 
     async def prepare(self, request: ImageRequest) -> list[ImageRequest]:
         """Prepare a request; returns one request for each of its pictures."""
         request.arrived_s = time.monotonic()
-        encoder = await asyncio.shield(asyncio.wrap_future(self._encoder))
+        encoder = await self._embedder.encoder()
         router = await asyncio.shield(asyncio.wrap_future(self._router))
         self._give_deadline(request, router)
-        request.embedding, ms = await timed(asyncio.to_thread(encoder.embed, request.prompt))
+        request.embedding, ms = await timed(self._embedder.embed(request.prompt))
         request.spent("embed", ms)
         if request.negative_prompt:
             request.negative_truncated = encoder.truncates(request.negative_prompt)
@@ -80,7 +85,7 @@ class Preparation:
             whole = float(self.model.table.steps[EXACT])  # what is not a step is in it
             left = self.model.family.exact.steps - request.most_steps
             request.exact_share = (whole - left) / whole
-        if not request.pinned:
+        if not (request.pinned or request.background):
             alone_s = slo.deadline_s + (request.count - 1) * classes.exact_s
             request.latency_s = request.size_factor * alone_s
         request.slo_deadline_s = now + request.latency_s
@@ -88,6 +93,8 @@ class Preparation:
         if request.governed and not request.pinned:
             limited = self._timeout_s is not None
             request.limit_s = min(request.slo_deadline_s, request.limit_s if limited else math.inf)
+        if request.background:
+            request.limit_s = math.inf
         encode_s = self.encoding.expected_s(request.output_format, request.size)
         due_s = now + (1 - MARGIN) * request.latency_s - encode_s
         request.deadline_s = min(due_s, request.limit_s)

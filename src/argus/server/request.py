@@ -40,9 +40,10 @@ class ImageRequest(Request):
     exact one included. `own_guidance` says that the request sets the guidance. `slo_name` names its
     SLO class; `least_quality` is the least lower bound of a picture's quality; a `cheapest` request
     gets the cheapest such variant that can be in time. `key` is the name of the client's
-    API key, `namespace` that of its cache; `cached` says
-    whether the cache may serve and store it. `on_preview` is called with up to `previews`
-    unfinished pictures. `ignored_fields` are those of the body that Argus does not know.
+    API key, `namespace` that of its cache; `cached` says whether the cache may serve and store it.
+    A `background` request has no deadline, and is no demand that the planner plans for.
+    `on_preview` is called with up to `previews` unfinished pictures. `ignored_fields` are those of
+    the body that Argus does not know.
 
     Prepared: `governed` says whether the policy decides; else the picture is made exactly.
     `latency_s` is the SLO class's; it begins at arrival, or when the server can serve, and ends at
@@ -74,6 +75,7 @@ class ImageRequest(Request):
     key: str = EVERYONE
     namespace: str
     cached: bool = True
+    background: bool = False
     pinned_variant: str | None = None
     pinned_steps: int | None = None
     most_steps: int | None = None

@@ -28,7 +28,11 @@ T = TypeVar("T")
 LIMIT_S = 5.0  # for a search or a fetch; less if the request has less time
 STORE_LIMIT_S = 60.0  # for storing the latents of one run
 LOAD_LIMIT_S = 600.0  # for the index to be built, before requests are served without it
+FOLLOW_S = 0.5  # between two looks at what other servers changed
+SAVE_EVERY_S, SAVE_LIMIT_S = 60.0, 600.0  # for the index
+SAVE_SHARE = 0.01  # of the index that changes before it is saved; a start catches up with less
 COUNT_AFTER_S = 1.0  # so long uses of latents are collected, to be written together
+NEAR_LIMIT_S = 0.5  # for a read from the disk tier, before the store is asked
 READERS = 4
 MOST_STORING = 256
 LATENTS, CATALOGUE = "latents", "catalogue"
@@ -54,8 +58,11 @@ class Retrieval:
         self._storing: set[asyncio.Task[None]] = set()
         self._searching = Threads("cache-search", READERS)
         self._fetching = Threads("cache-fetch", READERS)
+        self._fetching_near = Threads("cache-near", READERS)
         self._writing = Threads("cache-write", 1)
         self._counting = Threads("cache-count", 1)
+        self._following = Threads("cache-follow", 1)
+        self._saving = Threads("cache-index", 1)
         self._count_later: asyncio.Task[None] | None = None
         self._turn = asyncio.Lock()  # runs are stored one by one, each within its own limit
         self._breaker = Breaker(time.monotonic)
@@ -81,11 +88,36 @@ class Retrieval:
         return len(self._storing)
 
     async def load(self) -> None:
-        """Build the similarity index, so that the first search does not have to."""
+        """Restore or build the similarity index, so that the first search does not have to."""
         try:
             await self._searching.run(self._cache.load, LOAD_LIMIT_S)
         except Exception as error:
             log.warning("The cache's index cannot be built yet: %s", named(error))
+
+    async def follow(self) -> None:
+        """Apply what other servers change in the cache, every `FOLLOW_S` seconds; does not
+        return."""
+        while True:
+            await asyncio.sleep(FOLLOW_S)
+            if not self._health.works(CATALOGUE):
+                continue
+            try:
+                await self._following.run(self._cache.follow, LOAD_LIMIT_S)
+            except Exception as error:
+                self._health.failed(CATALOGUE, error)
+
+    async def keep_saved(self) -> None:
+        """Save the similarity index now and then; does not return."""
+        while True:
+            await asyncio.sleep(SAVE_EVERY_S)
+            await self._save(SAVE_SHARE)
+
+    async def _save(self, least: float = 0.0) -> None:
+        """Save the similarity index if more than the share `least` of it has changed."""
+        try:
+            await self._saving.run(lambda: self._cache.save_index(least), SAVE_LIMIT_S)
+        except Exception as error:
+            log.warning("The cache's index cannot be saved: %s", named(error))
 
     async def find(
         self, scope: Scope, vector: Vector, count: int, limit_s: float = math.inf
@@ -111,14 +143,33 @@ class Retrieval:
         def read() -> Tensor | None:
             return self._cache.fetch(neighbour, k)
 
-        if self._breaker.open or limit_s < LEAST_S:
+        begun = time.monotonic()
+        if limit_s < LEAST_S:
             return None
-        latents = await self._asked(read, limit_s)
+        latents = await self._near(neighbour, k, limit_s) if self._cache.tiered else None
+        limit_s -= time.monotonic() - begun
+        if latents is None:
+            if self._breaker.open or limit_s < LEAST_S:
+                return None
+            latents = await self._asked(read, limit_s)
         if latents is None:
             return None
         if self._count_later is None or self._count_later.done():
             self._count_later = asyncio.create_task(self._count(COUNT_AFTER_S))
         return pack(latents)
+
+    async def _near(self, neighbour: Neighbour, k: int, limit_s: float) -> Tensor | None:
+        """Latents from the disk tier, whatever state the store is in; None if it does not give
+        them in time."""
+        try:
+            return await self._fetching_near.run(
+                lambda: self._cache.fetch_near(neighbour, k), min(limit_s, NEAR_LIMIT_S)
+            )
+        except TooManyHang:
+            return None
+        except Exception as error:
+            log.warning("The latents' disk tier cannot be read: %s", named(error))
+            return None
 
     async def _count(self, after_s: float = 0.0) -> None:
         """Write the counts of fetched latents to the catalogue."""
@@ -183,11 +234,12 @@ class Retrieval:
         task.add_done_callback(self._storing.discard)
 
     async def close(self, limit_s: float) -> None:
-        """Wait up to `limit_s` seconds for writes to finish and uses to be counted; drop the
-        rest."""
+        """Wait up to `limit_s` seconds for writes to finish, uses to be counted and the index to be
+        saved; drop the rest."""
         if self._count_later is not None:
             self._count_later.cancel()
-        last = {*self._storing, asyncio.create_task(self._count())}
+        more = (self._count(), self._save())
+        last = {*self._storing, *map(asyncio.create_task, more)}
         _, late = await asyncio.wait(last, timeout=limit_s)
         for task in late:
             task.cancel()

@@ -13,7 +13,7 @@ import numpy as np
 from PIL import Image
 
 from argus.control.policies import new_policy
-from argus.control.policy import Cluster, Decision, Policy, Slo, first_free
+from argus.control.policy import NOTHING, Cluster, Decision, Policy, Slo, first_free
 from argus.control.variants import EXACT, VariantTable
 from argus.core.errors import BadRequest, Expired
 from argus.core.family import EXACT as EXACT_NAME
@@ -25,7 +25,7 @@ from argus.server.request import ImageRequest
 from argus.server.retrieval import Retrieval
 from argus.server.scoring import ScoringThread
 from argus.server.slo import Classes
-from argus.workers.fleet import Fleet
+from argus.workers.fleet import Fleet, Yielded
 from argus.workers.worker import WorkerError
 
 log = logging.getLogger(__name__)
@@ -67,8 +67,8 @@ class Router:
 
     def arrived(self, request: ImageRequest) -> None:
         """Count a request as demand for the planner. One that is not governed counts as exact
-        demand; a pinned one is not counted."""
-        if request.pinned:
+        demand; one that is pinned or in the background is not counted."""
+        if request.pinned or request.background:
             return
         self._update(request, self._stored(request))
         if not request.governed:
@@ -78,8 +78,9 @@ class Router:
     async def decide(self, request: ImageRequest) -> Decision:
         """The decision for a request; its worker is None if the request is to be shed.
 
-        Raises Expired for a request that was routed again for lack of time and fits no variant, and
-        WorkerError when no worker can hold the model of a pinned variant.
+        Raises Yielded for a background request for which no worker has room now, Expired for a
+        request that was routed again for lack of time and fits no variant, and WorkerError when no
+        worker can hold the model of a pinned variant.
         """
         stored = self._stored(request)
         if request.pinned:
@@ -100,6 +101,9 @@ class Router:
 
     async def _routed(self, request: ImageRequest) -> Decision:
         cluster = self.planning.cluster().without(request.failed_at)
+        if request.yields:
+            models = enumerate(cluster.models)
+            cluster.models = [m if self._fleet.spare(w) else NOTHING for w, m in models]
         if request.cheapest:
             decision = self._cheapest(request, cluster)
         else:
@@ -108,6 +112,12 @@ class Router:
             decision = await self._allowed(request, decision)
         if request.governed and decision.worker is None and self._fleet.idle and self._fleet.ready:
             decision = self._best_effort(request, f"{decision.reason}, and no other request waits")
+        if request.background and decision.worker is None:
+            if not self._fleet.idle:
+                raise Yielded
+            if request.allowed[EXACT]:
+                reason = f"{decision.reason}, and a worker has time to load the exact model"
+                decision = await self._held(EXACT_NAME, reason, request)
         hopeless = decision.worker is None or decision.variant == request.too_late_for
         if request.too_late_for >= 0 and hopeless:
             raise Expired("The deadline left no time to make the picture.")

@@ -10,7 +10,7 @@ from dataclasses import asdict, dataclass
 import pandas as pd
 import sqlalchemy as sa
 
-from argus.cache.catalogue import new_engine
+from argus.cache.database import BIG, open_database
 
 KEPT = 5000  # more make training slower, and the predictor little better
 
@@ -18,7 +18,7 @@ _meta = sa.MetaData()
 _samples = sa.Table(
     "samples",
     _meta,
-    sa.Column("id", sa.Integer, primary_key=True, autoincrement=True),
+    sa.Column("id", BIG, primary_key=True, autoincrement=True),
     sa.Column("namespace", sa.Text, nullable=False, index=True),
     sa.Column("prompt", sa.Text, nullable=False),
     sa.Column("variant", sa.Text, nullable=False),
@@ -62,17 +62,7 @@ class Samples:
     """The samples in the database at `url`. Safe to call from any thread."""
 
     def __init__(self, url: str) -> None:
-        self._engine = new_engine(url)
-        self._drop_nameless()
-        _meta.create_all(self._engine)
-
-    def _drop_nameless(self) -> None:
-        """Remove samples of earlier versions, which have no namespace."""
-        known = sa.inspect(self._engine)
-        if known.has_table(_samples.name):
-            columns = {column["name"] for column in known.get_columns(_samples.name)}
-            if _samples.c.namespace.name not in columns:
-                _samples.drop(self._engine)
+        self._engine = open_database(url)
 
     def add(self, sample: Sample, kept: int = KEPT) -> None:
         """Add a sample, and remove all but the newest `kept`."""

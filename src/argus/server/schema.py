@@ -34,6 +34,12 @@ class ArgusOptions(BaseModel):
     exact: bool = Field(
         False, description="Pins the exact model; `num_inference_steps` then is exactly so many."
     )
+    background: bool = Field(
+        False, description="Answer 202 with a job, which is run when workers have time."
+    )
+    webhook: str | None = Field(
+        None, description="With `background`: the URL to call when the job has ended."
+    )
 
 
 class GenerationRequest(BaseModel):
@@ -143,6 +149,7 @@ class PictureReport(BaseModel):
     queued_behind: int
     expected_ms: float
     worker: int
+    worker_type: str
     slo: str
     deadline_ms: float | None = None
     on_time: bool
@@ -175,6 +182,39 @@ class GenerationResponse(BaseModel):
     usage: Usage = Usage()
     ignored_fields: list[str] | None = None
     argus: list[PictureReport]
+
+
+class WebhookReport(BaseModel):
+    """A job's webhook: `pending` until it is called with success (`delivered`), or too often
+    without (`given_up`)."""
+
+    url: str
+    status: Literal["pending", "delivered", "given_up"]
+    calls: int
+
+
+class JobReport(BaseModel):
+    """A background job. Times are seconds since the epoch; it is gone at `expires_at`. `error` is
+    why it failed, in the format of an error answer; `result` is the answer to the request."""
+
+    id: str
+    object: Literal["argus.job"] = "argus.job"
+    status: Literal["queued", "in_progress", "completed", "failed", "cancelled"]
+    created_at: int
+    started_at: int | None = None
+    finished_at: int | None = None
+    expires_at: int | None = None
+    webhook: WebhookReport | None = None
+    error: dict[str, Any] | None = None
+    result: GenerationResponse | None = None
+
+
+class JobList(BaseModel):
+    """Jobs without their results, newest first. With `has_more`, go on `after` the last id."""
+
+    object: Literal["list"] = "list"
+    data: list[JobReport]
+    has_more: bool
 
 
 class Amounts(BaseModel):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import logging
 import math
 import statistics
@@ -28,6 +29,7 @@ from argus.server.cluster import ClusterWatch, open_cluster
 from argus.server.dispatcher import Dispatcher
 from argus.server.errors import ApiError
 from argus.server.health import StorageHealth
+from argus.server.jobs import Jobs
 from argus.server.keys import KeyRing
 from argus.server.learning import SAMPLES, Learning
 from argus.server.metrics import Metrics
@@ -93,7 +95,7 @@ class Service:
             held = model.models[kind][model.table.home(kind)]
             self.fleet.add(UpstreamWorker(one, held, device_type=kind))
         self.metrics = Metrics(self.family.name, settings.router_metrics)
-        self.cache = open_cache(settings)
+        self.cache = open_cache(settings, serving=True)
         self.health = StorageHealth()
         self.retrieval = Retrieval(self.cache, self.health)
         self.predictions = Predictions(model.predictor, model.table)
@@ -115,6 +117,7 @@ class Service:
             preparation, self._router, self.retrieval, self.fleet, self.metrics,
             settings.queue_limit, settings.metrics_by_key, self._saw,
         )  # fmt: skip
+        self.jobs = Jobs(self)
         self._tasks: list[asyncio.Task[None]] = []
         self.leaving = self.draining = False
         self.accepted = 0  # requests that are not answered in full; `Leaving` counts them
@@ -202,6 +205,10 @@ class Service:
         Thread(target=self._load_encoder, daemon=True).start()
         self._tasks.append(asyncio.create_task(self._start()))
         self._tasks.append(asyncio.create_task(self.usage.run()))
+        self._tasks.append(asyncio.create_task(self.retrieval.follow()))
+        self.jobs.runner.start()
+        if self.settings.cache_latents is not None:  # an object store was not asked yet
+            self._tasks.append(asyncio.create_task(self.health.check(LATENTS)))
 
     def _load_encoder(self) -> None:
         try:
@@ -229,13 +236,16 @@ class Service:
             router = self._new_router(classes)
             log.info("An exact picture takes %.2f s here; deadlines: %s", exact_s, classes)
             self._router.set_result(router)
+            gc.collect()
+            gc.freeze()  # what is loaded by now stays: looking through it holds up requests
         except Exception as error:
             self._router.set_exception(error)
             return
         limit_s = FETCH_SHARE * (1 - MARGIN) * classes[DEFAULT].deadline_s
         await asyncio.gather(
-            router.planning.run(), self.learning.run(), self.retrieval.watch(limit_s)
-        )
+            router.planning.run(), self.learning.run(), self.retrieval.watch(limit_s),
+            self.retrieval.keep_saved(),
+        )  # fmt: skip
 
     def _trials(self) -> list[tuple[Job, float]]:
         """For each model a job by its best variant, and its work steps."""
@@ -326,7 +336,11 @@ class Service:
             task.cancel()
         self.learning.close()
         self.health.close()
-        settled = asyncio.gather(self.retrieval.close(SETTLE_S), self.usage.close(SETTLE_S))
+        settled = asyncio.gather(
+            self.retrieval.close(SETTLE_S),
+            self.usage.close(SETTLE_S),
+            self.jobs.runner.close(SETTLE_S),
+        )
         with suppress(TimeoutError):
             async with asyncio.timeout(STOP_S):
                 await self.fleet.stop(grace_s=0.0)

@@ -8,7 +8,8 @@ from sqlalchemy.exc import SQLAlchemyError
 
 from argus.cache.cache import ApproximateCache
 from argus.cache.catalogue import Catalogue
-from argus.cache.latents import LatentStore
+from argus.cache.disk_tier import DiskTier
+from argus.cache.latents import LatentStore, is_local
 from argus.config import Settings, without_passwords
 from argus.core.errors import BadRequest
 from argus.server.pictures import PictureStore
@@ -20,25 +21,35 @@ def catalogue_url(settings: Settings) -> str:
     return settings.cache_catalogue or f"sqlite:///{data / 'catalogue.db'}"
 
 
-def open_cache(settings: Settings) -> ApproximateCache:
+def open_cache(settings: Settings, serving: bool = False) -> ApproximateCache:
     """The cache in the settings' data folder, or at the URLs that they give.
 
-    Raises BadRequest when catalogue or latents cannot be opened.
+    A server that is `serving` also has what only one process may use: the file of the similarity
+    index and the disk tier. Raises BadRequest when catalogue or latents cannot be opened.
     """
     data = settings.data.absolute()
     latents_url = settings.cache_latents or str(data / "latents")
     try:
         data.mkdir(parents=True, exist_ok=True)
         catalogue = Catalogue(catalogue_url(settings))
-    except (OSError, SQLAlchemyError, ImportError) as error:
-        raise BadRequest(f"The cache's catalogue in {data} cannot be opened: {error}") from error
+    except (OSError, SQLAlchemyError) as error:
+        where = without_passwords(settings.cache_catalogue or f"in {data}")
+        raise BadRequest(f"The cache's catalogue {where} cannot be opened: {error}") from error
     try:
-        store = LatentStore(latents_url, catalogue.id)
+        disk = None
+        if serving and settings.cache_disk and not is_local(latents_url):
+            disk = DiskTier(data / "latents-near", settings.cache_disk)
+        store = LatentStore(latents_url, catalogue.id, disk)
     except (OSError, ValueError, ImportError) as error:
+        advice = ""
+        if isinstance(error, ImportError) and latents_url.startswith("s3"):
+            advice = ": pip install 'argus-t2i[s3]'"
         raise BadRequest(
-            f"The cache's latents at {without_passwords(latents_url)} cannot be opened: {error}"
+            f"The cache's latents at {without_passwords(latents_url)} cannot be opened: "
+            f"{error}{advice}"
         ) from error
-    return ApproximateCache(catalogue, store, settings.cache_limit)
+    index_file = data / "similarity.index" if serving else None
+    return ApproximateCache(catalogue, store, settings.cache_limit, index_file=index_file)
 
 
 def open_pictures(folder: Path, ttl_s: float) -> PictureStore:

@@ -7,6 +7,7 @@ import logging
 from collections.abc import Callable
 from concurrent.futures import Future
 from contextlib import suppress
+from queue import SimpleQueue
 from threading import Thread
 from typing import TypeVar
 
@@ -22,7 +23,7 @@ class TooManyHang(Exception):
 
 
 class Threads:
-    """At most `count` calls at a time, each in a daemon thread of its own, for one asyncio loop.
+    """At most `count` calls at a time, each in a daemon thread, for one asyncio loop.
 
     A call whose caller no longer waits, because its time is up or it was cancelled, is written
     off: it keeps its thread and no longer counts among the `count`. While `most_hung` such calls
@@ -32,9 +33,10 @@ class Threads:
 
     def __init__(self, name: str, count: int, most_hung: int = MOST_HUNG) -> None:
         self._name, self._most_hung = name, most_hung
-        self._free = asyncio.Semaphore(count)
+        self._free, self._most_idle = asyncio.Semaphore(count), count
         self._hung = 0
         self._logged = False
+        self._idle: list[_Thread] = []
 
     @property
     def hung(self) -> int:
@@ -55,8 +57,13 @@ class Threads:
     async def _in_thread(self, call: Callable[[], T]) -> T:
         loop = asyncio.get_running_loop()
         answer: asyncio.Future[Future[T]] = loop.create_future()
+        thread = self._idle.pop() if self._idle else _Thread(self._name)
 
         def end(outcome: Future[T]) -> None:
+            if len(self._idle) < self._most_idle:
+                self._idle.append(thread)
+            else:
+                thread.calls.put(None)
             if answer.cancelled():
                 self._came_back()
             else:
@@ -71,7 +78,7 @@ class Threads:
             with suppress(RuntimeError):  # the loop is closed
                 loop.call_soon_threadsafe(end, outcome)
 
-        Thread(target=work, name=self._name, daemon=True).start()
+        thread.calls.put(work)
         try:
             return (await answer).result()
         finally:
@@ -90,3 +97,20 @@ class Threads:
         self._hung -= 1
         if self._hung <= 0:
             self._logged = False
+
+
+class _Thread:
+    """A thread that makes the `calls` it is given, until a None."""
+
+    def __init__(self, name: str) -> None:
+        self.calls: SimpleQueue[Callable[[], None] | None] = SimpleQueue()
+        Thread(target=_make, args=(self.calls,), name=name, daemon=True).start()
+
+    def __del__(self) -> None:
+        self.calls.put(None)
+
+
+def _make(calls: SimpleQueue[Callable[[], None] | None]) -> None:
+    while (call := calls.get()) is not None:
+        call()
+        del call  # it refers to its thread, which ends once nothing else does

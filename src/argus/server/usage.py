@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 
 import sqlalchemy as sa
 
-from argus.cache.catalogue import new_engine
+from argus.cache.database import open_database
 from argus.server.errors import ApiError, invalid
 from argus.server.health import StorageHealth
 from argus.server.request import Picture
@@ -68,8 +68,7 @@ class UsageStore:
     """The usage in the database at `url`. Safe to call from any thread, and from many servers."""
 
     def __init__(self, url: str) -> None:
-        self._engine = new_engine(url)
-        _meta.create_all(self._engine)
+        self._engine = open_database(url)
 
     def add(self, used: Mapping[Account, Amounts]) -> None:
         """Add amounts, all or none, and remove what is older than `KEPT_S`."""

@@ -45,10 +45,15 @@ LEAST_SILENCE_S = 2.0  # the same where steps are short: a process may wait for 
 OVERDUE = 2.0  # times of its longest running picture, for which an upstream may be silent
 LEAST_OVERDUE_S = 1.0  # the same where pictures take less: a network may hesitate
 SUSPECT_S = 0.5  # of silence, from which it counts as wait
+MOST_YIELDING = 4  # on a worker: a larger batch makes little faster, and loses more when it yields
 
 
 class HandedBack(Exception):
     """The worker cannot run a request: it died, hangs, fails at it or is to hold another model."""
+
+
+class Yielded(Exception):
+    """A request that yields made room for others: run it when workers have room."""
 
 
 class TooLate(Expired):
@@ -184,6 +189,34 @@ class Fleet:
         """Whether no request is queued, running or on its way to a worker."""
         return not any(one.queued or one.running or one.queued_s > 0 for one in self.queues)
 
+    def spare(self, number: int) -> bool:
+        """Whether a worker serves, and has no requests but such that yield."""
+        queue = self.queues[number]
+        return queue.serving >= 0 and all(request.yields for request in _requests(queue))
+
+    @property
+    def room(self) -> int:
+        """Number of further requests that yield which spare workers could run now."""
+        spare = [queue for queue in self.queues if self.spare(queue.number)]
+        most = [min(MOST_YIELDING, one.batch_limit(one.kind, one.model)) for one in spare]
+        return sum(
+            max(0, limit - len(_requests(one))) for limit, one in zip(most, spare, strict=True)
+        )
+
+    def make_room(self, count: int) -> None:
+        """Hand back requests that yield, those of whole workers, until `count` workers that serve
+        have no request; first where the fewest are lost."""
+        spare = [queue for queue in self.queues if self.spare(queue.number)]
+        for queue in sorted(spare, key=lambda queue: len(_requests(queue)))[:count]:
+            for request in _requests(queue):
+                self._forget(request, queue)
+                self._fail(request, Yielded())
+
+    @property
+    def unyielding(self) -> int:
+        """Number of queued and running requests that do not yield."""
+        return sum(not request.yields for one in self.queues for request in _requests(one))
+
     @property
     def running(self) -> int:
         """Number of requests that workers run now."""
@@ -195,21 +228,23 @@ class Fleet:
 
     def cluster(self) -> Cluster:
         """The workers as policies see them, with waits in seconds of the variant table."""
-        now, scale = time.monotonic(), self.scale
-        waits = []
-        for one, worker in zip(self.queues, self.workers, strict=True):
-            one.advance(now)
-            one.next_s(now)
-            silent_s = worker.silent_s if worker.silent_s > SUSPECT_S else 0.0
-            waits.append((max(0.0, one.free_at_s - now) + silent_s) / scale)
+        now, scale, queues = time.monotonic(), self.scale, self.queues
         return Cluster(
             now,
-            [one.kind for one in self.queues],
-            [one.serving for one in self.queues],
-            waits,
-            [len(one.running) for one in self.queues],
+            [one.kind for one in queues],
+            [one.serving for one in queues],
+            [self._wait_s(one, now) / scale for one in queues],
+            [len(one.running) for one in queues],
             scale,
         )
+
+    def _wait_s(self, queue: WorkerQueue[Request], now: float) -> float:
+        """Predicted seconds until a request that is sent to a worker now begins."""
+        wait_s = queue.free_at_s - now if queue.free_at_s > now else 0.0
+        if queue.running:
+            silent_s = self.workers[queue.number].silent_s
+            wait_s += silent_s if silent_s > SUSPECT_S else 0.0
+        return wait_s
 
     def start(self) -> None:
         for worker in self.workers:
@@ -268,10 +303,14 @@ class Fleet:
     def expected(self, request: Request, number: int, model: int) -> tuple[int, float]:
         """How many requests are queued at a worker, and the seconds after which one more, decided
         on but not sent yet, should be done."""
-        cluster, queue = self.cluster(), self.queues[number]
+        queue = self.queues[number]
         size = min(len(queue.running) + 1, queue.batch_limit(queue.kind, model))
         work_s = request.work_steps * self._table.batch_step_s(queue.kind, model, size)
-        return len(queue.queued), (cluster.wait_s[number] + work_s) * cluster.slowness
+        return len(queue.queued), self._wait_s(queue, time.monotonic()) + work_s * self.scale
+
+    def type_of(self, number: int) -> str:
+        """The name of a worker's type of device."""
+        return self._table.types[self.queues[number].kind]
 
     def reserve(self, request: Request, number: int) -> None:
         """Reserve a worker's time for a request while its latents are being fetched."""
@@ -587,6 +626,11 @@ class Fleet:
         """End all processes at once. For the end of the program."""
         for worker in self.workers:
             worker.kill()
+
+
+def _requests(queue: WorkerQueue[Request]) -> list[Request]:
+    """The queued and running requests of a worker, queued ones first."""
+    return [request for _, _, request in (*queue.queued, *queue.running)]
 
 
 async def _without_stragglers(
