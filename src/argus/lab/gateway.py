@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import statistics
 import time
-from collections import deque
+from collections import Counter
 from collections.abc import (
     Callable,
     Collection,
@@ -30,8 +30,8 @@ T = TypeVar("T")
 R = TypeVar("R")
 
 PROMPT = "a picture of two small things, one above the other"
-MOST_TRIES = 5  # of a picture, at whichever server
-LOOK_S = 0.5
+MOST_TRIES = 2  # of a picture at a server
+LOOK_S, PAUSE_S = 0.5, 0.05
 FEWER = 3  # share of a variant's steps that are left for the other measurement
 
 
@@ -69,7 +69,8 @@ class Gateway:
 
         Raises what the servers refuse, and WorkerError for a picture that none makes.
         """
-        yield from self._run(self._painted(deque((one, 0) for one in commissions)))
+        waiting = [(one, Counter[UpstreamWorker]()) for one in commissions]
+        yield from self._run(self._painted(waiting))
 
     def _run(self, work: Coroutine[Any, Any, R]) -> R:
         try:
@@ -78,22 +79,27 @@ class Gateway:
             raise errors.exceptions[0] from None
 
     async def _painted(
-        self, waiting: deque[tuple[Commission[T], int]]
+        self, waiting: list[tuple[Commission[T], Counter[UpstreamWorker]]]
     ) -> list[tuple[Commission[T], Finished]]:
+        """Make the pictures of jobs, each with how often every server has failed at it."""
         count, made = len(waiting), list[tuple[Commission[T], Finished]]()
 
         async def make(worker: UpstreamWorker) -> None:
             while len(made) < count:
-                if not waiting or worker.state is State.STARTING:
-                    await asyncio.sleep(LOOK_S / 10)
+                own = (i for i, (_, failed) in enumerate(waiting) if failed[worker] < MOST_TRIES)
+                at = next(own, None)
+                if at is None or worker.state is not State.READY:
+                    await asyncio.sleep(PAUSE_S)
                     continue
-                one, tries = waiting.popleft()
+                one, failed = waiting.pop(at)
                 try:
                     made.append((one, await self._once(worker, one.job)))
-                except Unanswered:
-                    if tries + 1 == MOST_TRIES:
+                except Unanswered as error:
+                    failed[worker] += not error.busy
+                    living = [other for other in self.workers if other.state is not State.STARTING]
+                    if living and all(failed[other] >= MOST_TRIES for other in living):
                         raise
-                    waiting.append((one, tries + 1))
+                    waiting.insert(0, (one, failed))
 
         async with asyncio.TaskGroup() as group:
             for worker in self.workers:

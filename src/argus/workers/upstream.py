@@ -81,7 +81,7 @@ class UpstreamWorker:
         self._served = False  # whether it was ever ready
         self._proven = False  # whether it has made a picture
         self._proof: tuple[Job, float] | None = None  # what it hung at, and the time it gets now
-        self._failures = 0  # in a row
+        self._failures = self._pauses = 0  # in a row
         self._looked = asyncio.Event()  # set once it was looked at
         self._opened = asyncio.Event()  # set while it is ready, and once it never will be
         self._worried = asyncio.Event()  # set to have it looked at at once
@@ -215,7 +215,8 @@ class UpstreamWorker:
             flight.asking.cancel()
             self._count()
             self._flights.discard(flight)
-        self._heard_s, self._proven, self._failures = time.monotonic(), True, 0
+        self._heard_s, self._proven = time.monotonic(), True
+        self._failures = self._pauses = 0
         worker_s = self._shared_s - flight.shared_s
         return Finished(answer.image, timings_ms=answer.timings_ms, worker_s=worker_s)
 
@@ -233,9 +234,12 @@ class UpstreamWorker:
         self._heard_s = time.monotonic()
         self._failures += 1
         pause_s = error.pause_s
+        if self.state is not State.READY:
+            return
         if pause_s is None and self._failures >= BAD_JOBS:
-            pause_s = min(MOST_PAUSE_S, 2.0 ** (self._failures - BAD_JOBS))
-        if pause_s is None or self.state is not State.READY:
+            pause_s = min(MOST_PAUSE_S, 2.0**self._pauses)
+            self._pauses += 1
+        if pause_s is None:
             return
         log.warning("%s gets no requests for %g s: %s", self.upstream.url, pause_s, error.reason)
         asyncio.get_running_loop().call_later(pause_s, self._reopen)
