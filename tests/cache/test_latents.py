@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import socket
 import sys
 import time
 from dataclasses import replace
@@ -13,6 +14,7 @@ import pytest
 import torch
 from fsspec.registry import _registry as drivers
 
+from argus.cache import latents
 from argus.cache.cache import ApproximateCache
 from argus.cache.catalogue import Catalogue
 from argus.cache.disk_tier import DiskTier
@@ -145,6 +147,23 @@ def test_an_endpoint_that_refuses_connections_is_an_oserror(
     ):
         with pytest.raises(OSError, match="EndpointConnectionError"):
             call()
+
+
+def test_an_endpoint_that_never_answers_is_an_oserror(
+    s3: S3Endpoint, new_clients: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(latents, "CALL_LIMIT_S", 0.3)
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        monkeypatch.setenv("AWS_ENDPOINT_URL", f"http://127.0.0.1:{silent.getsockname()[1]}")
+        store = LatentStore("s3://bucket/prefix", "one")
+        for call in (
+            lambda: store.get(StoredLatents(5, "one-x.safetensors", "", 1)),
+            lambda: store.put(5, LATENTS),
+            lambda: store.delete(["one-x.safetensors"]),
+            store.probe,
+        ):
+            with pytest.raises(TimeoutError):
+                call()
 
 
 def test_a_missing_driver_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import fsspec
+import fsspec.asyn
 from safetensors import SafetensorError
 from safetensors.torch import load, save
 from torch import Tensor
@@ -27,7 +28,8 @@ LEAST_ROOM_BYTES = 65536
 S3 = {"s3", "s3a"}
 # stores that show an object whole or not at all, and where a rename would be a copy
 OBJECT_STORES = S3 | {"gs", "gcs", "az", "abfs"}
-# of botocore, in seconds: a call to a dead endpoint ends within 15
+CALL_LIMIT_S = 30.0  # for one object; botocore sets no limit while it waits to send one
+# of botocore, in seconds: a read from an endpoint that hangs ends within 15
 S3_LIMITS = {
     "connect_timeout": 2.0,
     "read_timeout": 5.0,
@@ -84,7 +86,7 @@ class LatentStore:
         aside = name if self._objects else f"{name}.new"
         try:
             with _os_errors():
-                self._files.pipe_file(f"{self._root}/{aside}", data)
+                self._call("pipe_file", aside, data)
                 if aside != name:
                     self._files.mv(f"{self._root}/{aside}", f"{self._root}/{name}")
         except BaseException:
@@ -102,7 +104,7 @@ class LatentStore:
         """
         try:
             with _os_errors():
-                data = self._files.cat_file(f"{self._root}/{stored.name}")
+                data = self._call("cat_file", stored.name)
         except FileNotFoundError as error:
             if _without_bucket(error):
                 raise OSError(f"there is no bucket of {self._root}") from error
@@ -129,9 +131,18 @@ class LatentStore:
         try:
             size = max(ROOM * self._largest, LEAST_ROOM_BYTES)
             with _os_errors():
-                self._files.pipe_file(f"{self._root}/{name}", bytes(size))
+                self._call("pipe_file", name, bytes(size))
         finally:
             self.delete([name])
+
+    def _call(self, method: str, name: str, *given: bytes) -> Any:
+        """Call a method of the file system on an object. Raises TimeoutError after `CALL_LIMIT_S`
+        if the file system is asynchronous, as those of object stores are."""
+        path = f"{self._root}/{name}"
+        if not self._files.async_impl:
+            return getattr(self._files, method)(path, *given)
+        call = getattr(self._files, f"_{method}")
+        return fsspec.asyn.sync(self._files.loop, call, path, *given, timeout=CALL_LIMIT_S)
 
     def _new_name(self, k: int) -> str:
         return f"{self._owner}-{uuid.uuid4().hex}-{k}{SUFFIX}"
@@ -143,7 +154,7 @@ class LatentStore:
                 self._disk.delete(name)
             try:
                 with _os_errors():
-                    self._files.rm_file(f"{self._root}/{name}")
+                    self._call("rm_file", name)
             except FileNotFoundError:
                 continue
 
