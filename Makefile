@@ -14,7 +14,8 @@ $(READY): pyproject.toml constraints.txt
 	@echo "Setting up $(VENV) (downloads PyTorch and diffusers) ..."
 	@$(PYTHON) -m venv $(VENV)
 	@$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt torch
-	@$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt --editable '.[dev]'
+	@$(BIN)/pip install --quiet --disable-pip-version-check --no-deps -r constraints.txt
+	@$(BIN)/pip install --quiet --disable-pip-version-check --no-deps --editable .
 	@touch $@
 
 setup: $(READY) ## a virtual environment in .venv with everything in it

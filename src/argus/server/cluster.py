@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import time
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
@@ -12,7 +13,7 @@ from argus.control.variants import VariantTable
 from argus.core.errors import BadRequest, named
 from argus.server.threads import Threads
 from argus.workers.fleet import Fleet
-from argus.workers.worker import Model
+from argus.workers.worker import Model, WorkerError
 
 if TYPE_CHECKING:
     from argus.workers.ray import RayCluster, Slot
@@ -21,6 +22,7 @@ log = logging.getLogger(__name__)
 
 LOOK_S = 1.0
 LIMIT_S = 10.0  # for the cluster to say what nodes it has
+LOST_S = 20.0  # without that: the head is gone, and Ray ends the process soon
 GRACE_S = 2.0  # for the process of a worker whose node has left
 
 
@@ -57,14 +59,19 @@ class ClusterWatch:
         self._numbers: dict[Slot, int] = {}  # of workers, by slot
         self._threads = Threads("ray-nodes", 1)
         self._stopping: set[asyncio.Task[None]] = set()
+        self.problem: Exception | None = None  # why this server cannot go on
 
     async def run(self) -> None:
         """Follow the cluster; does not return."""
+        answered_s = time.monotonic()
         while True:
             try:
                 self._follow(await self._threads.run(self._cluster.slots, LIMIT_S))
+                answered_s = time.monotonic()
             except Exception as error:
                 log.warning("The Ray cluster does not say what nodes it has: %s", named(error))
+                if time.monotonic() - answered_s > LOST_S:
+                    self.problem = WorkerError("The head of the Ray cluster does not answer.")
             await asyncio.sleep(LOOK_S)
 
     def _follow(self, slots: dict[Slot, int]) -> None:

@@ -274,9 +274,12 @@ def _cluster_places(
 ) -> list[Place]:
     """A cluster's types of worker."""
     places = []
+    several = len(cluster.types) > 1
     for kind, (name, one) in enumerate(cluster.types.items()):
         device = cluster.device(kind)
-        profile = profile_of(one.profile or settings.profile, family, device, own)
+        profile = None
+        if one.profile is not None or not several:  # one type's would be wrong for another
+            profile = profile_of(one.profile or settings.profile, family, device, own)
         type_ = DeviceType(name, profile, _only(own, family))
         places.append(Place(type_, device, cluster.threads(kind), elsewhere=True))
     return places

@@ -42,8 +42,12 @@ class Planning:
         """The cluster state that the policy sees."""
         cluster = self._fleet.cluster()
         if self._planned:
-            cluster.models = self._planned
+            cluster.models = self._grown(cluster.models)
         return cluster
+
+    def _grown(self, models: list[int]) -> list[int]:
+        """The planned models, and those of workers that came since."""
+        return [*self._planned, *models[len(self._planned) :]]
 
     async def run(self) -> None:
         """Plan at every window, and at once when the controller or a worker's change requires it;
@@ -72,7 +76,7 @@ class Planning:
         fleet, metrics = self._fleet, self._metrics
         plan = self.controller.plan(
             fleet.cluster(),
-            self._planned or fleet.targets,
+            self._grown(fleet.targets),
             [queue.alive for queue in fleet.queues],
             self._usable(),
         )

@@ -195,7 +195,7 @@ class Router:
         first; a worker loads the model if none has it."""
         v = self._numbers[variant]
         model = int(self._table.model[v])
-        if model not in self._fleet.targets:
+        if model not in self._fleet.wanted:
             self._fleet.require(model)
         slack_s = request.limit_s - time.monotonic()
         limit_s = max(0.0, min(slack_s, UNGOVERNED_S))

@@ -48,7 +48,7 @@ from argus.server.usage import Usage
 from argus.workers.fleet import Fleet
 from argus.workers.local import LocalWorker
 from argus.workers.upstream import UpstreamWorker
-from argus.workers.worker import State
+from argus.workers.worker import State, WorkerError
 
 if TYPE_CHECKING:
     from argus.quality.encoder import PromptEncoder
@@ -83,7 +83,8 @@ class Service:
             batching = StepBatching()
         self._encoder: Future[PromptEncoder] = Future()
         self._router: Future[Router] = Future()
-        self.fleet = Fleet(model.table, model.models, [], batching, self._replan)
+        grows = self.cluster is not None
+        self.fleet = Fleet(model.table, model.models, [], batching, self._replan, grows)
         self.nodes = None
         if self.cluster is not None:
             self.nodes = ClusterWatch(self.cluster, self.fleet, model.table, model.models)
@@ -177,7 +178,7 @@ class Service:
             failed = loading.exception() if loading.done() else None
             if isinstance(failed, Exception):
                 return failed
-        return self.fleet.problem
+        return self.fleet.problem or (None if self.nodes is None else self.nodes.problem)
 
     @property
     def ready(self) -> bool:
@@ -224,13 +225,13 @@ class Service:
         self._tasks.append(loading)
         try:
             ready = (worker.ready() for worker in self.fleet.present)
-            problems = await asyncio.gather(*ready, return_exceptions=True)
-            if problems and all(isinstance(problem, Exception) for problem in problems):
+            await asyncio.gather(*ready, return_exceptions=True)
+            if self.fleet.problem is not None:
                 return
             encoder = await asyncio.shield(asyncio.wrap_future(self._encoder))
             await loading
             exact = self.family.exact
-            exact_s = await self.fleet.calibrate(self._trials())
+            exact_s = await self._calibrated()
             exact_s += await asyncio.to_thread(_way_s, encoder, exact, TRIAL)
             classes = Classes(self.settings.slo, exact_s, self.model.profiled)
             router = self._new_router(classes)
@@ -246,6 +247,18 @@ class Service:
             router.planning.run(), self.learning.run(), self.retrieval.watch(limit_s),
             self.retrieval.keep_saved(),
         )  # fmt: skip
+
+    async def _calibrated(self) -> float:
+        """Seconds of an exact picture on the fastest worker. Raises WorkerError if no worker makes
+        one, and none may join that does."""
+        while True:
+            try:
+                return await self.fleet.calibrate(self._trials())
+            except WorkerError as error:
+                if self.nodes is None:
+                    raise
+                log.warning("%s; tried again", error)
+                await asyncio.sleep(STARTING_S)
 
     def _trials(self) -> list[tuple[Job, float]]:
         """For each model a job by its best variant, and its work steps."""
@@ -344,6 +357,8 @@ class Service:
         with suppress(TimeoutError):
             async with asyncio.timeout(STOP_S):
                 await self.fleet.stop(grace_s=0.0)
+                if self.cluster is not None:
+                    await asyncio.to_thread(self.cluster.close)
         await settled
 
     def kill(self) -> None:

@@ -44,7 +44,7 @@ SILENT_STEPS = 10  # of the largest batch, for which a busy worker may be silent
 LEAST_SILENCE_S = 2.0  # the same where steps are short: a process may wait for a core
 OVERDUE = 2.0  # times of its longest running picture, for which an upstream may be silent
 LEAST_OVERDUE_S = 1.0  # the same where pictures take less: a network may hesitate
-SUSPECT_S = 0.5  # of silence, from which it counts as wait
+SUSPECT_S = 1.0  # of silence, from which it counts as wait: more than between two beats
 MOST_YIELDING = 4  # on a worker: a larger batch makes little faster, and loses more when it yields
 
 
@@ -79,7 +79,8 @@ class Fleet:
     begin with their type's home model. Workers may join (`add`) and leave (`retire`) at any time;
     those that left keep their numbers until another of their type takes it. `scale` is the workers'
     time as a multiple of the table's (`calibrate` measures it). `on_change` is called when workers
-    come or go.
+    come or go. With `grows` workers join while it serves: one that is unusable says nothing of
+    those to come, and a model that one cannot load is kept from that one alone.
     """
 
     def __init__(
@@ -89,8 +90,10 @@ class Fleet:
         workers: Sequence[Worker],
         batching: Batching,
         on_change: Callable[[], None] = lambda: None,
+        grows: bool = False,
     ) -> None:
         self._table, self._models, self._batching = table, models, batching
+        self._grows, self._started = grows, False
         self._on_change = on_change
         self._best_batch = table.best_batch.tolist()
         self.workers: list[Worker] = []
@@ -99,7 +102,8 @@ class Fleet:
         self._runs: dict[Request, _Run] = {}  # of queued and running requests
         self._tasks: dict[Request, asyncio.Task[None]] = {}  # of running ones
         self._pinned: dict[int, float] = {}
-        self._broken: dict[tuple[int, int], Exception] = {}  # by type and model
+        self._broken: dict[tuple[int, int], Exception] = {}  # by `_site` and model
+        self._reserved: dict[Request, WorkerQueue[Request]] = {}
         self._timers: dict[int, asyncio.TimerHandle] = {}
         self._changed = asyncio.Event()
         self.loads = 0
@@ -122,9 +126,11 @@ class Fleet:
             largest_batch=int(self._table.batches[-1]),
             handover_steps=HANDOVER_STEPS if self._batching.stepwise else BATCH_HANDOVER_STEPS,
             slowness=mean_slowness([one for one in alike if one.known] or self.queues),
+            alive=not self._started,  # one that joins later lives once it has loaded
             ready=False,
             known=False,
         )
+        self._broken = {of: why for of, why in self._broken.items() if of[0] != number}
         if number in self._gone:
             self._gone.discard(number)
             self.workers[number], self.queues[number] = worker, queue
@@ -145,7 +151,7 @@ class Fleet:
         worker, queue = self.workers[number], self.queues[number]
         self._gone.add(number)
         worker.on_change = lambda: None
-        self._leave(queue)
+        self._leave(queue, died=False)
         for _, _, request in list(queue.running):  # those that several workers died of
             self._forget(request, queue)
             self._fail(request, HandedBack())
@@ -177,10 +183,19 @@ class Fleet:
         return any(one.serving >= 0 for one in self.queues)
 
     @property
+    def wanted(self) -> set[int]:
+        """The models that workers hold, load or are to load."""
+        return {queue.target for queue in self._queues_present}
+
+    @property
     def problem(self) -> Exception | None:
-        """Why all workers are unusable; None if any is not."""
+        """Why no worker will ever work; None if one may."""
         present = self.present
-        if present and all(worker.state is State.UNUSABLE for worker in present):
+        if (
+            not self._grows
+            and present
+            and all(worker.state is State.UNUSABLE for worker in present)
+        ):
             return present[0].problem
         return None
 
@@ -247,6 +262,7 @@ class Fleet:
         return wait_s
 
     def start(self) -> None:
+        self._started = True
         for worker in self.workers:
             worker.start()
 
@@ -286,8 +302,7 @@ class Fleet:
                 for queue in self.queues:
                     if not queue.known:
                         queue.slowness = self.scale
-                least_s = min(times)
-                return least_s if least_s < math.inf else self.scale * self._table.slo_s
+                return min(*times, self.scale * self._table.slo_s)  # other types may be faster
         raise WorkerError(f"No worker makes a picture: {problem}")
 
     # --- work
@@ -314,11 +329,19 @@ class Fleet:
 
     def reserve(self, request: Request, number: int) -> None:
         """Reserve a worker's time for a request while its latents are being fetched."""
+        self._reserved[request] = self.queues[number]
         self.queues[number].reserve(request, time.monotonic())
 
     def release(self, request: Request, number: int) -> None:
         """Release the time that was reserved for a request that goes elsewhere."""
+        self._was_reserved(request, self.queues[number])
         self.queues[number].release(request)
+        self.queues[number].next_s(time.monotonic())
+
+    def _was_reserved(self, request: Request, queue: WorkerQueue[Request]) -> None:
+        """Forget what was reserved in a queue that another one has replaced since."""
+        if self._reserved.pop(request, queue) is not queue:
+            request.reserved_s = 0.0
 
     async def run(
         self,
@@ -338,6 +361,7 @@ class Fleet:
         the caller cancels the request.
         """
         queue = self.queues[number]
+        self._was_reserved(request, queue)
         if queue.serving != model:
             queue.release(request)
             raise HandedBack
@@ -431,11 +455,11 @@ class Fleet:
         finishes its running requests, hands back its queued ones, and loads. Recently pinned models
         stay with one worker."""
         sound = [
-            model if self._can_hold(queue.kind, model) else queue.target
+            model if self._can_hold(queue, model) else queue.target
             for queue, model in zip(self.queues, targets, strict=True)
         ]
         sound = [
-            model if self._can_hold(queue.kind, model) else self._table.home(queue.kind)
+            model if self._can_hold(queue, model) else self._table.home(queue.kind)
             for queue, model in zip(self.queues, sound, strict=True)
         ]
         for queue, target in zip(self.queues, self._with_pinned(sound), strict=True):
@@ -450,15 +474,16 @@ class Fleet:
 
         Raises WorkerError for a model that could not be loaded.
         """
-        kinds = {
-            queue.kind for queue in self._queues_present if self._table.holds[queue.kind, model]
-        }
-        broken = [self._broken[kind, model] for kind in kinds if (kind, model) in self._broken]
-        if kinds and len(broken) == len(kinds):
+        able = [queue for queue in self._queues_present if self._table.holds[queue.kind, model]]
+        broken = [
+            self._broken[self._site(queue), model] for queue in able
+            if (self._site(queue), model) in self._broken
+        ]  # fmt: skip
+        if able and len(broken) == len(able):
             raise WorkerError(f"{self._table.models[model]} cannot work: {broken[0]}")
         known = self._pinned.get(model, 0.0) > time.monotonic()
         self._pinned[model] = time.monotonic() + HELD_S
-        if not known or model not in self.targets:
+        if not known or model not in self.wanted:
             self.move(self.targets)
 
     async def holding(
@@ -496,7 +521,7 @@ class Fleet:
         for model in self._pinned:
             holders = [
                 queue.number for queue in self._queues_present
-                if self._can_hold(queue.kind, model)
+                if self._can_hold(queue, model)
             ]  # fmt: skip
             if any(targets[number] == model for number in holders):
                 continue
@@ -506,9 +531,15 @@ class Fleet:
                 targets[max(spare, key=lambda n: counts[n])] = model
         return targets
 
-    def _can_hold(self, kind: int, model: int) -> bool:
-        """Whether workers of a type can hold a model, as far as is known."""
-        return bool(self._table.holds[kind, model]) and (kind, model) not in self._broken
+    def _can_hold(self, queue: WorkerQueue[Request], model: int) -> bool:
+        """Whether a worker can hold a model, as far as is known."""
+        broken = (self._site(queue), model) in self._broken
+        return bool(self._table.holds[queue.kind, model]) and not broken
+
+    def _site(self, queue: WorkerQueue[Request]) -> int:
+        """What a model that cannot be loaded is kept from: on other machines the one worker, which
+        may lack what others have; on this one all workers of its type."""
+        return queue.number if self._grows else queue.kind
 
     @property
     def _queues_present(self) -> list[WorkerQueue[Request]]:
@@ -557,7 +588,7 @@ class Fleet:
         if worker.state is State.UNUSABLE and queue.model != home:
             problem = worker.problem or WorkerError("It could not be loaded.")
             log.error("%s stays out: %s", self._table.models[queue.model], problem)
-            self._broken[queue.kind, queue.model] = problem
+            self._broken[self._site(queue), queue.model] = problem
             self._pinned.pop(queue.model, None)
             self._leave(queue)
             queue.model = home
@@ -581,10 +612,10 @@ class Fleet:
             self._on_change()
         self._tell()
 
-    def _leave(self, queue: WorkerQueue[Request]) -> None:
-        """Hand back a dead worker's requests, except those that `DEADLY` workers died of: the
-        worker runs these alone when it is back. Upstreams die of none."""
-        opaque = self.workers[queue.number].opaque
+    def _leave(self, queue: WorkerQueue[Request], died: bool = True) -> None:
+        """Hand back the requests of a worker that died or leaves, except those that `DEADLY`
+        workers died of: the worker runs these alone when it is back. Upstreams die of none."""
+        opaque = self.workers[queue.number].opaque or not died
         queue.advance(time.monotonic())
         queue.alive = False
         running = [request for _, _, request in queue.running]

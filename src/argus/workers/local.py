@@ -48,7 +48,7 @@ class _Process:
         self, pipe: Connection, process: BaseProcess, hear: Callable[[Answer], None]
     ) -> None:
         self._process, self.pid, self.name = process, process.pid, str(process.pid)
-        self.ended = asyncio.Event()
+        self.ended, self.ran = asyncio.Event(), True
         self._outbox: SimpleQueue[Request | None] = SimpleQueue()
         loop = asyncio.get_running_loop()
         Thread(target=_speak, args=(pipe, self._outbox), daemon=True).start()

@@ -7,11 +7,12 @@ is the fleet's decision, as for workers of this machine.
 from __future__ import annotations
 
 import asyncio
+import functools
 import itertools
 import logging
-import math
 import os
 import queue
+import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
@@ -22,7 +23,7 @@ from typing import Any
 import argus
 from argus.config import WorkerType
 from argus.core.errors import BadRequest, ModelError
-from argus.workers.messages import Answer, Request, Unusable
+from argus.workers.messages import Answer, Ready, Request, Unusable
 from argus.workers.process import run_worker
 from argus.workers.supervised import SupervisedWorker
 from argus.workers.worker import Model
@@ -41,7 +42,9 @@ ACCELERATOR = "accelerator_type:"  # of the resource by which Ray names a node's
 BEAT_S = 0.5  # between two beats of a busy worker: each is a message of Ray
 POLL_S = 2.0  # an actor that has nothing to say answers so often
 LOST_S = 10.0  # without an answer, beyond `POLL_S`: the actor or its node is lost
-START_S = 180.0  # for an actor to be placed and its process to start
+START_S = 180.0  # the same until it has loaded a model: it may wait for its device
+FIRST_S = 120.0  # for the first node that can work
+STARTERS = 8  # actors that are asked for at once
 
 
 @dataclass(frozen=True)
@@ -79,7 +82,9 @@ class RayCluster:
                 "RAY_AUTH_TOKEN or RAY_AUTH_TOKEN_PATH (or set ray_auth to disabled)."
             ) from error
         self._senders = ThreadPoolExecutor(1, "ray-send")  # one, so that messages stay in order
-        self.types = dict(types) or _types_of(_nodes())
+        self._starters = ThreadPoolExecutor(STARTERS, "ray-start")
+        self.types = dict(types) or _first_types()
+        self._cpus: dict[str, float] = {}  # of nodes, by id
         self._unknown: set[str] = set()
 
     def slots(self) -> dict[Slot, int]:
@@ -90,6 +95,7 @@ class RayCluster:
         found: dict[Slot, int] = {}
         for node in _nodes():
             resources = node["Resources"]
+            self._cpus[node["NodeID"]] = resources.get("CPU", 0.0)
             for kind, one in enumerate(self.types.values()):
                 count = _fitting(one, resources)
                 found |= {Slot(node["NodeID"], number): kind for number in range(count)}
@@ -104,13 +110,14 @@ class RayCluster:
         return "cuda" if self._type(kind).gpus else "cpu"
 
     def threads(self, kind: int) -> int | None:
-        """The CPU threads of a type's workers; None is torch's default, and the whole node."""
+        """The CPU threads of a type's workers; None is as many as they have CPUs."""
         one = self._type(kind)
         return one.threads or (int(one.cpus) if one.cpus and one.cpus >= 1 else None)
 
     def worker(self, slot: Slot, kind: int, model: Model) -> RayWorker:
         """A worker in a slot, not started yet."""
-        return RayWorker(model, kind, self._options(slot.node, self._type(kind)), self._senders)
+        options = self._options(slot.node, self._type(kind))
+        return RayWorker(model, kind, options, self._senders, self._starters)
 
     def run(self, kind: int, function: Callable[..., Any], *arguments: Any) -> Any:
         """The result of a function that runs on a node of a type, with a worker's resources.
@@ -125,7 +132,8 @@ class RayCluster:
 
     def close(self) -> None:
         """Leave the cluster; actors of this process end."""
-        self._senders.shutdown(wait=False, cancel_futures=True)
+        for threads in (self._senders, self._starters):
+            threads.shutdown(wait=False, cancel_futures=True)
         ray.shutdown()
 
     def _type(self, kind: int) -> WorkerType:
@@ -133,7 +141,7 @@ class RayCluster:
 
     def _options(self, node: str, one: WorkerType) -> dict[str, Any]:
         return {
-            "num_cpus": one.cpus or 0,
+            "num_cpus": one.cpus or (0 if one.gpus else self._cpus[node]),  # the whole node
             "num_gpus": one.gpus,
             "resources": one.resources,
             "scheduling_strategy": NodeAffinitySchedulingStrategy(node, soft=False),
@@ -161,6 +169,23 @@ def _accelerators(resources: Iterable[str]) -> list[str]:
     return [one.removeprefix(ACCELERATOR) for one in resources if one.startswith(ACCELERATOR)]
 
 
+def _first_types() -> dict[str, WorkerType]:
+    """The types of the nodes that are there once one can work: the head may be alone at first.
+
+    Raises BadRequest if there is none for `FIRST_S` seconds.
+    """
+    deadline = time.monotonic() + FIRST_S
+    while time.monotonic() < deadline:
+        types = _types_of(_nodes())
+        if types:
+            return types
+        time.sleep(1.0)
+    raise BadRequest(
+        f"No node of the Ray cluster had a CPU or GPU for {FIRST_S:g} s: start one, or name "
+        "worker_types, which nodes may join later."
+    )
+
+
 def _types_of(nodes: Sequence[Mapping[str, Any]]) -> dict[str, WorkerType]:
     """The types of worker of a cluster for which none are configured."""
     types: dict[str, WorkerType] = {}
@@ -168,31 +193,53 @@ def _types_of(nodes: Sequence[Mapping[str, Any]]) -> dict[str, WorkerType]:
         if node["Resources"].get("GPU"):
             for name in sorted(_accelerators(node["Resources"])) or [""]:
                 types[name or "gpu"] = WorkerType(gpus=1, cpus=1, accelerator=name or None)
-    return dict(sorted(types.items())) or {"cpu": WorkerType()}
+    if not types and any(_fitting(WorkerType(), node["Resources"]) for node in nodes):
+        types["cpu"] = WorkerType()
+    return dict(sorted(types.items()))
 
 
 def _fitting(one: WorkerType, resources: Mapping[str, float]) -> int:
     """How many workers of a type a node has room for."""
     if one.accelerator is not None and ACCELERATOR + one.accelerator not in resources:
         return 0
+    if resources.get("GPU") and not (one.gpus or one.resources):
+        return 0  # a node with GPUs is for workers with GPUs
     needs = {**one.resources, "CPU": one.cpus or 0, "GPU": one.gpus}
     counts = [resources.get(name, 0) / need for name, need in needs.items() if need]
-    whole = 1 if one.cpus is None and not one.gpus else math.inf  # the whole node
-    fits = min([*counts, whole])
-    return int(fits + 1e-9) if fits < math.inf else 0
+    if one.cpus is None and not one.gpus:  # the whole node
+        counts.append(min(1.0, resources.get("CPU", 0.0)))
+    return int(min(counts) + 1e-9)
 
 
 class RayWorker(SupervisedWorker):
     """Runs jobs in an actor of a Ray cluster; see `SupervisedWorker`."""
 
     def __init__(
-        self, model: Model, kind: int, options: dict[str, Any], senders: ThreadPoolExecutor
+        self,
+        model: Model,
+        kind: int,
+        options: dict[str, Any],
+        senders: ThreadPoolExecutor,
+        starters: ThreadPoolExecutor,
     ) -> None:
         super().__init__(model, device_type=kind)
-        self._options, self._senders = options, senders
+        self._options, self._senders, self._starters = options, senders, starters
 
     async def _launch(self, model: Model) -> _ActorBody:
-        return _ActorBody(model, self._options, self._hear, self._senders)
+        """See `SupervisedWorker`. In a thread: the head may take long to answer."""
+
+        def ask() -> Any:
+            return _actor_class().options(**self._options).remote(model, argus.__version__)
+
+        try:
+            asked = self._starters.submit(ask)
+            actor = await asyncio.shield(asyncio.wrap_future(asked))
+        except asyncio.CancelledError:
+            asked.add_done_callback(lambda done: None if done.exception() else _end(done.result()))
+            raise
+        except (RayError, RuntimeError, ValueError) as error:
+            raise OSError(f"Ray starts no actor: {error}") from error
+        return _ActorBody(actor, self._hear, self._senders)
 
     @property
     def actor(self) -> Any:
@@ -205,16 +252,11 @@ class _ActorBody:
     is unpacked there and not in the asyncio loop. `senders` packs messages."""
 
     def __init__(
-        self,
-        model: Model,
-        options: dict[str, Any],
-        hear: Callable[[Answer], None],
-        senders: ThreadPoolExecutor,
+        self, actor: Any, hear: Callable[[Answer], None], senders: ThreadPoolExecutor
     ) -> None:
-        self.ended, self._senders = asyncio.Event(), senders
+        self.ended, self.ran, self._senders = asyncio.Event(), False, senders
         self._numbers = itertools.count()
-        actor: Any = ray.remote(max_restarts=0, max_task_retries=0, **options)(Actor)
-        self.actor: Any = actor.remote(model, argus.__version__)
+        self.actor = actor
         self.name = self.actor._actor_id.hex()[:8]
         loop = asyncio.get_running_loop()
         Thread(target=self._listen, args=(loop, hear), daemon=True).start()
@@ -226,17 +268,21 @@ class _ActorBody:
         """Nothing keeps a way open between two messages."""
 
     def kill(self) -> None:
-        self._submit(lambda: ray.kill(self.actor))
+        self._submit(lambda: _end(self.actor))
 
     async def release(self) -> None:
         """Ray frees an actor's resources itself."""
 
     def _submit(self, call: Callable[[], object]) -> None:
-        """Call in the thread of messages. What fails there shows as the end of the actor."""
+        """Call in the thread of messages. An actor that a message cannot be sent to is ended: it
+        would wait for it."""
 
         def quietly() -> None:
-            with suppress(RayError):
+            try:
                 call()
+            except Exception as error:
+                log.warning("A message to worker %s fails: %s", self.name, type(error).__name__)
+                _end(self.actor)
 
         with suppress(RuntimeError):  # the connection is closed
             self._senders.submit(quietly)
@@ -250,9 +296,11 @@ class _ActorBody:
                     answers = ray.get(self.actor.answers.remote(POLL_S), timeout=limit_s)
                     if answers is None:
                         break
+                    self.ran = True
                     for answer in answers:
                         hear(answer)
-                    limit_s = POLL_S + LOST_S
+                        if isinstance(answer, Ready):
+                            limit_s = POLL_S + LOST_S
             except GetTimeoutError:
                 log.warning("Worker %s has not answered for %g s", self.name, limit_s)
             except RayError as error:
@@ -262,6 +310,18 @@ class _ActorBody:
             finally:
                 self.kill()
                 loop.call_soon_threadsafe(self.ended.set)
+
+
+@functools.cache
+def _actor_class() -> Any:
+    """`Actor` for Ray, which sends it to the head once."""
+    return ray.remote(max_restarts=0, max_task_retries=0)(Actor)
+
+
+def _end(actor: Any) -> None:
+    """End an actor at once, if it still runs."""
+    with suppress(RayError, RuntimeError, ValueError):
+        ray.kill(actor)
 
 
 class Actor:

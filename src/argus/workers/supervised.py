@@ -50,10 +50,12 @@ OnStep = Callable[[int, int], None]
 
 class Body(Protocol):
     """A process that runs `process.run_worker`, and the way of messages to it. `name` is for the
-    log. `ended` is set, in the asyncio loop, once nothing more comes from it."""
+    log. `ended` is set, in the asyncio loop, once nothing more comes from it; `ran` says whether
+    there was a process at all."""
 
     name: str
     ended: asyncio.Event
+    ran: bool
 
     def send(self, request: Request) -> None:
         """Send a message; messages arrive in order. Does not block."""
@@ -208,8 +210,7 @@ class SupervisedWorker(abc.ABC):
             await asyncio.wait(waiting, timeout=grace_s)
         if self._supervisor is not None:
             self._supervisor.cancel()
-            with contextlib.suppress(asyncio.CancelledError):
-                await self._supervisor
+            await asyncio.wait((self._supervisor,))
         body = self._body
         if body is not None and not body.ended.is_set():
             with contextlib.suppress(TimeoutError):
@@ -235,15 +236,15 @@ class SupervisedWorker(abc.ABC):
         """Keep a process running: start it, send it the pending jobs, wait for its end."""
         pause = FIRST_PAUSE_S
         while self.state is not State.STOPPED:
-            name = "that could not start"
+            name, ran = "that could not start", False
             try:
                 body = await self._start_body()
             except (OSError, EOFError) as error:
                 log.warning("A worker process cannot be started: %r", error)
             else:
-                name = body.name
                 await self._ended(body)
                 await body.release()
+                name, ran = body.name, body.ran
             if not self._wanted:
                 return
             self._settled.clear()
@@ -253,7 +254,7 @@ class SupervisedWorker(abc.ABC):
                 self.state = State.STARTING
                 self._blame()
                 self.on_change()
-            elif self._asked == self.model:  # else it died of a model no longer wanted
+            elif ran and self._asked == self.model:  # else a model no longer wanted was deadly
                 self._failed_loads += 1
                 if self._failed_loads >= MAX_DEATHS and not self._loaded_once:
                     self._give_up(WorkerError(f"It died {MAX_DEATHS} times while loading."))
