@@ -53,6 +53,7 @@ def test_the_environment_can_name_the_file(file: Path, monkeypatch: pytest.Monke
         ("upstreams: [{url: 'http://me:secret@here'}]", r"http://me:\*\*\*@here.*as key_env"),
         ("upstreams: [{url: http://here, key_env: NO_KEY}]", "variable NO_KEY is not set"),
         ("upstreams: [{url: http://here, fields: {steps: s}}]", "steps is not a field that Argus"),
+        ("upstreams: [{url: http://here, ca_file: no.pem}]", "no.pem.*there is no such file"),
         ("upstreams: [{url: http://here, health: ready}]", "upstreams.0.health is 'ready'"),
         ("- port", "not a YAML mapping"),
         ("port: [", "not a YAML mapping"),

@@ -197,6 +197,13 @@ class Upstream(BaseModel):
             raise ValueError(f"the environment variable {value} is not set")
         return value
 
+    @field_validator("ca_file")
+    @classmethod
+    def _there(cls, value: Path | None) -> Path | None:
+        if value is not None and not value.is_file():
+            raise ValueError("there is no such file")
+        return value
+
     @property
     def key(self) -> str | None:
         """The API key."""

@@ -174,6 +174,7 @@ def test_a_busy_server_s_requests_go_to_the_other(family: Path) -> None:
         assert load.account() == {"on time": 30}
 
 
+@pytest.mark.cluster
 def test_another_argus_is_an_upstream(family: Path, tiny_family: Path, tmp_path: Path) -> None:
     behind = Settings(family=str(tiny_family), data=tmp_path / "behind", workers=2)
     with running(behind) as second:

@@ -82,6 +82,7 @@ class UpstreamWorker:
         self._proven = False  # whether it has made a picture
         self._proof: tuple[Job, float] | None = None  # what it hung at, and the time it gets now
         self._failures = self._pauses = 0  # in a row
+        self._bad = self._good = 0  # looks in a row
         self._looked = asyncio.Event()  # set once it was looked at
         self._opened = asyncio.Event()  # set while it is ready, and once it never will be
         self._worried = asyncio.Event()  # set to have it looked at at once
@@ -282,30 +283,34 @@ class UpstreamWorker:
     async def _watch(self) -> None:
         """Look at the server's health, regularly and when something went wrong."""
         assert self._api is not None
-        bad, good = 0, GOOD_LOOKS - 1  # at first one look is enough
         while True:
             self._worried.clear()
-            if self.state in (State.READY, State.FULL):
-                problem = await self._api.problem()
-                bad = 0 if problem is None else bad + 1
-                if problem is not None and bad >= BAD_LOOKS:
-                    self._out(problem)
-                good = 0
-                self.load_said = None if problem is not None else await self._api.load()
-            elif self.state is State.STARTING:
-                problem = await self._missing(self._api)
-                good = good + 1 if problem is None else 0
-                if problem is not None:
-                    self._tell(problem)
-                elif good >= GOOD_LOOKS:
-                    bad = 0
-                    self.restarts += self._served
-                    log.info("%s is ready", self.upstream.url)
-                    self._open()
-            calm = self.state in (State.READY, State.FULL) and not bad
+            try:
+                await self._look(self._api)
+            except Exception:
+                log.exception("Looking at %s failed", self.upstream.url)
+            calm = self.state in (State.READY, State.FULL) and not self._bad
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(WATCH_S if calm else RETRY_S):
                     await self._worried.wait()
+
+    async def _look(self, api: ImagesApi) -> None:
+        if self.state in (State.READY, State.FULL):
+            problem = await api.problem()
+            self._good, self._bad = 0, 0 if problem is None else self._bad + 1
+            if problem is not None and self._bad >= BAD_LOOKS:
+                self._out(problem)
+            self.load_said = None if problem is not None else await api.load()
+        elif self.state is State.STARTING:
+            problem = await self._missing(api)
+            self._good = self._good + 1 if problem is None else 0
+            if problem is not None:
+                self._tell(problem)
+            elif self._good >= (GOOD_LOOKS if self._looked.is_set() else 1):
+                self._bad = 0
+                self.restarts += self._served
+                log.info("%s is ready", self.upstream.url)
+                self._open()
 
     def _tell(self, problem: str) -> None:
         """Say once why it is out."""
