@@ -48,7 +48,7 @@ def serving(measured_family: Path, tmp_path_factory: pytest.TempPathFactory) -> 
                 "one": WorkerType(resources={"one": 1}, cpus=1),
                 "two": WorkerType(resources={"two": 1}, cpus=1),
             },
-            slo={"default": SloClass(latency="60s")},
+            slo={"default": SloClass(latency="110s")},
             queue_limit=200,
         )
         with running(settings) as server:
