@@ -290,6 +290,10 @@ def test_a_webhook_is_due_when_its_job_has_ended_and_until_it_is_delivered(
     assert second is not None
     store.delivered(first, "given_up", None)  # the first caller was late
     assert store.due(100.0) == (False, True)
+    store.delivered(second, None, 60.0, called=False)  # no thread was free: no try
+    second = store.next_delivery(60.0, again_at=100.0)
+    assert second is not None
+    assert second.tries == 2
     store.delivered(second, "delivered", None)
     assert store.due(1e9) == (False, False)
     found = store.read("job_a", "ann", 3.0)

@@ -19,6 +19,7 @@ from argus.server.job_store import COMPLETED, FAILED, MOST_SWEPT, MOST_TRIES, Ta
 from argus.server.schema import GenerationRequest
 from argus.server.stored_jobs import LIMIT_S as STORE_LIMIT_S
 from argus.server.stored_jobs import STORE_ERRORS, StoredJobs
+from argus.server.threads import TooManyHang
 from argus.server.webhooks import CALLS, Webhooks
 from argus.server.webhooks import LIMIT_S as WEBHOOK_LIMIT_S
 from argus.workers.fleet import Yielded
@@ -249,12 +250,20 @@ class JobRunner:
             log.warning("Webhooks cannot be called: %s", named(error))
 
     async def _call_webhook(self) -> bool:
-        """Call the webhook that is due first. Returns False if none is due."""
+        """Call the webhook that is due first. Returns False if none is due, or none can be called
+        now."""
         now, hold_s = time.time(), 2 * (WEBHOOK_LIMIT_S + STORE_LIMIT_S)
         delivery = await self._stored.call(lambda store: store.next_delivery(now, now + hold_s))
         if delivery is None:
             return False
-        outcome, pause_s = await self._webhooks.call(delivery)
+        try:
+            outcome, pause_s = await self._webhooks.call(delivery)
+        except TooManyHang:
+            later = time.time() + AGAIN_S[0]
+            await self._stored.until_done(
+                lambda store: store.delivered(delivery, None, later, called=False)
+            )
+            return False
         self._metrics.webhooks.labels(outcome or "repeated").inc()
         again_at = None if pause_s is None else time.time() + pause_s
         await self._stored.until_done(lambda store: store.delivered(delivery, outcome, again_at))

@@ -363,13 +363,19 @@ class JobStore:
             row = connection.execute(query).one_or_none()
         return None if row is None else Delivery(**row._asdict())
 
-    def delivered(self, delivery: Delivery, outcome: str | None, again_at: float | None) -> None:
+    def delivered(
+        self, delivery: Delivery, outcome: str | None, again_at: float | None, called: bool = True
+    ) -> None:
         """Record how a call of a webhook ended: for good (`outcome`), or to be repeated at
-        `again_at`."""
+        `again_at`. One that was not `called` is no try."""
         those = (_jobs.c.id == delivery.id, _jobs.c.webhook_tries == delivery.tries)
-        query = _jobs.update().where(*those)
+        values = {
+            "webhook_at": again_at,
+            "webhook_outcome": outcome,
+            "webhook_tries": delivery.tries if called else delivery.tries - 1,
+        }
         with self._engine.begin() as connection:
-            connection.execute(query.values(webhook_at=again_at, webhook_outcome=outcome))
+            connection.execute(_jobs.update().where(*those).values(values))
 
 
 def _own(key: str, now: float) -> Sequence[sa.ColumnElement[bool]]:
