@@ -383,7 +383,7 @@ class Settings(BaseSettings):
     jobs_bytes: ByteSize = Field(
         ByteSize(1_000_000_000),
         description="Bytes that background jobs and their results may take in the catalogue's "
-        "database, e.g. 5GB.",
+        "database, e.g. 5GB; those of one API key may take half of it.",
     )
     jobs_ttl_s: float = Field(
         86400.0, gt=0, description="Seconds for which a background job is kept after its end."
@@ -392,7 +392,7 @@ class Settings(BaseSettings):
         30.0,
         ge=1,
         description="Seconds after which the background jobs of a server that died are run by "
-        "another. Longer than the servers' clocks differ.",
+        "another. The servers' clocks must differ by less than two thirds of it.",
     )
     webhook_hosts: list[str] = Field(
         [],

@@ -25,7 +25,7 @@ from argus.server.preparation import Preparation
 from argus.server.request import Full, ImageRequest, Picture, Shed
 from argus.server.service import Service
 from argus.server.slo import Classes
-from argus.workers.fleet import HandedBack, TooLate
+from argus.workers.fleet import HandedBack, TooLate, Yielded
 from argus.workers.worker import Finished, WorkerError
 from tests.conftest import constant_predictor
 from tests.server.running import Running, running
@@ -327,6 +327,25 @@ def unstarted(measured_family: Path, tmp_path: Path) -> Iterator[Service]:
     first.ready, second.alive, first.queued_s = True, False, 7.0
     yield service
     service.cache.close()
+
+
+def test_a_background_picture_whose_latents_were_fetched_makes_room_for_others(
+    unstarted: Service,
+) -> None:
+    dispatcher, queue = Counter(unstarted).dispatcher, unstarted.fleet.queues[0]
+    background = asked(background=True, yields=True)
+
+    async def run() -> None:
+        unstarted.fleet.reserve(background, 0)
+        queue.enqueue(asked(), time.monotonic())
+        with pytest.raises(Yielded):
+            await dispatcher._run(background, Decision(EXACT, 0, ""), b"")
+
+    before_s = queue.queued_s
+    asyncio.run(run())
+    assert [request.yields for _, _, request in queue.queued] == [False]
+    queue.remove(queue.queued[0][2], time.monotonic(), done=False)
+    assert queue.queued_s == pytest.approx(before_s)  # what was reserved is free again
 
 
 def test_a_full_queue_says_when_a_worker_that_serves_has_room(unstarted: Service) -> None:

@@ -11,6 +11,7 @@ import pytest
 import sqlalchemy as sa
 
 from argus.cache.database import new_engine
+from argus.server import job_store
 from argus.server.job_store import (
     CANCELLED,
     COMPLETED,
@@ -115,6 +116,21 @@ def test_a_lease_that_ran_out_is_taken_again_and_one_result_is_recorded(store: J
     assert (found[0].status, found[1]) == (COMPLETED, b"again")
 
 
+def test_a_server_whose_clock_stepped_does_not_take_its_own_job(store: JobStore) -> None:
+    add(store, new("running"), new("other", at=2.0))
+    for _ in range(MOST_TRIES):
+        running = store.take(1.0, LEASE_S)
+        assert running is not None
+        if running.tries < MOST_TRIES:
+            store.give_back(running, 1.0, counts=True)
+    assert store.fail_exhausted(1000.0, TTL_S, "{}", [running.lease]) == 0
+    other = store.take(1000.0, LEASE_S, [running.lease])
+    assert other is not None
+    assert other.id == "job_other"
+    assert store.take(1000.0, LEASE_S, [running.lease, other.lease]) is None
+    assert store.held([running.lease]) == {running.lease}
+
+
 def test_a_renewed_lease_holds(store: JobStore) -> None:
     add(store, new())
     taken = store.take(1.0, LEASE_S)
@@ -200,16 +216,23 @@ def test_an_idempotency_key_is_free_again_once_its_job_expired(store: JobStore) 
 
 
 def test_jobs_are_limited_by_number_and_bytes(store: JobStore) -> None:
-    store.add(new("a", idempotency_key="once"), 1, 150)
+    store.add(new("a", idempotency_key="once"), 1, 200)
     with pytest.raises(TooManyJobs):
         store.add(new("b"), 1, 1000)
     with pytest.raises(JobsFull):
-        store.add(new("b"), 2, 150)
-    assert store.add(new("c", idempotency_key="once"), 1, 150).id == "job_a"  # known
+        store.add(new("b", key="bo", size_bytes=101), 2, 200)
+    assert store.add(new("c", idempotency_key="once"), 1, 200).id == "job_a"  # known
     taken = store.take(1.0, LEASE_S)
     assert taken is not None
     store.finish(taken, 2.0, TTL_S, result=b"x" * 50)  # less than the most that it could take
-    store.add(new("b", key="bo"), 1, 150)
+    store.add(new("b", key="bo", size_bytes=150), 1, 300)
+
+
+def test_one_key_s_jobs_leave_room_for_those_of_others(store: JobStore) -> None:
+    store.add(new("a"), 10, 300)
+    with pytest.raises(JobsFull):
+        store.add(new("b"), 10, 300)
+    store.add(new("c", key="bo"), 10, 300)
 
 
 def test_expired_jobs_are_gone_and_unfinished_ones_are_not(store: JobStore) -> None:
@@ -221,6 +244,16 @@ def test_expired_jobs_are_gone_and_unfinished_ones_are_not(store: JobStore) -> N
     assert store.sweep(2.0 + TTL_S) == 1
     assert store.sweep(1e12) == 0
     assert store.read("job_waiting", "ann", 1e12) is not None
+
+
+def test_expired_jobs_are_removed_a_part_at_a_time(
+    store: JobStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(job_store, "MOST_SWEPT", 2)
+    add(store, *(new(str(n)) for n in range(5)))
+    for n in range(5):
+        store.cancel(f"job_{n}", "ann", 2.0, TTL_S)
+    assert [store.sweep(2.0 + TTL_S) for _ in range(4)] == [2, 2, 1, 0]
 
 
 def test_jobs_are_listed_newest_first_a_page_at_a_time(store: JobStore) -> None:
@@ -257,6 +290,10 @@ def test_a_webhook_is_due_when_its_job_has_ended_and_until_it_is_delivered(
     assert second is not None
     store.delivered(first, "given_up", None)  # the first caller was late
     assert store.due(100.0) == (False, True)
+    store.delivered(second, None, 60.0, called=False)  # no thread was free: no try
+    second = store.next_delivery(60.0, again_at=100.0)
+    assert second is not None
+    assert second.tries == 2
     store.delivered(second, "delivered", None)
     assert store.due(1e9) == (False, False)
     found = store.read("job_a", "ann", 3.0)

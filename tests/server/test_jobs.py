@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import sqlite3
+import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import httpx
@@ -17,11 +20,13 @@ import pytest
 from argus.config import Settings, SloClass
 from argus.server import health, job_runner, stored_jobs
 from argus.server.job_runner import JobRunner
+from argus.server.jobs import _fingerprint
 from argus.server.keys import add_key
-from argus.server.schema import GenerationResponse
+from argus.server.schema import ArgusOptions, GenerationRequest, GenerationResponse
 from tests.postgres import Postgres
 from tests.server.running import Running, running, served, wait_until
 
+JSON = "application/json"
 GENERATIONS, JOBS = "/v1/images/generations", "/v1/argus/jobs"
 LONG: dict[str, Any] = {"num_inference_steps": 900, "argus": {"exact": True, "background": True}}
 
@@ -134,6 +139,13 @@ def test_what_cannot_be_a_job_is_refused_at_once(
     assert answer.json()["error"]["param"] == param
 
 
+def test_text_that_cannot_be_read_again_is_refused(server: Running) -> None:
+    body = json.dumps({"prompt": "a fish", "user": "\ud800", "argus": {"background": True}})
+    answer = server.http.post(GENERATIONS, content=body, headers={"content-type": JSON})
+    assert error(answer) == (400, "invalid_value")
+    assert "not Unicode" in answer.json()["error"]["message"]
+
+
 def test_unknown_jobs_are_not_found(server: Running) -> None:
     for job in (f"job_{'0' * 32}", "job_1", "%00"):
         assert error(server.http.get(f"{JOBS}/{job}")) == (404, "not_found")
@@ -176,6 +188,20 @@ def test_a_request_that_is_sent_many_times_at_once_is_one_job(server: Running) -
         answers = [task.result() for task in asking]
     assert {answer.status_code for answer in answers} == {202}
     assert len({answer.json()["id"] for answer in answers}) == 1
+
+
+def test_a_body_is_the_same_in_a_version_that_knows_more_fields() -> None:
+    class LaterOptions(ArgusOptions):
+        colours: int = 3
+
+    class Later(GenerationRequest):
+        argus: LaterOptions | None = None
+        paper: str = "white"
+
+    sent = {"prompt": "a", "n": 2, "argus": {"background": True}}
+    known, later = (_fingerprint(one.model_validate(sent)) for one in (GenerationRequest, Later))
+    assert known == later
+    assert known != _fingerprint(GenerationRequest.model_validate(sent | {"n": 3}))
 
 
 # --- whose jobs
@@ -279,6 +305,27 @@ def test_a_job_s_slo_class_sets_the_least_quality(measured_family: Path, tmp_pat
         assert (report["slo"], report["variant"]) == ("fine", "exact")
 
 
+@pytest.mark.parametrize("step_s", [1000.0, -1000.0])
+def test_a_job_is_not_begun_twice_when_the_clock_steps(
+    server: Running, monkeypatch: pytest.MonkeyPatch, step_s: float
+) -> None:
+    job = accepted(server.http, **LONG)
+    wait_until(lambda: is_running(server.http, job))
+    now, monotonic = time.time, time.monotonic
+    stepped = SimpleNamespace(time=lambda: now() + step_s, monotonic=monotonic)
+    monkeypatch.setattr(job_runner, "time", stepped)
+
+    def row() -> tuple[float, int]:
+        with sqlite3.connect(server.service.settings.data / "catalogue.db") as catalogue:
+            query = "SELECT due_at, tries FROM jobs WHERE id = ?"
+            return tuple(catalogue.execute(query, (job,)).fetchone())  # type: ignore[return-value]
+
+    wait_until(lambda: abs(row()[0] - stepped.time()) < 100)  # renewed, or taken again
+    assert row()[1] == 1
+    server.http.post(f"{JOBS}/{job}/cancel")
+    wait_until(lambda: server.service.fleet.idle)
+
+
 # --- cancelled, expired, refused
 
 
@@ -310,7 +357,7 @@ def test_jobs_have_limits(
     monkeypatch.setattr(JobRunner, "_may_begin", False)
     settings = Settings.model_validate(
         {"family": str(tiny_family), "data": tmp_path, "workers": 1, "jobs_limit": 2,
-         "jobs_bytes": "200kB"}
+         "jobs_bytes": "400kB"}
     )  # fmt: skip
     with running(settings) as server:
         accepted(server.http)

@@ -18,6 +18,7 @@ from argus.server.request import ImageRequest
 from argus.server.router import Router
 from argus.server.service import Service
 from argus.server.slo import DEFAULT, Classes
+from argus.workers.fleet import Yielded
 from tests.conftest import WIDTH
 
 
@@ -165,6 +166,29 @@ def test_what_only_the_exact_model_can_serve_has_a_worker_load_it(
     hasty.least_quality, hasty.slack_s = 0.9, 0.05
     assert led.decide(hasty).worker is None
     assert asked == [exact]
+
+
+def test_a_background_picture_takes_no_model_away_from_others(
+    led: Led, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fleet, queue = led.service.fleet, led.service.fleet.queues[0]
+    required: list[int] = []
+
+    def load(model: int) -> None:
+        required.append(model)
+        queue.model = model
+
+    monkeypatch.setattr(fleet, "require", load)
+    other = int(led.service.model.table.model[led.service.model.table.variants.index("other")])
+    pinned = led.asked(10.0)
+    pinned.pinned_variant, pinned.background = "other", True
+    queue.queued_s = 1.0
+    with pytest.raises(Yielded):
+        led.decide(pinned)
+    assert required == []
+    queue.queued_s = 0.0
+    assert led.decide(pinned).worker == 0
+    assert required == [other]
 
 
 @pytest.mark.usefixtures("still")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import base64
 import secrets
 import threading
@@ -21,7 +22,8 @@ from argus.core.errors import BadRequest
 from argus.server import job_runner, webhooks
 from argus.server.errors import ApiError
 from argus.server.job_runner import JobRunner
-from argus.server.webhooks import Webhooks, check_url, read_secrets
+from argus.server.job_store import Delivery
+from argus.server.webhooks import Webhooks, check_url, listed_host, read_secrets
 from tests.server.running import Running, running, wait_until
 from tests.server.test_jobs import accepted, ended, error, read, sent
 
@@ -237,6 +239,8 @@ def test_calls_go_on_after_a_restart_to_hosts_that_are_listed_still(
         "https://",
         "https://hooks.example.com/" + "x" * 2048,
         "https://hooks.example.com/\n",
+        "https://hooks.example.com/\ud800",
+        "https://\ud800.example.com/",
         "",
     ],
 )
@@ -254,6 +258,73 @@ def test_webhooks_go_only_where_the_operator_allows(url: str) -> None:
 )
 def test_webhooks_go_to_the_hosts_that_are_listed(url: str) -> None:
     check_url(url, ["hooks.example.com", "http://127.0.0.1:9"])
+
+
+@pytest.mark.parametrize(
+    ("host", "url"),
+    [
+        ("HOOKS.example.com:443", "https://hooks.example.com/"),
+        ("https://hooks.example.com", "https://hooks.example.com/"),
+        ("http://Hooks.example.com:80/", "http://hooks.example.com/"),
+        ("bücher.example", "https://xn--bcher-kva.example/"),
+        ("[::1]:9000", "https://[::1]:9000/"),
+    ],
+)
+def test_hosts_may_be_listed_in_any_writing(host: str, url: str) -> None:
+    check_url(url, [listed_host(host)])
+
+
+@pytest.mark.parametrize(
+    "host",
+    ["", "*.example.com", "https://hooks.example.com/hook", "ann@hooks.example.com",
+     "ftp://hooks.example.com", "hooks.example.com:x", "a b", "\ud800"],
+)  # fmt: skip
+def test_what_is_no_host_is_refused_at_start(host: str, tmp_path: Path) -> None:
+    file = tmp_path / "secrets.txt"
+    file.write_text(SECRETS[0])
+    with pytest.raises(BadRequest, match="is no host"):
+        Webhooks([host], file)
+
+
+def test_a_receiver_that_drips_its_answer_keeps_no_thread(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(webhooks, "LIMIT_S", 0.5)
+    file = tmp_path / "secrets.txt"
+    file.write_text(SECRETS[0])
+    ended = threading.Event()
+
+    class Dripping(BaseHTTPRequestHandler):
+        def do_POST(self) -> None:
+            try:
+                while not ended.wait(0.1):
+                    self.wfile.write(b"H")
+            except OSError:
+                pass  # the caller left
+
+        def log_message(self, *_: Any) -> None:
+            pass
+
+    async def call(url: str) -> int:
+        calling = Webhooks([url], file)
+        again = await calling.call(Delivery("job_a", "completed", 1.0, f"{url}/hook", 1))
+        assert again[0] is None
+        assert calling._threads.hung == 1
+        async with asyncio.timeout(60):
+            while calling._threads.hung:
+                await asyncio.sleep(0.02)
+        return calling._threads.hung
+
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Dripping)
+    thread = threading.Thread(target=server.serve_forever)
+    thread.start()
+    try:
+        assert asyncio.run(call(f"http://127.0.0.1:{server.server_port}")) == 0
+    finally:
+        ended.set()
+        server.shutdown()
+        thread.join()
+        server.server_close()
 
 
 @pytest.mark.parametrize(

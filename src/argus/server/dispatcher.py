@@ -267,9 +267,12 @@ class Dispatcher:
     async def _run(
         self, request: ImageRequest, decision: Decision, start: bytes | None
     ) -> Finished:
-        """Have the worker make the picture. Raises HandedBack, TooLate and what the worker
+        """Have the worker make the picture. Raises HandedBack, TooLate, Yielded and what the worker
         raises."""
         assert decision.worker is not None
+        if request.yields and (self._on_their_way or not self._fleet.spare(decision.worker)):
+            self._fleet.release(request, decision.worker)  # others came while latents were fetched
+            raise Yielded
         whole = decision.variant == EXACT and self._own_steps(request, decision) is None
         keeps = request.looked_up and whole
         finished = await self._fleet.run(

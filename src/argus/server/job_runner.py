@@ -15,10 +15,11 @@ from argus.core.errors import named
 from argus.server.asked import image_request
 from argus.server.errors import ApiError, invalid
 from argus.server.generate import inline_answer, serve
-from argus.server.job_store import COMPLETED, FAILED, MOST_TRIES, Taken
+from argus.server.job_store import COMPLETED, FAILED, MOST_SWEPT, MOST_TRIES, Taken
 from argus.server.schema import GenerationRequest
 from argus.server.stored_jobs import LIMIT_S as STORE_LIMIT_S
 from argus.server.stored_jobs import STORE_ERRORS, StoredJobs
+from argus.server.threads import TooManyHang
 from argus.server.webhooks import CALLS, Webhooks
 from argus.server.webhooks import LIMIT_S as WEBHOOK_LIMIT_S
 from argus.workers.fleet import Yielded
@@ -53,7 +54,8 @@ class JobRunner:
         self._ending: set[str] = set()  # leases of jobs whose end is being recorded
         self._steady: str | None = None  # the lease of the job that makes no room
         self._calling: set[asyncio.Task[None]] = set()
-        self._renew_at = self._sweep_at = 0.0
+        self._renewed_s = self._renewed_at = 0.0  # when leases were, by either clock
+        self._sweep_at = 0.0
 
     def look(self) -> None:
         """Look at once for what is due."""
@@ -106,7 +108,7 @@ class JobRunner:
     async def _look(self) -> None:
         """Do what is due."""
         await self._check_leases()
-        now, lease_s = time.time(), self._settings.jobs_lease_s
+        now = time.time()
         await self._sweep(now)
         job, webhook = await self._stored.call(lambda store: store.due(now))
         if webhook and len(self._calling) < CALLS and not self._closing:
@@ -114,14 +116,20 @@ class JobRunner:
             self._calling.add(task)
             task.add_done_callback(self._calling.discard)
         if job and self._may_begin:
-            lost, ttl_s = _LOST, self._settings.jobs_ttl_s
-            ended = await self._stored.call(lambda store: store.fail_exhausted(now, ttl_s, lost))
+            lost, ttl_s, own = _LOST, self._settings.jobs_ttl_s, list(self._running)
+            ended = await self._stored.call(
+                lambda store: store.fail_exhausted(now, ttl_s, lost, own)
+            )
             self._metrics.jobs_ended.labels(FAILED).inc(ended)
         while job and self._may_begin:
-            taken = await self._stored.call(lambda store: store.take(time.time(), lease_s))
+            taken = await self._take()
             if taken is None:
                 break
             self._begin(taken)
+
+    async def _take(self) -> Taken | None:
+        lease_s, own = self._settings.jobs_lease_s, list(self._running)
+        return await self._stored.call(lambda store: store.take(time.time(), lease_s, own))
 
     @property
     def _may_begin(self) -> bool:
@@ -152,9 +160,11 @@ class JobRunner:
         if not self._running:
             return
         leases, lease_s, now = list(self._running), self._settings.jobs_lease_s, time.time()
-        if time.monotonic() >= self._renew_at:
+        # Leases end by the clock of the day, which steps, and goes on while a machine sleeps.
+        passed_s = max(time.monotonic() - self._renewed_s, abs(now - self._renewed_at))
+        if passed_s >= lease_s / RENEWALS:
             kept = await self._stored.call(lambda store: store.renew(leases, now + lease_s))
-            self._renew_at = time.monotonic() + lease_s / RENEWALS
+            self._renewed_s, self._renewed_at = time.monotonic(), now
         else:
             kept = await self._stored.call(lambda store: store.held(leases))
         for lease in leases:
@@ -166,7 +176,8 @@ class JobRunner:
         if time.monotonic() < self._sweep_at:
             return
         self._sweep_at = time.monotonic() + SWEEP_EVERY_S
-        await self._stored.call(lambda store: store.sweep(now))
+        if await self._stored.call(lambda store: store.sweep(now)) == MOST_SWEPT:
+            self._sweep_at = 0.0  # the others at the next look, after what is due
         for status, count in (await self._stored.call(lambda store: store.counts())).items():
             self._metrics.jobs.labels(status).set(count)
 
@@ -239,12 +250,20 @@ class JobRunner:
             log.warning("Webhooks cannot be called: %s", named(error))
 
     async def _call_webhook(self) -> bool:
-        """Call the webhook that is due first. Returns False if none is due."""
+        """Call the webhook that is due first. Returns False if none is due, or none can be called
+        now."""
         now, hold_s = time.time(), 2 * (WEBHOOK_LIMIT_S + STORE_LIMIT_S)
         delivery = await self._stored.call(lambda store: store.next_delivery(now, now + hold_s))
         if delivery is None:
             return False
-        outcome, pause_s = await self._webhooks.call(delivery)
+        try:
+            outcome, pause_s = await self._webhooks.call(delivery)
+        except TooManyHang:
+            later = time.time() + AGAIN_S[0]
+            await self._stored.until_done(
+                lambda store: store.delivered(delivery, None, later, called=False)
+            )
+            return False
         self._metrics.webhooks.labels(outcome or "repeated").inc()
         again_at = None if pause_s is None else time.time() + pause_s
         await self._stored.until_done(lambda store: store.delivered(delivery, outcome, again_at))

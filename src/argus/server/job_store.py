@@ -15,6 +15,7 @@ COMPLETED, FAILED, CANCELLED = "completed", "failed", "cancelled"
 UNFINISHED, FINISHED = (QUEUED, IN_PROGRESS), (COMPLETED, FAILED, CANCELLED)
 DELIVERED, GIVEN_UP = "delivered", "given_up"  # outcomes of a webhook
 MOST_TRIES = 3
+MOST_SWEPT = 500  # jobs in one transaction, which others wait for
 
 _meta = sa.MetaData()
 _jobs = sa.Table(
@@ -46,6 +47,7 @@ _jobs = sa.Table(
     sa.UniqueConstraint("key", "idempotency_key", name="one_job_per_idempotency_key"),
     sa.Index("jobs_by_key", "key", "created_at"),
     sa.Index("jobs_due", "due_at"),
+    sa.Index("jobs_leases", "lease"),
     sa.Index("jobs_expired", "expires_at"),
     sa.Index("jobs_webhooks_due", "webhook_at"),
 )
@@ -122,7 +124,7 @@ class TooManyJobs(Exception):
 
 
 class JobsFull(Exception):
-    """The stored jobs take as many bytes as they may."""
+    """The stored jobs, or those of the API key, take as many bytes as they may."""
 
 
 _SHOWN = [_jobs.c[name] for name in Job.__dataclass_fields__]
@@ -131,7 +133,7 @@ _TAKEN = [_jobs.c[name] for name in Taken.__dataclass_fields__]
 
 class JobStore:
     """The jobs in the database at `url`. Safe to call from any thread, and from many servers, whose
-    clocks may differ by less than a lease."""
+    clocks may differ by less than the least that is left of a lease before it is renewed."""
 
     def __init__(self, url: str) -> None:
         self._engine = open_database(url)
@@ -148,8 +150,8 @@ class JobStore:
         """Add a job; returns the known one if the key has it under the same idempotency key.
 
         Raises KeyReused if that one has another fingerprint, TooManyJobs if the key has `limit`
-        unfinished jobs, JobsFull if all jobs would take more than `limit_bytes`. Jobs that are
-        added at the same time may exceed both limits.
+        unfinished jobs, JobsFull if all jobs would take more than `limit_bytes`, or those of the
+        key more than half of that. Jobs that are added at the same time may exceed the limits.
         """
         known = self._known(new)
         if known is not None:
@@ -157,11 +159,16 @@ class JobStore:
         unfinished = sa.select(sa.func.count()).where(
             _jobs.c.key == new.key, _jobs.c.status.in_(UNFINISHED)
         )
-        stored = sa.select(sa.func.coalesce(sa.func.sum(_jobs.c.size_bytes), 0))
+        size_bytes = _jobs.c.size_bytes
+        own_bytes = sa.case((_jobs.c.key == new.key, size_bytes), else_=0)
+        stored = sa.select(
+            *(sa.func.coalesce(sa.func.sum(one), 0) for one in (size_bytes, own_bytes))
+        )
         with self._engine.connect() as connection:
             if connection.execute(unfinished).scalar_one() >= limit:
                 raise TooManyJobs
-            if connection.execute(stored).scalar_one() + new.size_bytes > limit_bytes:
+            of_all, own = connection.execute(stored).one()
+            if of_all + new.size_bytes > limit_bytes or own + new.size_bytes > limit_bytes // 2:
                 raise JobsFull
         values = asdict(new) | {
             "status": QUEUED, "due_at": new.created_at, "tries": 0, "yields": 0, "webhook_tries": 0,
@@ -237,12 +244,13 @@ class JobStore:
             row = connection.execute(query).one()
         return bool(row[0]), bool(row[1])
 
-    def take(self, now: float, lease_s: float) -> Taken | None:
+    def take(self, now: float, lease_s: float, own: Collection[str] = ()) -> Taken | None:
         """Take the oldest job that is due, for `lease_s` seconds; None if none is due. No two
-        servers take the same, and none waits for another."""
+        servers take the same, and none waits for another. `own` are the caller's leases, which it
+        keeps even if its clock says that they ran out."""
         query = (
             _jobs.update()
-            .where(_jobs.c.id == _first(_jobs.c.due_at <= now))
+            .where(_jobs.c.id == _first(sa.and_(_jobs.c.due_at <= now, _not_leased(own))))
             .values(
                 status=IN_PROGRESS,
                 lease=secrets.token_hex(16),
@@ -256,9 +264,12 @@ class JobStore:
             row = connection.execute(query).one_or_none()
         return None if row is None else Taken(**row._asdict())
 
-    def fail_exhausted(self, now: float, ttl_s: float, error: str) -> int:
-        """End the jobs whose lease ran out in their last try. Returns how many."""
+    def fail_exhausted(
+        self, now: float, ttl_s: float, error: str, own: Collection[str] = ()
+    ) -> int:
+        """End the jobs whose lease, none of `own`, ran out in their last try. Returns how many."""
         those = (
+            _not_leased(own),
             _jobs.c.status == IN_PROGRESS,
             _jobs.c.due_at <= now,
             _jobs.c.tries >= MOST_TRIES,
@@ -330,9 +341,11 @@ class JobStore:
         return {status: found.get(status, 0) for status in UNFINISHED}
 
     def sweep(self, now: float) -> int:
-        """Remove expired jobs. Returns how many."""
+        """Remove expired jobs, up to `MOST_SWEPT` of them. Returns how many."""
+        expired = sa.select(_jobs.c.id).where(_jobs.c.expires_at <= now).limit(MOST_SWEPT)
+        query = _jobs.delete().where(_jobs.c.id.in_(expired.with_for_update(skip_locked=True)))
         with self._engine.begin() as connection:
-            return connection.execute(_jobs.delete().where(_jobs.c.expires_at <= now)).rowcount
+            return connection.execute(query).rowcount
 
     # --- webhooks
 
@@ -350,18 +363,28 @@ class JobStore:
             row = connection.execute(query).one_or_none()
         return None if row is None else Delivery(**row._asdict())
 
-    def delivered(self, delivery: Delivery, outcome: str | None, again_at: float | None) -> None:
+    def delivered(
+        self, delivery: Delivery, outcome: str | None, again_at: float | None, called: bool = True
+    ) -> None:
         """Record how a call of a webhook ended: for good (`outcome`), or to be repeated at
-        `again_at`."""
+        `again_at`. One that was not `called` is no try."""
         those = (_jobs.c.id == delivery.id, _jobs.c.webhook_tries == delivery.tries)
-        query = _jobs.update().where(*those)
+        values = {
+            "webhook_at": again_at,
+            "webhook_outcome": outcome,
+            "webhook_tries": delivery.tries if called else delivery.tries - 1,
+        }
         with self._engine.begin() as connection:
-            connection.execute(query.values(webhook_at=again_at, webhook_outcome=outcome))
+            connection.execute(_jobs.update().where(*those).values(values))
 
 
 def _own(key: str, now: float) -> Sequence[sa.ColumnElement[bool]]:
     expires_at = _jobs.c.expires_at
     return _jobs.c.key == key, sa.or_(expires_at.is_(None), expires_at > now)
+
+
+def _not_leased(leases: Collection[str]) -> sa.ColumnElement[bool]:
+    return sa.or_(_jobs.c.lease.is_(None), _jobs.c.lease.not_in(leases))
 
 
 def _first(due: sa.ColumnElement[bool]) -> sa.ScalarSelect[str]:

@@ -15,6 +15,8 @@ from collections.abc import Callable
 from http import HTTPStatus
 from typing import TYPE_CHECKING, Any, TypeVar
 
+from pydantic import ValidationError
+
 from argus.server.asked import image_request
 from argus.server.errors import ApiError, invalid
 from argus.server.generate import put_urls, wants_url
@@ -85,9 +87,15 @@ class Jobs:
         if options.webhook is not None:
             self._webhooks.check(options.webhook)
         key = None if idempotency_key is None else _plain_key(idempotency_key)
-        fingerprint = hashlib.sha256(_json(body.model_dump(mode="json"))).hexdigest()
+        fingerprint = _fingerprint(body)
         asked = image_request(service, body, tenant)
         request = _json(_accepted(body, asked))
+        try:
+            GenerationRequest.model_validate_json(request)  # as it is read when the job begins
+        except ValidationError as error:
+            raise invalid(
+                "The request has text that is not Unicode, such as \\ud800.", None
+            ) from error
         new = NewJob(
             id=f"job_{secrets.token_hex(16)}",
             key=tenant,
@@ -120,7 +128,8 @@ class Jobs:
         except JobsFull as error:
             raise ApiError(
                 HTTPStatus.INSUFFICIENT_STORAGE,
-                f"No room is left for this job's pictures: jobs may take {limit_bytes} bytes.",
+                f"No room is left for this job's pictures: jobs may take {limit_bytes} bytes, "
+                "those of one API key half of that.",
                 "jobs_full",
                 headers={"Retry-After": "60"},
             ) from error
@@ -222,6 +231,12 @@ def _plain_key(value: str) -> str:
     if _PLAIN_KEY.fullmatch(key) is None:
         raise invalid("Idempotency-Key must be 1 to 255 printable ASCII characters.", None)
     return key
+
+
+def _fingerprint(body: GenerationRequest) -> str:
+    """A hash of the fields that a body gives: the same in versions that know more fields."""
+    fields = body.model_dump(mode="json", exclude_unset=True, exclude_none=True)
+    return hashlib.sha256(_json(fields)).hexdigest()
 
 
 def _accepted(body: GenerationRequest, asked: ImageRequest) -> dict[str, Any]:

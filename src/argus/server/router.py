@@ -192,10 +192,13 @@ class Router:
 
     async def _held(self, variant: str, reason: str, request: ImageRequest) -> Decision:
         """A decision without the policy, for the worker with the variant's model that is free
-        first; a worker loads the model if none has it."""
+        first; a worker loads the model if none has it: for a background request only while no
+        other request is queued or runs. Raises Yielded else."""
         v = self._numbers[variant]
         model = int(self._table.model[v])
         if model not in self._fleet.wanted:
+            if request.background and not self._fleet.idle:
+                raise Yielded
             self._fleet.require(model)
         slack_s = request.limit_s - time.monotonic()
         limit_s = max(0.0, min(slack_s, UNGOVERNED_S))

@@ -13,19 +13,22 @@ import hmac
 import json
 import logging
 import random
+import re
+import socket
 import time
 from collections.abc import Collection, Sequence
 from contextlib import suppress
 from datetime import UTC, datetime
 from http import HTTPStatus
 from pathlib import Path
+from typing import Any
 
 import httpx
 
 from argus.core.errors import BadRequest
 from argus.server.errors import ApiError, invalid
 from argus.server.job_store import DELIVERED, GIVEN_UP, Delivery
-from argus.server.threads import Threads, TooManyHang
+from argus.server.threads import Threads
 
 log = logging.getLogger(__name__)
 
@@ -36,6 +39,7 @@ LIMIT_S = 20.0  # for the receiver's answer; the specification has 15 to 30 s
 AGAIN_S = (5.0, 300.0, 1800.0, 7200.0, 18000.0, 36000.0)  # the specification's example, for a day
 CALLS = 8  # at a time
 JITTER = 0.2  # of a pause at most, added
+_HOST = re.compile(r"[a-z0-9._-]+|[0-9a-f:.]+", re.ASCII)
 
 
 def read_secrets(file: Path) -> list[bytes]:
@@ -64,9 +68,20 @@ def read_secrets(file: Path) -> list[bytes]:
     return secrets
 
 
+def listed_host(host: str) -> str:
+    """An item of webhook_hosts in the form that `check_url` compares. Raises BadRequest."""
+    parsed = _parsed(host if "://" in host else f"https://{host}")
+    if parsed is None or parsed.raw_path != b"/" or parsed.fragment:
+        raise BadRequest(
+            f"{host!r} in webhook_hosts is no host: write it as hooks.example.com, with the port "
+            "unless that is 443, or as http://HOST for calls without TLS."
+        )
+    return _place(parsed)
+
+
 def check_url(url: str, hosts: Collection[str]) -> None:
     """Raises ApiError unless webhooks may be sent to a URL: over https to one of `hosts`, or to one
-    that is listed as http://HOST."""
+    that is listed as http://HOST. The hosts are in the form of `listed_host`."""
     param = "argus.webhook"
     if not hosts:
         raise invalid(
@@ -74,20 +89,35 @@ def check_url(url: str, hosts: Collection[str]) -> None:
             "webhook_hosts.",
             param,
         )
-    try:
-        parsed = httpx.URL(url) if len(url) <= MAX_URL else httpx.URL()
-    except httpx.InvalidURL:
-        parsed = httpx.URL()
-    if parsed.scheme not in ("https", "http") or not parsed.host or parsed.userinfo:
+    parsed = _parsed(url)
+    if parsed is None:
         raise invalid("webhook must be a URL such as https://example.com/hook.", param)
-    place = parsed.netloc.decode("ascii")  # with the port, unless it is the scheme's own
-    listed = place if parsed.scheme == "https" else f"http://{place}"
-    if listed not in hosts:
+    if _place(parsed) not in hosts:
         raise invalid(
-            f"Webhooks cannot be sent to {parsed.scheme}://{place}; the hosts are "
-            f"{', '.join(hosts)}.",
+            f"Webhooks cannot be sent to {parsed.scheme}://{parsed.netloc.decode('ascii')}; the "
+            f"hosts are {', '.join(hosts)}.",
             param,
         )
+
+
+def _parsed(url: str) -> httpx.URL | None:
+    """A URL that can be called; None for another text."""
+    if len(url) > MAX_URL:
+        return None
+    try:
+        parsed = httpx.URL(url)
+    except (httpx.InvalidURL, UnicodeError):
+        return None
+    named = parsed.raw_host and _HOST.fullmatch(parsed.raw_host.decode("ascii"))
+    usable = parsed.scheme in ("https", "http") and named and not parsed.userinfo
+    return parsed if usable else None
+
+
+def _place(parsed: httpx.URL) -> str:
+    """HOST or HOST:PORT of a URL, http://HOST of one without TLS; a scheme's own port is left
+    out."""
+    place = parsed.netloc.decode("ascii")
+    return place if parsed.scheme == "https" else f"http://{place}"
 
 
 def signature(secrets: Sequence[bytes], message_id: str, timestamp: int, body: bytes) -> str:
@@ -113,12 +143,15 @@ def event(delivery: Delivery) -> tuple[str, bytes]:
 
 
 class Webhooks:
-    """Calls webhooks, at `hosts` only. Raises BadRequest without readable secrets. For use from one
-    asyncio loop."""
+    """Calls webhooks, at `hosts` only. Raises BadRequest for what is no host, and without readable
+    secrets. For use from one asyncio loop."""
 
     def __init__(self, hosts: Sequence[str], secret_file: Path | None) -> None:
-        self._hosts = hosts
-        self._client = httpx.Client(follow_redirects=False, timeout=LIMIT_S) if hosts else None
+        self._hosts = [listed_host(host) for host in hosts]
+        self._client: httpx.Client | None = None
+        if hosts:
+            once = httpx.Limits(max_keepalive_connections=0)  # connections are cut after a call
+            self._client = httpx.Client(follow_redirects=False, timeout=LIMIT_S, limits=once)
         self._threads = Threads("webhooks", CALLS)  # names of hosts are looked up there, too
         if hosts and secret_file is None:
             raise BadRequest(
@@ -133,7 +166,7 @@ class Webhooks:
 
     async def call(self, delivery: Delivery) -> tuple[str | None, float | None]:
         """Call a webhook once. Returns its outcome if that is final, else None and the seconds
-        after which to call again."""
+        after which to call again. Raises TooManyHang if it was not called."""
         try:
             self.check(delivery.webhook)  # the setting may have changed
         except ApiError as error:
@@ -158,18 +191,33 @@ class Webhooks:
             "webhook-timestamp": str(timestamp),
             "webhook-signature": signature(self._secrets, name, timestamp, body),
         }
+        sockets: list[socket.socket] = []
         try:
             return await self._threads.run(
-                lambda: self._post(delivery.webhook, headers, body), LIMIT_S
+                lambda: self._post(delivery.webhook, headers, body, sockets), LIMIT_S
             )
-        except (httpx.HTTPError, httpx.InvalidURL, OSError, TimeoutError, TooManyHang) as error:
+        except (httpx.HTTPError, httpx.InvalidURL, OSError, TimeoutError) as error:
             log.info("The webhook of %s failed (%s)", delivery.id, type(error).__name__)
             return None
+        finally:
+            for one in sockets:  # a receiver that sends a byte now and then would keep the thread
+                with suppress(OSError):
+                    socket.socket.shutdown(one, socket.SHUT_RDWR)
 
-    def _post(self, url: str, headers: dict[str, str], body: bytes) -> int:
-        """The status of the answer, of which no more is read."""
+    def _post(
+        self, url: str, headers: dict[str, str], body: bytes, sockets: list[socket.socket]
+    ) -> int:
+        """The status of the answer, of which no more is read. The connection's sockets are added to
+        `sockets`."""
         assert self._client is not None  # else `check` fails
-        with self._client.stream("POST", url, content=body, headers=headers) as answer:
+
+        def trace(name: str, info: dict[str, Any]) -> None:
+            if name in ("connection.connect_tcp.complete", "connection.start_tls.complete"):
+                sockets.append(info["return_value"].get_extra_info("socket"))
+
+        with self._client.stream(
+            "POST", url, content=body, headers=headers, extensions={"trace": trace}
+        ) as answer:
             return answer.status_code
 
     def close(self) -> None:

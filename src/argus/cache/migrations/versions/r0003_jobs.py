@@ -35,6 +35,7 @@ def upgrade() -> None:
         sa.UniqueConstraint("key", "idempotency_key", name="one_job_per_idempotency_key"),
         sa.Index("jobs_by_key", "key", "created_at"),
         sa.Index("jobs_due", "due_at"),
+        sa.Index("jobs_leases", "lease"),
         sa.Index("jobs_expired", "expires_at"),
         sa.Index("jobs_webhooks_due", "webhook_at"),
     )
