@@ -8,6 +8,7 @@ import subprocess
 import sys
 import threading
 from collections.abc import Collection, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
@@ -23,7 +24,7 @@ from hypothesis import strategies as st
 from sqlalchemy.exc import OperationalError, SQLAlchemyError
 
 from argus.cache.cache import AT_ONCE, ApproximateCache, Neighbour
-from argus.cache.catalogue import PAGE, Catalogue, Changes, Entry, Uses
+from argus.cache.catalogue import PAGE, Catalogue, Changes, Entry, Removed, Uses
 from argus.cache.index import Vector
 from argus.cache.latents import LatentStore, StoredLatents
 from argus.cache.scope import Scope
@@ -716,29 +717,48 @@ def test_latents_are_not_added_to_an_entry_that_is_gone(tmp_path: Path, database
 def test_of_two_servers_that_remove_the_last_latents_of_an_entry_one_removes_the_entry(
     tmp_path: Path, postgres: Postgres
 ) -> None:
-    """Each deletes its latents before it looks at what is left, and would see the other's."""
+    """Each would see the latents that the other deletes, if they did not lock the entry first."""
     url = postgres.new_database()
     cache = open_cache(tmp_path, url)
     entry = cache.keep(SCOPE, "a red fish", vector(1), latents(5, 10))
     assert entry is not None
-    both_deleted = threading.Barrier(2, timeout=60)
-
-    def remove(k: int) -> None:
-        catalogue = Catalogue(url)
-
-        def deleted(*given: Any) -> None:
-            if given[2].startswith("DELETE FROM latents"):
-                both_deleted.wait()
-
-        sa.event.listen(catalogue._engine, "after_cursor_execute", deleted)
-        catalogue.remove_latents([(entry, k)])
-        catalogue.close()
-
-    threads = [threading.Thread(target=remove, args=(k,)) for k in (5, 10)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
+    at_once(url, "SELECT entries", [[(entry, 5)], [(entry, 10)]])
     cache.follow()
     assert (len(cache), cache.size_bytes) == (0, 0)
     assert list(Catalogue(url).vectors()) == []
+
+
+def at_once(url: str, first: str, removals: list[list[tuple[int, int]]]) -> None:
+    """Remove latents with a catalogue each; all wait for each other before the first statement that
+    begins so."""
+    begun = threading.Barrier(len(removals), timeout=60)
+
+    def remove(pairs: list[tuple[int, int]]) -> list[Removed]:
+        catalogue, waiting = Catalogue(url), [begun]
+
+        def hold(*given: Any) -> None:
+            if given[2].startswith(first) and waiting:
+                waiting.pop().wait()
+
+        sa.event.listen(catalogue._engine, "before_cursor_execute", hold)
+        try:
+            return catalogue.remove_latents(pairs)
+        finally:
+            catalogue.close()
+
+    with ThreadPoolExecutor(len(removals)) as threads:
+        list(threads.map(remove, removals))
+
+
+def test_servers_that_remove_latents_of_the_same_entries_do_not_deadlock(
+    tmp_path: Path, postgres: Postgres
+) -> None:
+    """Whichever of them has the entry first, when both begin."""
+    url = postgres.new_database()
+    cache = open_cache(tmp_path, url)
+    for n in range(8):
+        entry = cache.keep(SCOPE, f"{n} fish", vector(1, n), latents(5, 10))
+        assert entry is not None
+        at_once(url, "SELECT entries", [[(entry, 5), (entry, 10)], [(entry, 10)]])
+    cache.follow()
+    assert (len(cache), cache.size_bytes) == (0, 0)
