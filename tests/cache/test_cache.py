@@ -23,6 +23,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from sqlalchemy.exc import OperationalError, SQLAlchemyError
 
+from argus.cache import cache as cache_module
 from argus.cache.cache import AT_ONCE, ApproximateCache, Neighbour
 from argus.cache.catalogue import PAGE, Catalogue, Changes, Entry, Removed, Uses
 from argus.cache.index import Vector
@@ -538,6 +539,58 @@ def test_much_is_evicted_in_many_short_transactions(tmp_path: Path) -> None:
     assert sum(deleted) > 100
     assert max(deleted) <= AT_ONCE
     assert small.size_bytes <= cache.size_bytes // 2
+
+
+def test_a_limit_that_was_lowered_is_reached_in_rounds(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """So that storing one run ends in time, however much there is to evict."""
+    monkeypatch.setattr(cache_module, "MOST_EVICTED", 10)
+    cache = open_cache(tmp_path)
+    for i in range(5):
+        cache.keep(SCOPE, f"{i} fish", vector(1, i), latents(*range(1, 11)))
+    size = cache.size_bytes // 50
+    small = open_cache(tmp_path, limit_bytes=20 * size)
+    counts = []
+    for i in range(5):
+        small.keep(SCOPE, f"{i} boats", vector(0, 1, i), latents(5))
+        counts.append(small.stats().latents)
+    assert counts[:3] == [41, 32, 23]
+    assert small.size_bytes <= 20 * size
+
+
+def test_a_round_evicts_more_than_was_stored(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(cache_module, "MOST_EVICTED", 1)
+    cache = open_cache(tmp_path, limit_bytes=20_000)
+    for i in range(20):
+        cache.keep(SCOPE, f"{i} fish", vector(1, i), latents(5, 10, 15))
+        assert cache.size_bytes <= 20_000
+
+
+def test_two_threads_do_not_evict_at_once(tmp_path: Path) -> None:
+    reached, released = threading.Event(), threading.Event()
+    evicting: list[str] = []
+
+    class Slow(LatentStore):
+        def delete(self, names: list[str]) -> None:
+            evicting.append(threading.current_thread().name)
+            reached.set()
+            released.wait(60)
+            super().delete(names)
+
+    cache = open_cache(tmp_path, limit_bytes=1, store=Slow)
+    fish = (SCOPE, "a red fish", vector(1), latents(5))
+    slow = threading.Thread(target=cache.keep, args=fish, name="slow")
+    slow.start()
+    assert reached.wait(60)
+    assert cache.keep(SCOPE, "a blue boat", vector(0, 1), latents(5)) is not None
+    assert evicting == ["slow"]
+    released.set()
+    slow.join()
+    assert cache.keep(SCOPE, "a green cup", vector(0, 0, 1), latents(5)) is not None
+    assert cache.size_bytes == 0
 
 
 def test_an_entry_without_latents_is_passed_over(tmp_path: Path) -> None:
