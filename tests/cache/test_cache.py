@@ -376,19 +376,39 @@ def test_a_catalogue_without_room_makes_room(
     assert cache.entries(limit=1)[0].prompt == "29 red fish"
 
 
+def test_latents_whose_commit_is_not_answered_stay_and_are_found(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The catalogue may name them, as it does here; else a sweep deletes them."""
+    add = Catalogue.add
+
+    def unanswered(catalogue: Catalogue, *entry: Any) -> int | None:
+        add(catalogue, *entry)
+        raise OperationalError("COMMIT", {}, Exception("the connection is closed"))
+
+    cache = open_cache(tmp_path)
+    with monkeypatch.context() as patch:
+        patch.setattr(Catalogue, "add", unanswered)
+        with pytest.raises(OperationalError):
+            cache.keep(SCOPE, "a red fish", vector(1), latents(5))
+    found = nearest(cache, SCOPE, vector(1))
+    assert found is not None
+    assert cache.fetch(found, 5) is not None
+
+
 def test_an_error_is_told_even_if_what_was_written_cannot_be_deleted(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def locked(*_: object) -> int:
-        raise OperationalError("INSERT", {}, Exception("the database is locked"))
+    def broken(*_: object) -> int:
+        raise RuntimeError("the vector is broken")
 
     def stuck(*_: object) -> None:
         raise OSError("the store does not answer")
 
     cache = open_cache(tmp_path)
-    monkeypatch.setattr(Catalogue, "add", locked)
+    monkeypatch.setattr(Catalogue, "add", broken)
     monkeypatch.setattr(LatentStore, "delete", stuck)
-    with pytest.raises(OperationalError):
+    with pytest.raises(RuntimeError, match="vector"):
         cache.keep(SCOPE, "a red fish", vector(1), latents(5))
 
 

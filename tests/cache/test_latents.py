@@ -202,7 +202,7 @@ def test_what_was_written_or_read_lately_is_near(url: str, tmp_path: Path) -> No
     assert one.near(stored) is None
 
 
-def test_a_sweep_removes_from_the_disk_what_another_process_removed(
+def test_every_server_removes_from_its_disk_what_another_process_removed(
     url: str, tmp_path: Path
 ) -> None:
     tier = DiskTier(tmp_path / "near", 10**6)
@@ -213,7 +213,7 @@ def test_a_sweep_removes_from_the_disk_what_another_process_removed(
     tier.settle()
     opened(url, tmp_path).remove(prompt="a red fish")
     assert len(list((tmp_path / "near").iterdir())) == 2
-    cache.sweep()
+    cache.sweep_near()
     assert {path.name for path in (tmp_path / "near").iterdir()} == catalogue.names()
 
 

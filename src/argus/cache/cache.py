@@ -27,7 +27,7 @@ log = logging.getLogger(__name__)
 ROOM = 0.02  # share of the limit that one round of eviction frees beyond what it must
 ORPHAN_AGE_S = 600.0
 SPARE = 8  # times the size of what does not fit is evicted from a full disk
-MOST_EVICTED = 512  # latents in one round of eviction, which has to end before the next run is stored
+MOST_EVICTED = 512  # latents in one round of eviction, which has to end before the next begins
 AT_ONCE = 32  # latents removed or counted in one transaction, so that no transaction is long
 ROUNDS = 2  # of a search that finds entries which another process removed
 FOLLOWED = 1000  # changes of other processes that are applied at a time
@@ -103,7 +103,9 @@ class ApproximateCache:
             changes = index.changes
             if changes - self._saved > least * len(index):
                 save(index, self._index_file, self._catalogue.id)
-                self._saved = changes
+                with self._building:
+                    if self._index is index:
+                        self._saved = changes
 
     def _index_if_built(self) -> SimilarityIndex | None:
         """The index; None if it is not built yet. Waits while it is being built, so that a change
@@ -148,7 +150,7 @@ class ApproximateCache:
         followed = self._catalogue.refresh().version
         index = SimilarityIndex(self._catalogue.vectors())
         with self._building:
-            self._index, self._followed = index, followed
+            self._index, self._followed, self._saved = index, followed, 0
 
     @property
     def size_bytes(self) -> int:
@@ -274,7 +276,7 @@ class ApproximateCache:
         A prompt that the scope already holds gets those K that it lacks; nothing is stored of a
         prompt that another thread is storing, or another process has just stored. Evicts latents
         beyond the limit, and on a disk that is full before the limit is reached. What was written
-        before an error is deleted.
+        before an error is deleted; by `sweep`, if it is the catalogue's error.
         """
         one = (scope.key, prompt)
         with self._lock:
@@ -309,9 +311,12 @@ class ApproximateCache:
                     now = self._clock()
                     if entry is None or not self._catalogue.add_latents(entry, written, now):
                         entry = self._catalogue.add(scope, prompt, vector, written, now)
-        except Exception:
-            with suppress(Exception):  # deleting may fail too; then `sweep` deletes
-                self._store.delete([one.name for one in written])
+        except Exception as error:
+            # The answer to a commit may be lost: then the catalogue names them. Else, and if
+            # deleting fails too, `sweep` deletes.
+            if not isinstance(error, SQLAlchemyError) or _is_full(error):
+                with suppress(Exception):
+                    self._store.delete([one.name for one in written])
             raise
         if written and entry is None:  # another process was faster
             self._store.delete([one.name for one in written])
@@ -344,11 +349,9 @@ class ApproximateCache:
     def sweep(self) -> None:
         """Delete objects that the catalogue does not name and that are too old to be in writing:
         `keep` gives up objects that it has not entered into the catalogue in half of that time.
-        Other processes may write and sweep at the same time. Old changes are forgotten, and the
-        disk tier loses what the catalogue does not name."""
+        Other processes may write and sweep at the same time. Old changes are forgotten."""
         self._catalogue.forget_changes(CHANGES_KEPT)
         now, known = self._clock(), self._catalogue.names()
-        self._store.keep_near(known)
         self._store.delete(
             [
                 name
@@ -356,6 +359,12 @@ class ApproximateCache:
                 if now - written_at > ORPHAN_AGE_S
             ]
         )
+
+    def sweep_near(self) -> None:
+        """Delete from the disk tier, which other processes do not see, what the catalogue does not
+        name."""
+        if self.tiered:
+            self._store.keep_near(self._catalogue.names())
 
     def sweep_in_turn(self, every_s: float) -> None:
         """Sweep, unless this or another process has begun to in the last `every_s` seconds."""

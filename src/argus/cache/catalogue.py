@@ -438,8 +438,8 @@ class Catalogue:
             return []
         these = sa.tuple_(_latents.c.entry, _latents.c.k).in_(chosen)
         found = sa.select(_latents.c.k).where(these).order_by(_latents.c.entry, _latents.c.k)
-        gone = _latents.delete().where(these)
-        gone = gone.returning(_latents.c.entry, _latents.c.k, _latents.c.name, _latents.c.size_bytes)
+        of = (_latents.c.entry, _latents.c.k, _latents.c.name, _latents.c.size_bytes)
+        gone = _latents.delete().where(these).returning(*of)
         empty = ~sa.exists().where(_latents.c.entry == _entries.c.id)
         with self._engine.begin() as connection:
             connection.execute(_locked({entry for entry, _ in chosen})).all()
@@ -447,9 +447,10 @@ class Catalogue:
             rows = sorted(connection.execute(gone).all())  # others may have removed some already
             if not rows:
                 return []
-            left = _entries.delete().where(_entries.c.id.in_({row.entry for row in rows}), empty)
-            left = left.returning(_entries.c.id, _entries.c.scope)
-            whole = {row.id: row.scope for row in connection.execute(left)}
+            touched = _entries.c.id.in_({row.entry for row in rows})
+            left = _entries.delete().where(touched, empty)
+            deleted = connection.execute(left.returning(_entries.c.id, _entries.c.scope))
+            whole = {row.id: row.scope for row in deleted}
             size = sum(row.size_bytes for row in rows)
             totals = _count(connection, -len(whole), -size, whole.items())
         self._saw(totals)

@@ -154,8 +154,9 @@ class LatentStore:
     def delete(self, names: list[str]) -> None:
         """Delete objects, in an object store several at a time; objects that do not exist are
         ignored."""
-        for name in names if self._disk is not None else ():
-            self._disk.delete(name)
+        if self._disk is not None:
+            for name in names:
+                self._disk.delete(name)
         for begin in range(0, len(names), DELETED_AT_ONCE):
             self._delete(names[begin : begin + DELETED_AT_ONCE])
 
@@ -167,13 +168,13 @@ class LatentStore:
                     self._files.rm_file(path)
             return
 
-        async def together() -> list[BaseException | None]:
+        async def together() -> list[object]:
             calls = (self._files._rm_file(path) for path in paths)
-            return await asyncio.gather(*calls, return_exceptions=True)
+            return list(await asyncio.gather(*calls, return_exceptions=True))
 
         with _os_errors():
             for error in fsspec.asyn.sync(self._files.loop, together, timeout=CALL_LIMIT_S):
-                if error is not None and not isinstance(error, FileNotFoundError):
+                if isinstance(error, Exception) and not isinstance(error, FileNotFoundError):
                     raise error
 
     def keep_near(self, names: Collection[str]) -> None:
