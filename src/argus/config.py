@@ -62,7 +62,7 @@ Share = Annotated[float, BeforeValidator(_share), Field(ge=0, le=1)]
 
 def without_passwords(value: str) -> str:
     """A value with the password of a URL removed."""
-    value = re.sub(r"://([^:/@]*):.*@", r"://\1:***@", value)
+    value = re.sub(r"(:/+[^:/@]*):.*@", r"\1:***@", value)  # one slash is misspelt, and a password
     return re.sub(r"([?&;][^=&;]*(?:pass|secret|token|key)[^=&;]*=)[^&;]*", r"\1***", value)
 
 

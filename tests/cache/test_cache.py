@@ -8,6 +8,7 @@ import subprocess
 import sys
 import threading
 from collections.abc import Collection, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
@@ -22,8 +23,9 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from sqlalchemy.exc import OperationalError, SQLAlchemyError
 
+from argus.cache import cache as cache_module
 from argus.cache.cache import AT_ONCE, ApproximateCache, Neighbour
-from argus.cache.catalogue import PAGE, Catalogue, Changes, Entry, Uses
+from argus.cache.catalogue import PAGE, Catalogue, Changes, Entry, Removed, Uses
 from argus.cache.index import Vector
 from argus.cache.latents import LatentStore, StoredLatents
 from argus.cache.scope import Scope
@@ -374,19 +376,39 @@ def test_a_catalogue_without_room_makes_room(
     assert cache.entries(limit=1)[0].prompt == "29 red fish"
 
 
+def test_latents_whose_commit_is_not_answered_stay_and_are_found(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The catalogue may name them, as it does here; else a sweep deletes them."""
+    add = Catalogue.add
+
+    def unanswered(catalogue: Catalogue, *entry: Any) -> int | None:
+        add(catalogue, *entry)
+        raise OperationalError("COMMIT", {}, Exception("the connection is closed"))
+
+    cache = open_cache(tmp_path)
+    with monkeypatch.context() as patch:
+        patch.setattr(Catalogue, "add", unanswered)
+        with pytest.raises(OperationalError):
+            cache.keep(SCOPE, "a red fish", vector(1), latents(5))
+    found = nearest(cache, SCOPE, vector(1))
+    assert found is not None
+    assert cache.fetch(found, 5) is not None
+
+
 def test_an_error_is_told_even_if_what_was_written_cannot_be_deleted(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def locked(*_: object) -> int:
-        raise OperationalError("INSERT", {}, Exception("the database is locked"))
+    def broken(*_: object) -> int:
+        raise RuntimeError("the vector is broken")
 
     def stuck(*_: object) -> None:
         raise OSError("the store does not answer")
 
     cache = open_cache(tmp_path)
-    monkeypatch.setattr(Catalogue, "add", locked)
+    monkeypatch.setattr(Catalogue, "add", broken)
     monkeypatch.setattr(LatentStore, "delete", stuck)
-    with pytest.raises(OperationalError):
+    with pytest.raises(RuntimeError, match="vector"):
         cache.keep(SCOPE, "a red fish", vector(1), latents(5))
 
 
@@ -537,6 +559,58 @@ def test_much_is_evicted_in_many_short_transactions(tmp_path: Path) -> None:
     assert sum(deleted) > 100
     assert max(deleted) <= AT_ONCE
     assert small.size_bytes <= cache.size_bytes // 2
+
+
+def test_a_limit_that_was_lowered_is_reached_in_rounds(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """So that storing one run ends in time, however much there is to evict."""
+    monkeypatch.setattr(cache_module, "MOST_EVICTED", 10)
+    cache = open_cache(tmp_path)
+    for i in range(5):
+        cache.keep(SCOPE, f"{i} fish", vector(1, i), latents(*range(1, 11)))
+    size = cache.size_bytes // 50
+    small = open_cache(tmp_path, limit_bytes=20 * size)
+    counts = []
+    for i in range(5):
+        small.keep(SCOPE, f"{i} boats", vector(0, 1, i), latents(5))
+        counts.append(small.stats().latents)
+    assert counts[:3] == [41, 32, 23]
+    assert small.size_bytes <= 20 * size
+
+
+def test_a_round_evicts_more_than_was_stored(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(cache_module, "MOST_EVICTED", 1)
+    cache = open_cache(tmp_path, limit_bytes=20_000)
+    for i in range(20):
+        cache.keep(SCOPE, f"{i} fish", vector(1, i), latents(5, 10, 15))
+        assert cache.size_bytes <= 20_000
+
+
+def test_two_threads_do_not_evict_at_once(tmp_path: Path) -> None:
+    reached, released = threading.Event(), threading.Event()
+    evicting: list[str] = []
+
+    class Slow(LatentStore):
+        def delete(self, names: list[str]) -> None:
+            evicting.append(threading.current_thread().name)
+            reached.set()
+            released.wait(60)
+            super().delete(names)
+
+    cache = open_cache(tmp_path, limit_bytes=1, store=Slow)
+    fish = (SCOPE, "a red fish", vector(1), latents(5))
+    slow = threading.Thread(target=cache.keep, args=fish, name="slow")
+    slow.start()
+    assert reached.wait(60)
+    assert cache.keep(SCOPE, "a blue boat", vector(0, 1), latents(5)) is not None
+    assert evicting == ["slow"]
+    released.set()
+    slow.join()
+    assert cache.keep(SCOPE, "a green cup", vector(0, 0, 1), latents(5)) is not None
+    assert cache.size_bytes == 0
 
 
 def test_an_entry_without_latents_is_passed_over(tmp_path: Path) -> None:
@@ -716,29 +790,48 @@ def test_latents_are_not_added_to_an_entry_that_is_gone(tmp_path: Path, database
 def test_of_two_servers_that_remove_the_last_latents_of_an_entry_one_removes_the_entry(
     tmp_path: Path, postgres: Postgres
 ) -> None:
-    """Each deletes its latents before it looks at what is left, and would see the other's."""
+    """Each would see the latents that the other deletes, if they did not lock the entry first."""
     url = postgres.new_database()
     cache = open_cache(tmp_path, url)
     entry = cache.keep(SCOPE, "a red fish", vector(1), latents(5, 10))
     assert entry is not None
-    both_deleted = threading.Barrier(2, timeout=60)
-
-    def remove(k: int) -> None:
-        catalogue = Catalogue(url)
-
-        def deleted(*given: Any) -> None:
-            if given[2].startswith("DELETE FROM latents"):
-                both_deleted.wait()
-
-        sa.event.listen(catalogue._engine, "after_cursor_execute", deleted)
-        catalogue.remove_latents([(entry, k)])
-        catalogue.close()
-
-    threads = [threading.Thread(target=remove, args=(k,)) for k in (5, 10)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
+    at_once(url, "SELECT entries", [[(entry, 5)], [(entry, 10)]])
     cache.follow()
     assert (len(cache), cache.size_bytes) == (0, 0)
     assert list(Catalogue(url).vectors()) == []
+
+
+def at_once(url: str, first: str, removals: list[list[tuple[int, int]]]) -> None:
+    """Remove latents with a catalogue each; all wait for each other before the first statement that
+    begins so."""
+    begun = threading.Barrier(len(removals), timeout=60)
+
+    def remove(pairs: list[tuple[int, int]]) -> list[Removed]:
+        catalogue, waiting = Catalogue(url), [begun]
+
+        def hold(*given: Any) -> None:
+            if given[2].startswith(first) and waiting:
+                waiting.pop().wait()
+
+        sa.event.listen(catalogue._engine, "before_cursor_execute", hold)
+        try:
+            return catalogue.remove_latents(pairs)
+        finally:
+            catalogue.close()
+
+    with ThreadPoolExecutor(len(removals)) as threads:
+        list(threads.map(remove, removals))
+
+
+def test_servers_that_remove_latents_of_the_same_entries_do_not_deadlock(
+    tmp_path: Path, postgres: Postgres
+) -> None:
+    """Whichever of them has the entry first, when both begin."""
+    url = postgres.new_database()
+    cache = open_cache(tmp_path, url)
+    for n in range(8):
+        entry = cache.keep(SCOPE, f"{n} fish", vector(1, n), latents(5, 10))
+        assert entry is not None
+        at_once(url, "SELECT entries", [[(entry, 5), (entry, 10)], [(entry, 10)]])
+    cache.follow()
+    assert (len(cache), cache.size_bytes) == (0, 0)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import socket
 import sys
 import time
@@ -201,7 +202,7 @@ def test_what_was_written_or_read_lately_is_near(url: str, tmp_path: Path) -> No
     assert one.near(stored) is None
 
 
-def test_a_sweep_removes_from_the_disk_what_another_process_removed(
+def test_every_server_removes_from_its_disk_what_another_process_removed(
     url: str, tmp_path: Path
 ) -> None:
     tier = DiskTier(tmp_path / "near", 10**6)
@@ -212,7 +213,7 @@ def test_a_sweep_removes_from_the_disk_what_another_process_removed(
     tier.settle()
     opened(url, tmp_path).remove(prompt="a red fish")
     assert len(list((tmp_path / "near").iterdir())) == 2
-    cache.sweep()
+    cache.sweep_near()
     assert {path.name for path in (tmp_path / "near").iterdir()} == catalogue.names()
 
 
@@ -229,3 +230,30 @@ def test_broken_latents_on_the_disk_are_fetched_from_the_store(url: str, tmp_pat
     tier.settle()
     assert store.near(stored) is not None
     assert store.near(replace(stored, sha256="another")) is None
+
+
+def test_many_objects_are_deleted_and_others_stay(url: str) -> None:
+    store = LatentStore(url, "one")
+    stored = [store.put(5, LATENTS) for _ in range(2 * latents.DELETED_AT_ONCE + 3)]
+    store.delete([one.name for one in stored[:-1]])
+    assert [name for name, _ in store.written()] == [stored[-1].name]
+
+
+def test_objects_of_a_bucket_are_deleted_several_at_a_time(
+    bucket: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store = LatentStore(f"s3://{bucket}", "one")
+    stored = [store.put(5, LATENTS) for _ in range(latents.DELETED_AT_ONCE)]
+    files = fsspec.get_filesystem_class("s3")
+    delete, begun, all_begun = files._rm_file, [], asyncio.Event()
+
+    async def together(files: object, path: str, **more: object) -> None:
+        begun.append(path)
+        if len(begun) == len(stored):
+            all_begun.set()
+        await all_begun.wait()
+        await delete(files, path, **more)
+
+    monkeypatch.setattr(files, "_rm_file", together)
+    store.delete([one.name for one in stored])
+    assert list(store.written()) == []

@@ -182,6 +182,47 @@ def test_the_index_is_saved_once_enough_has_changed(tmp_path: Path) -> None:
     assert file.stat().st_mtime_ns != before
 
 
+def lag(cache: ApproximateCache, catalogue: str) -> None:
+    """Build the cache's index anew, since the changes that it follows are forgotten."""
+    cache._followed = -1
+    Catalogue(catalogue).forget_changes(1)
+    cache.follow()
+
+
+def test_an_index_that_was_built_anew_is_saved(tmp_path: Path) -> None:
+    cache, file = open_cache(tmp_path), tmp_path / "index"
+    for i in range(5):
+        cache.keep(SMALL, f"prompt {i}", MADE[i], {5: torch.zeros(1)})
+    cache.load()
+    cache.remove(prompt="prompt 0")
+    cache.save_index()
+    before = file.stat().st_mtime_ns
+    lag(cache, f"sqlite:///{tmp_path}/catalogue.db")
+    cache.save_index()
+    assert file.stat().st_mtime_ns != before
+
+
+def test_an_index_that_was_replaced_while_it_was_saved_counts_as_not_saved(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cache, file = open_cache(tmp_path), tmp_path / "index"
+    for i in range(5):
+        cache.keep(SMALL, f"prompt {i}", MADE[i], {5: torch.zeros(1)})
+    cache.load()
+    dump = SimilarityIndex.dump
+
+    def replaced(index: SimilarityIndex) -> Iterator[tuple[str, str, int, bytes]]:
+        yield from dump(index)
+        lag(cache, f"sqlite:///{tmp_path}/catalogue.db")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(SimilarityIndex, "dump", replaced)
+        cache.save_index()
+    before = file.stat().st_mtime_ns
+    cache.save_index()
+    assert file.stat().st_mtime_ns != before
+
+
 def test_a_save_that_fails_leaves_the_last_one(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -82,6 +82,9 @@ def test_config_show_masks_passwords(
     assert "hunter" not in shown
     assert "postgresql://argus:***@db/argus" in shown
     assert "ftp://argus:***@store/latents" in shown
+    assert (
+        without_passwords("postgresql:/argus:hunter2@db/argus") == "postgresql:/argus:***@db/argus"
+    )
     url = "postgresql://db/argus?sslpassword=hunter2&connect_timeout=2"
     assert without_passwords(url) == "postgresql://db/argus?sslpassword=***&connect_timeout=2"
 

@@ -13,10 +13,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from sqlalchemy.exc import DataError, IntegrityError
+from sqlalchemy.exc import DataError, IntegrityError, OperationalError
 
 from argus.cache.cache import ApproximateCache, Neighbour
 from argus.cache.catalogue import Catalogue
+from argus.cache.disk_tier import DiskTier
 from argus.cache.index import Vector
 from argus.cache.latents import LatentStore, StoredLatents
 from argus.cache.saved_index import restored
@@ -452,3 +453,22 @@ def test_a_disk_that_hangs_while_the_index_is_saved_holds_up_nothing(
         await saving
 
     asyncio.run(asyncio.wait_for(use(), 30))
+
+
+def test_a_catalogue_that_fails_is_not_taken_for_the_disk_tier(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def unreachable(*_: object) -> StoredLatents | None:
+        raise OperationalError("SELECT", {}, Exception("connection refused"))
+
+    monkeypatch.setattr(Catalogue, "latents", unreachable)
+    catalogue = Catalogue(f"sqlite:///{tmp_path}/catalogue.db")
+    store = LatentStore(str(tmp_path / "latents"), catalogue.id, DiskTier(tmp_path / "near", 10**6))
+
+    async def use() -> None:
+        edge = Retrieval(ApproximateCache(catalogue, store, 10**9))
+        assert await edge.fetch(Neighbour(1, "a red fish", 1.0, (5,)), 5) is None
+
+    asyncio.run(asyncio.wait_for(use(), 30))
+    assert "The cache's catalogue cannot be read" in caplog.text
+    assert "disk tier" not in caplog.text

@@ -27,6 +27,7 @@ log = logging.getLogger(__name__)
 ROOM = 0.02  # share of the limit that one round of eviction frees beyond what it must
 ORPHAN_AGE_S = 600.0
 SPARE = 8  # times the size of what does not fit is evicted from a full disk
+MOST_EVICTED = 512  # latents in one round of eviction, which has to end before the next begins
 AT_ONCE = 32  # latents removed or counted in one transaction, so that no transaction is long
 ROUNDS = 2  # of a search that finds entries which another process removed
 FOLLOWED = 1000  # changes of other processes that are applied at a time
@@ -75,7 +76,7 @@ class ApproximateCache:
         self._index_file, self._saved = index_file, 0  # changes of the index that are saved
         self._building, self._saving = threading.Lock(), threading.Lock()
         self._uses: dict[tuple[int, int], Uses] = {}
-        self._noting = threading.Lock()
+        self._noting, self._evicting = threading.Lock(), threading.Lock()
 
     def load(self) -> None:
         """Restore the similarity index, or build it from the catalogue, which otherwise the first
@@ -102,7 +103,9 @@ class ApproximateCache:
             changes = index.changes
             if changes - self._saved > least * len(index):
                 save(index, self._index_file, self._catalogue.id)
-                self._saved = changes
+                with self._building:
+                    if self._index is index:
+                        self._saved = changes
 
     def _index_if_built(self) -> SimilarityIndex | None:
         """The index; None if it is not built yet. Waits while it is being built, so that a change
@@ -147,7 +150,7 @@ class ApproximateCache:
         followed = self._catalogue.refresh().version
         index = SimilarityIndex(self._catalogue.vectors())
         with self._building:
-            self._index, self._followed = index, followed
+            self._index, self._followed, self._saved = index, followed, 0
 
     @property
     def size_bytes(self) -> int:
@@ -273,7 +276,7 @@ class ApproximateCache:
         A prompt that the scope already holds gets those K that it lacks; nothing is stored of a
         prompt that another thread is storing, or another process has just stored. Evicts latents
         beyond the limit, and on a disk that is full before the limit is reached. What was written
-        before an error is deleted.
+        before an error is deleted; by `sweep`, if it is the catalogue's error.
         """
         one = (scope.key, prompt)
         with self._lock:
@@ -285,8 +288,7 @@ class ApproximateCache:
         except (OSError, SQLAlchemyError) as error:
             if not _is_full(error):
                 raise
-            size = sum(one.nbytes for one in latents.values())
-            self._free_disk(max(ROOM * self.size_bytes, SPARE * size))
+            self._free_disk(SPARE * sum(one.nbytes for one in latents.values()))
             return self._keep(scope, prompt, vector, latents)
         finally:
             self._keeping.discard(one)
@@ -309,16 +311,19 @@ class ApproximateCache:
                     now = self._clock()
                     if entry is None or not self._catalogue.add_latents(entry, written, now):
                         entry = self._catalogue.add(scope, prompt, vector, written, now)
-        except Exception:
-            with suppress(Exception):  # deleting may fail too; then `sweep` deletes
-                self._store.delete([one.name for one in written])
+        except Exception as error:
+            # The answer to a commit may be lost: then the catalogue names them. Else, and if
+            # deleting fails too, `sweep` deletes.
+            if not isinstance(error, SQLAlchemyError) or _is_full(error):
+                with suppress(Exception):
+                    self._store.delete([one.name for one in written])
             raise
         if written and entry is None:  # another process was faster
             self._store.delete([one.name for one in written])
         elif written:
             self.follow(wait=False)
         if self.size_bytes > self._limit:
-            self._evict()
+            self._evict(sum(one.size_bytes for one in written))
         return entry if written else None
 
     def stored(self, scope: Scope, prompt: str) -> Entry | None:
@@ -344,11 +349,9 @@ class ApproximateCache:
     def sweep(self) -> None:
         """Delete objects that the catalogue does not name and that are too old to be in writing:
         `keep` gives up objects that it has not entered into the catalogue in half of that time.
-        Other processes may write and sweep at the same time. Old changes are forgotten, and the
-        disk tier loses what the catalogue does not name."""
+        Other processes may write and sweep at the same time. Old changes are forgotten."""
         self._catalogue.forget_changes(CHANGES_KEPT)
         now, known = self._clock(), self._catalogue.names()
-        self._store.keep_near(known)
         self._store.delete(
             [
                 name
@@ -357,27 +360,41 @@ class ApproximateCache:
             ]
         )
 
+    def sweep_near(self) -> None:
+        """Delete from the disk tier, which other processes do not see, what the catalogue does not
+        name."""
+        if self.tiered:
+            self._store.keep_near(self._catalogue.names())
+
     def sweep_in_turn(self, every_s: float) -> None:
         """Sweep, unless this or another process has begun to in the last `every_s` seconds."""
         if self._catalogue.take_turn(self._clock(), every_s):
             self.sweep()
 
-    def _evict(self) -> None:
-        """Evict latents in the order of `eviction` until a little room is left below the limit.
+    def _evict(self, stored_bytes: int) -> None:
+        """Evict latents in the order of `eviction` until a little room is left below the limit, in
+        rounds of `MOST_EVICTED` or of twice what was just stored, one with each run that is stored.
+        Returns at once if another thread is evicting.
 
         Where several processes evict at once, each passes over what another has just removed; of
         what each chose, all is gone in the end, so the total is below the limit all the same.
         """
-        self.count_uses()
-        excess = self._catalogue.refresh().size_bytes - self._limit * (1 - ROOM)
-        chosen = self._least_worth(excess)
-        while chosen:
-            self._drop(self._catalogue.remove_latents(chosen[:AT_ONCE]))
-            del chosen[:AT_ONCE]
+        if not self._evicting.acquire(blocking=False):
+            return
+        try:
+            self.count_uses()
+            excess = self._catalogue.refresh().size_bytes - self._limit * (1 - ROOM)
+            chosen = self._least_worth(excess, 2 * stored_bytes)
+            while chosen:
+                self._drop(self._catalogue.remove_latents(chosen[:AT_ONCE]))
+                del chosen[:AT_ONCE]
+        finally:
+            self._evicting.release()
 
-    def _free_disk(self, size_bytes: float) -> None:
-        """Evict so many bytes, objects first, since the catalogue may need room to write."""
-        chosen = self._least_worth(size_bytes)
+    def _free_disk(self, least_bytes: float) -> None:
+        """Evict at least so many bytes, and as much room as one round may free; objects first,
+        since the catalogue may need room to write."""
+        chosen = self._least_worth(max(ROOM * self.size_bytes, least_bytes), least_bytes)
         while chosen:
             some = chosen[:AT_ONCE]
             stored = [self._catalogue.latents(entry, k) for entry, k in some]
@@ -385,14 +402,16 @@ class ApproximateCache:
             self._drop(self._catalogue.remove_latents(some))
             del chosen[:AT_ONCE]
 
-    def _least_worth(self, size_bytes: float) -> list[tuple[int, int]]:
-        """(entry, K) of the first latents in the order of `eviction`, `size_bytes` in all."""
-        chosen = []
+    def _least_worth(self, size_bytes: float, least_bytes: float) -> list[tuple[int, int]]:
+        """(entry, K) of the first latents in the order of `eviction`: `size_bytes` in all, or
+        `MOST_EVICTED` of them if these have `least_bytes`."""
+        chosen: list[tuple[int, int]] = []
+        freed = 0
         for entry, k, size in self._catalogue.least_worth(self._eviction):
-            if size_bytes <= 0:
+            if freed >= size_bytes or (freed >= least_bytes and len(chosen) >= MOST_EVICTED):
                 break
             chosen.append((entry, k))
-            size_bytes -= size
+            freed += size
         return chosen
 
     def _drop(self, removed: list[Removed]) -> None:

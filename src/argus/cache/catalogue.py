@@ -220,8 +220,10 @@ class Catalogue:
         gone."""
         rows = list(latents)
         with self._engine.connect() as connection:
+            connection.execute(_locked([entry])).all()
             connection.execute(_latents.insert(), _rows(entry, rows, now))
-            if connection.execute(_locked(entry)).first() is None:
+            # again: on SQLite the entry may be removed until the first write of this transaction
+            if connection.execute(_locked([entry])).first() is None:
                 return False
             totals = _count(connection, 0, sum(one.size_bytes for one in rows), [])
             connection.commit()
@@ -426,35 +428,33 @@ class Catalogue:
                 yield row.entry, row.k, row.size_bytes
 
     def remove_latents(self, pairs: Iterable[tuple[int, int]]) -> list[Removed]:
-        """Remove latents by (entry, K), and entries that have none left, in one transaction."""
-        removed: list[Removed] = []
-        size = 0
-        totals = None
+        """Remove latents by (entry, K), and entries that have none left, in one transaction.
+
+        Rows are locked in one order, entries before latents: otherwise two such transactions, or
+        one of them and `used` or `add_latents`, may deadlock.
+        """
+        chosen = sorted(set(pairs))
+        if not chosen:
+            return []
+        these = sa.tuple_(_latents.c.entry, _latents.c.k).in_(chosen)
+        found = sa.select(_latents.c.k).where(these).order_by(_latents.c.entry, _latents.c.k)
+        of = (_latents.c.entry, _latents.c.k, _latents.c.name, _latents.c.size_bytes)
+        gone = _latents.delete().where(these).returning(*of)
+        empty = ~sa.exists().where(_latents.c.entry == _entries.c.id)
         with self._engine.begin() as connection:
-            for entry, k in sorted(pairs):  # in one order, or two such transactions may deadlock
-                where = (_latents.c.entry == entry) & (_latents.c.k == k)
-                gone = connection.execute(
-                    _latents.delete().where(where).returning(_latents.c.name, _latents.c.size_bytes)
-                ).one_or_none()
-                if gone is None:  # another process has removed it
-                    continue
-                connection.execute(_locked(entry)).first()
-                left = connection.execute(
-                    sa.select(_latents.c.k).where(_latents.c.entry == entry).limit(1)
-                ).first()
-                scope = None
-                if left is None:
-                    scope = connection.execute(
-                        _entries.delete().where(_entries.c.id == entry).returning(_entries.c.scope)
-                    ).scalar_one_or_none()
-                removed.append(Removed(entry, gone.name, scope))
-                size += gone.size_bytes
-            if removed:
-                whole = [(one.entry, one.scope) for one in removed if one.scope is not None]
-                totals = _count(connection, -len(whole), -size, whole)
-        if totals is not None:
-            self._saw(totals)
-        return removed
+            connection.execute(_locked({entry for entry, _ in chosen})).all()
+            connection.execute(found.with_for_update()).all()
+            rows = sorted(connection.execute(gone).all())  # others may have removed some already
+            if not rows:
+                return []
+            touched = _entries.c.id.in_({row.entry for row in rows})
+            left = _entries.delete().where(touched, empty)
+            deleted = connection.execute(left.returning(_entries.c.id, _entries.c.scope))
+            whole = {row.id: row.scope for row in deleted}
+            size = sum(row.size_bytes for row in rows)
+            totals = _count(connection, -len(whole), -size, whole.items())
+        self._saw(totals)
+        return [Removed(row.entry, row.name, whole.get(row.entry)) for row in rows]
 
     def remove_entry(self, entry: int) -> list[Removed]:
         """Remove an entry with all its latents."""
@@ -518,11 +518,13 @@ def _count(
     return Totals(*row)
 
 
-def _locked(entry: int) -> sa.Select[tuple[int]]:
-    """Select an entry's row and lock it until the transaction ends, before its remaining latents
-    are read. Otherwise two transactions that each remove one of the last two would both leave the
-    entry. On SQLite this is a plain SELECT, since only one transaction writes at a time."""
-    return sa.select(_entries.c.id).where(_entries.c.id == entry).with_for_update()
+def _locked(entries: Collection[int]) -> sa.Select[tuple[int]]:
+    """Select the entries' rows, in the order of their ids, and lock them until the transaction
+    ends, before their latents are changed. Otherwise two transactions that each remove one of the
+    last two latents would both leave the entry. On SQLite this is a plain SELECT, since only one
+    transaction writes at a time."""
+    found = sa.select(_entries.c.id).where(_entries.c.id.in_(entries))
+    return found.order_by(_entries.c.id).with_for_update()
 
 
 def _change(row: sa.Row[Any]) -> Change:

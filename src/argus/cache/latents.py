@@ -6,6 +6,7 @@ fsspec's and the driver's own configuration files, never from a URL.
 
 from __future__ import annotations
 
+import asyncio
 import hashlib
 import re
 import uuid
@@ -29,6 +30,9 @@ S3 = {"s3", "s3a"}
 # stores that show an object whole or not at all, and where a rename would be a copy
 OBJECT_STORES = S3 | {"gs", "gcs", "az", "abfs"}
 CALL_LIMIT_S = 30.0  # for one object; botocore sets no limit while it waits to send one
+# One request each, since not all S3 stores take lists of them as botocore sends them; fewer than
+# botocore has connections (10), so that reads do not wait.
+DELETED_AT_ONCE = 8
 # of botocore, in seconds: a read from an endpoint that hangs ends within 15
 S3_LIMITS = {
     "connect_timeout": 2.0,
@@ -148,15 +152,30 @@ class LatentStore:
         return f"{self._owner}-{uuid.uuid4().hex}-{k}{SUFFIX}"
 
     def delete(self, names: list[str]) -> None:
-        """Delete objects; objects that do not exist are ignored."""
-        for name in names:
-            if self._disk is not None:
+        """Delete objects, in an object store several at a time; objects that do not exist are
+        ignored."""
+        if self._disk is not None:
+            for name in names:
                 self._disk.delete(name)
-            try:
-                with _os_errors():
-                    self._call("rm_file", name)
-            except FileNotFoundError:
-                continue
+        for begin in range(0, len(names), DELETED_AT_ONCE):
+            self._delete(names[begin : begin + DELETED_AT_ONCE])
+
+    def _delete(self, names: list[str]) -> None:
+        paths = [f"{self._root}/{name}" for name in names]
+        if not self._files.async_impl:
+            for path in paths:
+                with suppress(FileNotFoundError), _os_errors():
+                    self._files.rm_file(path)
+            return
+
+        async def together() -> list[object]:
+            calls = (self._files._rm_file(path) for path in paths)
+            return list(await asyncio.gather(*calls, return_exceptions=True))
+
+        with _os_errors():
+            for error in fsspec.asyn.sync(self._files.loop, together, timeout=CALL_LIMIT_S):
+                if isinstance(error, Exception) and not isinstance(error, FileNotFoundError):
+                    raise error
 
     def keep_near(self, names: Collection[str]) -> None:
         """Delete all but these objects from the disk tier."""

@@ -46,6 +46,7 @@ JOBS = "/v1/argus/jobs"
 FILES = (*MEDIA_TYPES.values(), "application/zip")
 SWEEP_EVERY_S = 60.0
 ORPHANS_EVERY_S = 3600.0  # by one of the servers that share a cache
+NEAR_EVERY_S = 3600.0
 TURN_EVERY_S = 600.0  # between two looks whether it is this server's turn
 ERRORS: dict[int | str, dict[str, Any]] = {
     status: {"model": ErrorBody} for status in (400, 401, 403, 404, 413, 429, 500, 503)
@@ -246,15 +247,20 @@ def _model(service: Service, name: str) -> ModelData:
 
 
 def _sweep(service: Service) -> list[asyncio.Task[None]]:
-    """Delete expired pictures and, rarely, latents that crashes left behind. The two are separate
-    tasks, so that a latent store that hangs keeps no picture on the disk."""
-    orphans = Threads("cache-sweep", 1)
+    """Delete expired pictures and, rarely, latents that crashes left behind and those on this
+    server's disk that others removed. These are separate tasks, so that a latent store that hangs
+    keeps nothing on the disk."""
+    orphans, near = Threads("cache-sweep", 1), Threads("cache-sweep-near", 1)
 
     async def forget_orphans() -> None:
         await orphans.run(lambda: service.cache.sweep_in_turn(ORPHANS_EVERY_S))
 
+    async def forget_near() -> None:
+        await near.run(service.cache.sweep_near)
+
     return [
         asyncio.create_task(_repeat(service.pictures.sweep, SWEEP_EVERY_S)),
+        asyncio.create_task(_repeat(forget_near, NEAR_EVERY_S)),
         asyncio.create_task(_repeat(forget_orphans, TURN_EVERY_S)),
     ]
 

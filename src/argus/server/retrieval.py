@@ -30,6 +30,7 @@ STORE_LIMIT_S = 60.0  # for storing the latents of one run
 LOAD_LIMIT_S = 600.0  # for the index to be built, before requests are served without it
 FOLLOW_S = 0.5  # between two looks at what other servers changed
 SAVE_EVERY_S, SAVE_LIMIT_S = 60.0, 600.0  # for the index
+SAVE_PAUSE, MOST_PAUSE_S = 1000, 3600.0  # times what a save took, since it stops other threads
 SAVE_SHARE = 0.01  # of the index that changes before it is saved; a start catches up with less
 COUNT_AFTER_S = 1.0  # so long uses of latents are collected, to be written together
 NEAR_LIMIT_S = 0.5  # for a read from the disk tier, before the store is asked
@@ -107,10 +108,17 @@ class Retrieval:
                 self._health.failed(CATALOGUE, error)
 
     async def keep_saved(self) -> None:
-        """Save the similarity index now and then; does not return."""
+        """Save the similarity index now and then, a large one once an hour; does not return.
+
+        The server stands still while a graph is copied, for about 2.5 s with a million entries.
+        """
+        pause_s = SAVE_EVERY_S
         while True:
-            await asyncio.sleep(SAVE_EVERY_S)
+            await asyncio.sleep(pause_s)
+            begun = time.monotonic()
             await self._save(SAVE_SHARE)
+            pause_s = min(SAVE_PAUSE * (time.monotonic() - begun), MOST_PAUSE_S)
+            pause_s = max(pause_s, SAVE_EVERY_S)
 
     async def _save(self, least: float = 0.0) -> None:
         """Save the similarity index if more than the share `least` of it has changed."""
@@ -167,8 +175,11 @@ class Retrieval:
             )
         except TooManyHang:
             return None
+        except SQLAlchemyError as error:
+            log.warning("The cache's catalogue cannot be read: %s", named(error))
+            return None
         except Exception as error:
-            log.warning("The latents' disk tier cannot be read: %s", named(error))
+            log.warning("Latents cannot be read from the disk tier: %s", named(error))
             return None
 
     async def _count(self, after_s: float = 0.0) -> None:
