@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import warnings
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -10,9 +11,12 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from numpy.typing import NDArray
+from torch import Tensor
 from transformers import CLIPTextModel, CLIPTokenizer
 
 from argus.core.errors import ModelError
+
+COMPILED_AFTER = 2  # calls of a trace
 
 
 @dataclass(frozen=True)
@@ -33,7 +37,7 @@ class PromptEncoder:
     """
 
     def __init__(self, tokenizer: CLIPTokenizer, model: CLIPTextModel) -> None:
-        self._tokenizer, self._model = tokenizer, model.eval()
+        self._tokenizer, self._vectors = tokenizer, _traced(model.eval().requires_grad_(False))
 
     @classmethod
     def load(cls, folder: Path) -> PromptEncoder:
@@ -68,11 +72,32 @@ class PromptEncoder:
         kept = [[*ids[: limit - 1], ids[-1]] if len(ids) > limit else ids for ids in read]
         longest = max(map(len, kept))
         rows = torch.tensor([ids + [ids[-1]] * (longest - len(ids)) for ids in kept])
-        states = self._model(rows).last_hidden_state  # causal: what follows changes nothing
-        there = (torch.arange(longest) < torch.tensor([[len(ids)] for ids in kept])).float()
-        there[:, 0] = 0.0
-        means = (states * there[:, :, None]).sum(1) / there.sum(1, keepdim=True)
-        vectors = F.normalize(means, dim=1).numpy().astype(np.float32)
+        vectors = self._vectors(rows, torch.tensor([len(ids) for ids in kept])).numpy()
         return [
             Embedding(vector, len(ids) > limit) for vector, ids in zip(vectors, read, strict=True)
         ]
+
+
+@torch.inference_mode()
+def _traced(model: CLIPTextModel) -> Callable[[Tensor, Tensor], Tensor]:
+    """The vectors (p, d) of prompts from their tokens (p, t) and the numbers of these (p,).
+
+    One call without Python, for any p and t: in Python, each of its many small operations would
+    wait for the interpreter, which serves other requests.
+    """
+
+    def vectors(tokens: Tensor, lengths: Tensor) -> Tensor:
+        states = model(tokens).last_hidden_state  # causal: what follows a prompt changes nothing
+        at = torch.arange(tokens.shape[1])
+        there = ((at > 0) & (at < lengths[:, None])).float()
+        means = (states * there[:, :, None]).sum(1) / there.sum(1, keepdim=True)
+        return F.normalize(means, dim=1)
+
+    example = torch.zeros(2, 8, dtype=torch.long), torch.full((2,), 8)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of checks whose outcome it keeps: all inputs pass them
+        traced = torch.jit.trace(vectors, example)  # type: ignore[no-untyped-call]
+    for _ in range(COMPILED_AFTER):
+        traced(*example)
+    compiled: Callable[[Tensor, Tensor], Tensor] = traced
+    return compiled

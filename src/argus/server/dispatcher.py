@@ -65,7 +65,7 @@ class Dispatcher:
         self._made: set[ImageRequest] = set()  # pictures that workers have made, not answered yet
         self._in_flight = self._yielding = 0
         self._closed = False
-        self._ends: set[asyncio.Future[None]] = set()  # one per request, set by `close`
+        self._ends: set[asyncio.Timeout] = set()  # one per request, which `close` lets pass
 
     @property
     def in_flight(self) -> int:
@@ -132,36 +132,33 @@ class Dispatcher:
 
     async def _until_closed(self, serving: Coroutine[Any, Any, list[Picture]]) -> list[Picture]:
         """Await a request's work. Raises Closed at `close`, whatever the work waits for."""
-        work = asyncio.create_task(serving)
-        end = asyncio.get_running_loop().create_future()
-        self._ends.add(end)
+        end = asyncio.timeout(0.0 if self._closed else None)
         try:
-            if not self._closed:
-                await asyncio.wait((work, end), return_when=asyncio.FIRST_COMPLETED)
-            if not work.done():
-                raise Closed
-            return work.result()
-        except asyncio.CancelledError:
-            work.cancel()
-            await asyncio.wait((work,))
+            async with end:
+                self._ends.add(end)
+                return await serving
+        except TimeoutError as error:
+            if end.expired():
+                raise Closed from error
             raise
         finally:
             self._ends.discard(end)
-            work.cancel()
-            work.add_done_callback(_look_at)
 
     def close(self) -> None:
         """End every request that is not answered yet. May be called twice."""
         self._closed = True
         self._preparation.close()
         for end in self._ends:
-            if not end.done():
-                end.set_result(None)
+            if not end.expired():
+                end.reschedule(0.0)
 
     async def _pictures(self, request: ImageRequest) -> list[Picture]:
         pictures = await self._preparation.prepare(request)
-        tasks = [asyncio.create_task(self._make(picture)) for picture in pictures]
+        tasks: list[asyncio.Task[Picture]] = []
         try:
+            if len(pictures) == 1:
+                return [await self._make(pictures[0])]
+            tasks += [asyncio.create_task(self._make(picture)) for picture in pictures]
             return list(await asyncio.gather(*tasks))
         finally:
             for task in tasks:
@@ -416,12 +413,6 @@ class Dispatcher:
     @property
     def _router(self) -> Router:
         return self._routing.result()
-
-
-def _look_at(work: asyncio.Task[list[Picture]]) -> None:
-    """Retrieve the task's error, which asyncio would log otherwise."""
-    if not work.cancelled():
-        work.exception()
 
 
 def _outcome_of(error: BaseException) -> str:

@@ -6,6 +6,8 @@ import asyncio
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import TYPE_CHECKING
 
+from argus.server.threads import loaded
+
 if TYPE_CHECKING:
     from argus.quality.encoder import Embedding, PromptEncoder
 
@@ -27,9 +29,7 @@ class Embedder:
 
     async def encoder(self) -> PromptEncoder:
         """The encoder, once it is loaded. Raises the error that prevents it."""
-        if self._encoder.done():
-            return self._encoder.result()
-        return await asyncio.shield(asyncio.wrap_future(self._encoder))
+        return await loaded(self._encoder)
 
     async def embed(self, prompt: str) -> Embedding:
         """As `PromptEncoder.embed`."""

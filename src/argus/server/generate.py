@@ -7,7 +7,6 @@ import base64
 import math
 import time
 from collections.abc import Awaitable, Callable, Coroutine
-from contextlib import suppress
 from http import HTTPStatus
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -203,20 +202,22 @@ def _rounded(value: float | None, digits: int = 4) -> float | None:
 
 async def unless_left(request: Request, work: Coroutine[Any, Any, T]) -> T:
     """The result of the work. Cancels it and raises ApiError if the client disconnects."""
-    task = asyncio.create_task(work)
-    left = asyncio.create_task(_disconnected(request.receive))
+    limit = asyncio.timeout(None)
+    left = asyncio.create_task(_disconnected(request.receive, limit))
     try:
-        await asyncio.wait((task, left), return_when=asyncio.FIRST_COMPLETED)
-        if not task.done():
-            raise ApiError(CLIENT_LEFT, "The client closed the connection.", "client_left")
-        return task.result()
+        async with limit:
+            return await work
+    except TimeoutError as error:
+        if limit.expired():
+            message = "The client closed the connection."
+            raise ApiError(CLIENT_LEFT, message, "client_left") from error
+        raise
     finally:
         left.cancel()
-        task.cancel()
-        with suppress(asyncio.CancelledError, Exception):
-            await task
 
 
-async def _disconnected(receive: Callable[[], Awaitable[Message]]) -> None:
+async def _disconnected(receive: Callable[[], Awaitable[Message]], limit: asyncio.Timeout) -> None:
+    """Let a time limit pass when the client disconnects."""
     while (await receive())["type"] != "http.disconnect":
         pass
+    limit.reschedule(0.0)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import math
 import random
 import time
@@ -22,6 +21,7 @@ from argus.server.request import ImageRequest
 from argus.server.retrieval import Retrieval
 from argus.server.router import UNGOVERNED_S, Router
 from argus.server.slo import MARGIN
+from argus.server.threads import loaded
 
 if TYPE_CHECKING:
     from argus.quality.encoder import PromptEncoder
@@ -63,7 +63,7 @@ class Preparation:
         """Prepare a request; returns one request for each of its pictures."""
         request.arrived_s = time.monotonic()
         encoder = await self._embedder.encoder()
-        router = await asyncio.shield(asyncio.wrap_future(self._router))
+        router = await loaded(self._router)
         self._give_deadline(request, router)
         request.embedding, ms = await timed(self._embedder.embed(request.prompt))
         request.spent("embed", ms)

@@ -44,6 +44,7 @@ from argus.server.router import Router, live_policy, shortest_wait_s
 from argus.server.scoring import ScoringThread
 from argus.server.slo import DEFAULT, MARGIN, Classes
 from argus.server.storage import catalogue_url, open_cache, open_pictures
+from argus.server.threads import loaded
 from argus.server.usage import Usage
 from argus.workers.fleet import Fleet
 from argus.workers.local import LocalWorker
@@ -228,7 +229,7 @@ class Service:
             await asyncio.gather(*ready, return_exceptions=True)
             if self.fleet.problem is not None:
                 return
-            encoder = await asyncio.shield(asyncio.wrap_future(self._encoder))
+            encoder = await loaded(self._encoder)
             await loading
             exact = self.family.exact
             exact_s = await self._calibrated()

@@ -18,6 +18,13 @@ T = TypeVar("T")
 MOST_HUNG = 32
 
 
+async def loaded(loading: Future[T]) -> T:
+    """The result of a future that a thread sets, once it is there. Raises its error."""
+    if loading.done():
+        return loading.result()
+    return await asyncio.shield(asyncio.wrap_future(loading))
+
+
 class TooManyHang(Exception):
     """So many earlier calls have not returned that no thread is started for another."""
 
