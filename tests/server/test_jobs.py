@@ -318,7 +318,7 @@ def test_a_job_is_not_begun_twice_when_the_clock_steps(
     def row() -> tuple[float, int]:
         with sqlite3.connect(server.service.settings.data / "catalogue.db") as catalogue:
             query = "SELECT due_at, tries FROM jobs WHERE id = ?"
-            return tuple(catalogue.execute(query, (job,)).fetchone())  # type: ignore[return-value]
+            return tuple(catalogue.execute(query, (job,)).fetchone())
 
     wait_until(lambda: abs(row()[0] - stepped.time()) < 100)  # renewed, or taken again
     assert row()[1] == 1
