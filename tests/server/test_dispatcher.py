@@ -325,6 +325,7 @@ def unstarted(measured_family: Path, tmp_path: Path) -> Iterator[Service]:
     service._router.set_result(service._new_router(classes))
     first, second = service.fleet.queues
     first.ready, second.alive, first.queued_s = True, False, 7.0
+    first.next_s(time.monotonic())
     yield service
     service.cache.close()
 

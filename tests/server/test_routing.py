@@ -13,7 +13,9 @@ import pytest
 
 from argus.config import Settings
 from argus.control.policy import Decision
+from argus.control.request import Request
 from argus.control.variants import EXACT
+from argus.control.worker_queue import WorkerQueue
 from argus.server.request import ImageRequest
 from argus.server.router import Router
 from argus.server.service import Service
@@ -71,9 +73,15 @@ def still(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(time, "monotonic", lambda: now)
 
 
+def lengthen(queue: WorkerQueue[Request], seconds: float) -> None:
+    """Make a worker's queue as long as if so many seconds of work were reserved."""
+    queue.queued_s = seconds
+    queue.next_s(time.monotonic())
+
+
 @pytest.mark.usefixtures("still")
 def test_a_larger_picture_takes_longer_to_make_and_waits_no_longer(led: Led) -> None:
-    led.service.fleet.queues[0].queued_s = 3 * led.exact_s
+    lengthen(led.service.fleet.queues[0], 3 * led.exact_s)
     doubled = led.asked(8 * led.exact_s, size_factor=4)  # of which 3 are waited and 4 worked
     assert led.decide(doubled).worker == 0
     assert led.decide(led.asked(6 * led.exact_s, size_factor=4)).variant != EXACT
@@ -81,7 +89,7 @@ def test_a_larger_picture_takes_longer_to_make_and_waits_no_longer(led: Led) -> 
 
 @pytest.mark.usefixtures("still")
 def test_a_smaller_picture_waits_as_long_as_any(led: Led) -> None:
-    led.service.fleet.queues[0].queued_s = 1.5 * led.exact_s
+    lengthen(led.service.fleet.queues[0], 1.5 * led.exact_s)
     halved = led.asked(0.75 * led.exact_s, size_factor=0.25)
     assert led.decide(halved).worker is None
 
@@ -153,15 +161,15 @@ def test_what_only_the_exact_model_can_serve_has_a_worker_load_it(
 
     def load(model: int) -> None:
         asked.append(model)
-        queue.model = model
+        queue.model = queue.target = model
 
     monkeypatch.setattr(led.service.fleet, "require", load)
-    monkeypatch.setattr(type(led.service.fleet), "targets", [queue.model], raising=False)
+    queue.target = queue.model
     fine = led.asked(10.0)
     fine.least_quality = 0.9
     decision = led.decide(fine)
     assert (decision.variant, decision.worker, asked) == (EXACT, 0, [exact])
-    queue.model = int(led.service.model.table.model[other])
+    queue.model = queue.target = int(led.service.model.table.model[other])
     hasty = led.asked(0.05)  # loading takes 0.1 s
     hasty.least_quality, hasty.slack_s = 0.9, 0.05
     assert led.decide(hasty).worker is None
@@ -204,7 +212,7 @@ def test_the_cheapest_picture_that_can_be_in_time_is_the_policy_s_choice(led: Le
     request.least_quality, request.most_steps = 0.65, 2
     request.exact_share = 0.1
     assert led.decide(request).variant == EXACT
-    queue.queued_s = 20.0
+    lengthen(queue, 20.0)
     assert led.decide(request).worker is None
 
 
