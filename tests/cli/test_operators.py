@@ -66,7 +66,9 @@ def test_config_show_says_where_each_setting_comes_from(
 ) -> None:
     monkeypatch.setenv("ARGUS_QUEUE_LIMIT", "3")
     assert run(monkeypatch, "config", "show") == 0
-    lines = {line.split()[0]: line for line in capsys.readouterr().out.splitlines()[1:]}
+    lines: dict[str, str] = {}
+    for line in capsys.readouterr().out.splitlines()[1:]:
+        lines.setdefault(line.split()[0], line)  # a description may go on with a setting's name
     assert "the environment" in lines["queue_limit"]
     assert "default" in lines["port"]
     assert run(monkeypatch, "config", "show", "--config", "nowhere.yaml") == 2

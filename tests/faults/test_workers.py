@@ -56,7 +56,7 @@ def test_a_slow_worker_is_believed_to_be_slow_and_no_request_is_lost(serve: Serv
 def test_answers_nobody_asked_for_and_answers_given_twice_change_nothing(
     serve: Serve, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(local, "run_worker", bodies.run_lying)
+    monkeypatch.setattr(local, "run_process", bodies.run_lying)
     server = serve()
     with Load(server, 30, per_second=30) as load:
         pass
@@ -68,7 +68,7 @@ def test_a_worker_that_sends_nonsense_costs_no_request(
     serve: Serve, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     server = serve()
-    monkeypatch.setattr(local, "run_worker", bodies.run_nonsense)
+    monkeypatch.setattr(local, "run_process", bodies.run_nonsense)
     worker = server.service.workers[0]
     tell(worker, signal.SIGKILL)  # its next process is one that sends nonsense
     with Load(server, 30, per_second=10) as load:

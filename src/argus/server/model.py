@@ -171,7 +171,7 @@ def _costs(
     for group in groups:
         if group.first.cost_per_hour is not None:
             given = given | {group.name: group.first.cost_per_hour}
-    if not given:
+    if not given and settings.cost_per_hour is None:
         return None
     for name in types:
         if name not in given and DEFAULT_TYPE not in given:

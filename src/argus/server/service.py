@@ -61,6 +61,7 @@ MEASURELESS = ("nirvana", "clipper-ha")  # policies that use no costs
 TRIALS = 7
 TRIAL = "a picture to see how long one takes"
 STOP_S = 10.0  # for the workers' processes to end
+LOADING_S = 5.0  # for the prompt encoder, if it is still being loaded
 SETTLE_S = 5.0  # to store the last pictures' latents; dropping them costs only cache hits
 RETRY_S = "5"
 STARTING_S = 5.0  # the expected wait while no worker serves
@@ -361,6 +362,9 @@ class Service:
                 if self.cluster is not None:
                     await asyncio.to_thread(self.cluster.close)
         await settled
+        with suppress(Exception, TimeoutError):  # a thread that loads must not outlive Python
+            async with asyncio.timeout(LOADING_S):
+                await loaded(self._encoder)
 
     def kill(self) -> None:
         """End every process of this server at once. May be called from any thread."""
