@@ -70,7 +70,7 @@ class WaitingWorker:
         raise NotImplementedError
 
     def __init__(self, model: Model) -> None:
-        self.device_type = 0
+        self.device_type, self.opaque = 0, False
         self.model, self.state = model, State.STARTING
         self.problem: Exception | None = None
         self.restarts, self.busy_s, self.silent_s = 0, 0.0, 0.0
