@@ -121,6 +121,19 @@ def test_entries_match_within_their_scope_only(tmp_path: Path, database: str, ot
     assert nearest(cache, other, vector(1)) is None
 
 
+def test_a_scope_is_known_to_be_empty_once_the_index_is_built(
+    tmp_path: Path, database: str
+) -> None:
+    open_cache(tmp_path, database).keep(SCOPE, "a red fish", vector(1), latents(5))
+    cache, other = open_cache(tmp_path, database), replace(SCOPE, namespace="bob")
+    assert not cache.is_empty(other)
+    cache.load()
+    assert cache.is_empty(other)
+    assert not cache.is_empty(SCOPE)
+    cache.remove()
+    assert cache.is_empty(SCOPE)
+
+
 def test_a_prompt_is_stored_once_a_scope(tmp_path: Path, database: str) -> None:
     cache = open_cache(tmp_path, database)
     assert cache.keep(SCOPE, "a red fish", vector(1), latents(5)) is not None

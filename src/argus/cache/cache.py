@@ -169,6 +169,12 @@ class ApproximateCache:
             log.warning("Uses of latents were not counted: %s", named(error))
         self._catalogue.close()
 
+    def is_empty(self, scope: Scope) -> bool:
+        """Whether a search of a scope finds nothing, as far as is known at once: False while the
+        index is not built. Never waits."""
+        index = self._index
+        return index is not None and index.is_empty(scope.key)
+
     def find(self, scope: Scope, vector: Vector, count: int = 1) -> list[Neighbour]:
         """The `count` nearest entries of a scope, nearest first, or as many as there are.
 

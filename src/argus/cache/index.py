@@ -89,6 +89,10 @@ class SimilarityIndex:
         with self._lock:
             return list(self._scopes)
 
+    def is_empty(self, scope: str) -> bool:
+        """Whether a scope has no entries. Does not wait for an entry that is being added."""
+        return scope not in self._scopes
+
     def entries(self, scope: str) -> set[int]:
         """The entries of a scope."""
         with self._lock:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from dataclasses import asdict, dataclass
+from functools import cached_property
 
 
 @dataclass(frozen=True)
@@ -23,7 +24,7 @@ class Scope:
     guidance: float
     negative_prompt: str
 
-    @property
+    @cached_property
     def key(self) -> str:
         """A short name, equal for equal scopes in every process."""
         text = json.dumps(asdict(self), sort_keys=True)

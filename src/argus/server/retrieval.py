@@ -132,7 +132,7 @@ class Retrieval:
     ) -> list[Neighbour]:
         """The `count` nearest entries of a scope, nearest first; none if the search fails or takes
         longer than `limit_s` seconds or `LIMIT_S`."""
-        if limit_s <= 0:
+        if limit_s <= 0 or self._cache.is_empty(scope):
             return []
         try:
             return await self._searching.run(

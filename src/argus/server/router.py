@@ -283,7 +283,8 @@ class Router:
         if prediction is None or not self._controller.policy.informed:
             quality = self._mean
         else:
-            quality = np.nan_to_num(request.beside_exact(prediction.mean), nan=0.0).tolist()
+            mean = request.beside_exact(prediction.mean)
+            quality = np.where(np.isnan(mean), 0.0, mean).tolist()
         request.quality = quality
 
     def _would_be(self, decision: Decision, request: ImageRequest) -> str:

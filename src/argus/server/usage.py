@@ -192,7 +192,8 @@ class Usage:
         return self._store
 
     def _count(self, account: Account, amounts: Amounts) -> None:
-        self._new[account] = _sum([self._new.get(account, Amounts()), amounts])
+        known = self._new.get(account)
+        self._new[account] = amounts if known is None else _sum([known, amounts])
 
 
 def _sum(amounts: list[Amounts]) -> Amounts:
