@@ -159,7 +159,7 @@ def _api_routes(app: FastAPI, service: Service) -> None:
         idempotency_key: Annotated[
             str | None, Header(description="With `argus.background`: equal keys, one job.")
         ] = None,
-    ) -> GenerationResponse | JobReport | Response:
+    ) -> JobReport | Response:
         if body.argus is not None and body.argus.background:
             job = await service.jobs.accept(body, tenant, idempotency_key)
             response.status_code = HTTPStatus.ACCEPTED
@@ -169,11 +169,7 @@ def _api_routes(app: FastAPI, service: Service) -> None:
             raise invalid("A webhook is called for background jobs only.", "argus.webhook")
         if body.stream:
             return await unless_left(request, stream(service, body, tenant, request))
-        work = generate(
-            service, body, tenant, request.state.request_id, str(request.base_url),
-            response.headers,
-        )  # fmt: skip
-        return await unless_left(request, work)
+        return await unless_left(request, generate(service, body, tenant, request))
 
     @app.get(
         "/v1/argus/usage",

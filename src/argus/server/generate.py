@@ -11,7 +11,6 @@ from http import HTTPStatus
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from fastapi import Request, Response
-from starlette.datastructures import MutableHeaders
 from starlette.types import Message
 
 from argus.core.errors import BadRequest, Expired, ModelError, NotEnoughMemory
@@ -39,11 +38,9 @@ async def generate(
     service: Service,
     body: GenerationRequest,
     tenant: str,
-    request_id: str,
-    base_url: str,
-    headers: MutableHeaders,
-) -> GenerationResponse | Response:
-    """Answer a tenant's request; sets the answer's `headers`. Raises ApiError."""
+    request: Request,
+) -> Response:
+    """Answer a tenant's request. Raises ApiError."""
     asked = image_request(service, body, tenant)
     pictures = await serve(service, asked)
     output_format, files = asked.output_format, [picture.file for picture in pictures]
@@ -51,14 +48,14 @@ async def generate(
         "x-argus-variant": ", ".join(dict.fromkeys(one.variant for one in pictures)),
         "x-argus-gpu-seconds": f"{sum(one.request.worker_s for one in pictures):.6f}",
     }
-    headers.update(account)
     if body.response_format == "file":
         return _file(files, output_format, account)
-    answer = inline_answer(service, body, asked, pictures, request_id)
+    answer = inline_answer(service, body, asked, pictures, request.state.request_id)
     if wants_url(body):
         names = [await service.pictures.put(file, output_format) for file in files]
-        put_urls(service, answer, names, base_url)
-    return answer
+        put_urls(service, answer, names, str(request.base_url))
+    content = answer.model_dump_json(exclude_none=True)  # it is a checked one already
+    return Response(content, media_type="application/json", headers=account)
 
 
 def inline_answer(
