@@ -17,12 +17,14 @@ import asyncio
 import json
 import os
 import random
+import re
 import subprocess
 import sys
 import tempfile
 import time
 from collections import Counter
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -112,14 +114,14 @@ def profiled(address: str, folder: Path) -> Path:
 
 def with_server(settings: Path, use: Callable[[str], None]) -> None:
     ours = [*COMMAND, "serve", "--config", str(settings)]
-    process = subprocess.Popen(ours, stderr=subprocess.PIPE, text=True)
+    log = settings.with_name("log")
+    with log.open("w") as file:
+        process = subprocess.Popen(ours, stderr=file)
     try:
-        assert process.stderr is not None
-        line = ""
-        while "Serving on" not in line:
-            line = process.stderr.readline()
-            assert line, "the server ended"
-        url = line.split()[-1]
+        while (said := re.search(r"Serving on (\S+)", log.read_text())) is None:
+            assert process.poll() is None, log.read_text()
+            time.sleep(0.2)
+        url = said[1]
         until(url, lambda ready: ready == len(TYPES))
         use(url)
     finally:
@@ -149,22 +151,20 @@ def measure(
 ) -> None:
     given = [float(rate) for rate in rates.split(",")]
     for rate in given:
-        found[f"{rate:g}/s"] = asyncio.run(load(url, rate, seconds, []))
-
-    def leave() -> None:
+        found[f"{rate:g}/s"] = asyncio.run(load(url, rate, seconds))
+    rate = given[len(given) // 2]
+    with ThreadPoolExecutor(1) as beside:  # Ray starts nodes from the main thread only
+        begun = time.perf_counter()
+        loaded = beside.submit(lambda: asyncio.run(load(url, rate, 3 * seconds)))
+        time.sleep(seconds)
         cluster.remove_node(second.pop(), allow_graceful=False)
-
-    def join() -> None:
+        time.sleep(max(0.0, begun + 2 * seconds - time.perf_counter()))
         second.append(cluster.add_node(num_cpus=2, resources={"two": 1}))
-
-    events = [(seconds, leave), (2 * seconds, join)]
-    found[LOST] = asyncio.run(load(url, given[len(given) // 2], 3 * seconds, events))
+        found[LOST] = loaded.result()
 
 
-async def load(
-    url: str, rate: float, seconds: float, events: list[tuple[float, Callable[[], None]]]
-) -> list[Answer]:
-    """Send requests in an open loop; `events` are called at their times."""
+async def load(url: str, rate: float, seconds: float) -> list[Answer]:
+    """Send requests in an open loop."""
     prompts = (one.prompt for one in workload(ideas_of(default_family()), seed=1))
     drawn, begun = random.Random(0), time.perf_counter()
 
@@ -178,23 +178,12 @@ async def load(
         return Answer(at_s, 200, kind, made["variant"], made["on_time"], made["gpu_seconds"])
 
     async with httpx.AsyncClient(base_url=url, timeout=120) as http:
-        happening = [
-            asyncio.get_running_loop().run_in_executor(None, later, begun + at, event)
-            for at, event in events
-        ]
         tasks, at = [], 0.0
         while at < seconds:
             tasks.append(asyncio.create_task(one(http, next(prompts))))
             at += drawn.expovariate(rate)
             await asyncio.sleep(max(0.0, begun + at - time.perf_counter()))
-        answers = list(await asyncio.gather(*tasks))
-        await asyncio.gather(*happening)
-    return answers
-
-
-def later(at: float, event: Callable[[], None]) -> None:
-    time.sleep(max(0.0, at - time.perf_counter()))
-    event()
+        return list(await asyncio.gather(*tasks))
 
 
 def summed(answers: list[Answer]) -> dict[str, Any]:
