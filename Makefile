@@ -5,7 +5,7 @@ VENV   ?= .venv
 BIN    := $(VENV)/bin
 READY  := $(VENV)/.ready
 
-.PHONY: help setup serve picture grid test cluster-test faults lint bench compat clean
+.PHONY: help setup serve picture grid test slow-test cluster-test faults lint bench compat clean
 
 help: ## what can be made
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 16
@@ -29,9 +29,13 @@ picture: $(READY) ## a first picture, in argus.png
 grid: $(READY) ## the README's grid of pictures, by the shipped weights
 	@$(BIN)/python -m argus.families.pictogram.grid docs/grid.png
 
-test: $(READY) ## all tests
+test: $(READY) ## the tests that CI runs (about 10 minutes on two cores)
 	@echo "Testing ..."
 	@$(BIN)/pytest -n logical --maxprocesses 4 --dist loadfile
+
+slow-test: $(READY) ## the tests of half a minute each
+	@echo "Testing whole servers and trainings ..."
+	@$(BIN)/pytest -m slow
 
 faults: $(READY) ## minutes of load on a real server while its workers fail (FAULT_MINUTES=5)
 	@echo "Failing workers under load ..."

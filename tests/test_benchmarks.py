@@ -68,6 +68,7 @@ def test_who_has_seen_one_picture_of_each_knows_better_than_who_has_seen_none() 
     assert knowing > naive + 0.02
 
 
+@pytest.mark.slow
 def test_the_gpu_benchmark_runs_from_end_to_end(capsys: pytest.CaptureFixture[str]) -> None:
     gpu.main(
         device="cpu", dtype="float32", steps=4, requests=8, latency_s=0.5,

@@ -84,6 +84,7 @@ def test_nothing_is_left_beside_a_finished_table(measured: Path) -> None:
     assert list(measured.parent.iterdir()) == [measured]
 
 
+@pytest.mark.slow
 def test_a_killed_calibration_goes_on_without_losing_or_doubling_a_row(
     measured: Path, tiny_family: Path, tmp_path: Path
 ) -> None:

@@ -108,7 +108,7 @@ def test_a_picture_is_expected_when_it_comes(argus: Running) -> None:
     assert alone["queued_behind"] == 0
     assert 0 < alone["expected_ms"] < 10_000
     with ThreadPoolExecutor(24) as pool:
-        long: dict[str, Any] = {"num_inference_steps": 60, "argus": {"exact": True}}
+        long: dict[str, Any] = {"num_inference_steps": 20, "argus": {"exact": True}}
         cases = [{"prompt": f"fish {i}", **long} for i in range(24)]
         reports = list(pool.map(lambda fields: made(argus, **fields), cases))
     assert max(report["queued_behind"] for report in reports) > 0
@@ -349,7 +349,7 @@ def test_routers_read_the_whole_backlog(measured_family: Path, tmp_path: Path) -
             return {name: server.metric(name, model_name="tiny") for name in names}
 
         assert set(read().values()) == {0.0}
-        long: dict[str, Any] = {"num_inference_steps": 200, "argus": {"exact": True}}
+        long: dict[str, Any] = {"num_inference_steps": 60, "argus": {"exact": True}}
         tasks = [pool.submit(made, server, prompt=f"fish {i}", **long) for i in range(6)]
         wait_until(lambda: read()["argus_queue_seconds"] > 0)
         now = read()

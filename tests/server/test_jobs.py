@@ -390,6 +390,7 @@ def test_what_cannot_be_stored_is_not_accepted(
 # --- servers that stop, die, or share a database
 
 
+@pytest.mark.slow
 def test_the_jobs_of_a_server_that_stops_are_queued_for_others_at_once(
     tiny_family: Path, tmp_path: Path
 ) -> None:

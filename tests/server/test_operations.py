@@ -79,6 +79,7 @@ def test_sigterm_finishes_what_is_in_flight_and_exits_0(tiny_family: Path, tmp_p
         assert process.wait(60) == 0
 
 
+@pytest.mark.slow
 def test_an_idle_connection_stays_open_longer_than_clients_keep_it(
     tiny_family: Path, tmp_path: Path
 ) -> None:
@@ -111,6 +112,7 @@ def test_a_server_killed_without_warning_finds_its_cache_again(
         assert process.wait(60) == 0
 
 
+@pytest.mark.slow
 def test_during_a_rolling_update_no_request_is_lost(tiny_family: Path, tmp_path: Path) -> None:
     flags = ("--drain-s", "300", "--grace-s", "300")
     with served(tiny_family, tmp_path, *flags) as (process, url):
@@ -150,6 +152,7 @@ def test_ctrl_c_refuses_new_requests_at_once_and_a_second_one_stops_the_others(
         assert process.wait(60) == 0
 
 
+@pytest.mark.slow
 def test_who_waits_for_workers_that_hang_while_loading_is_told_at_the_end(
     tiny_family: Path, tmp_path: Path
 ) -> None:
@@ -167,6 +170,7 @@ def test_who_waits_for_workers_that_hang_while_loading_is_told_at_the_end(
     assert "Traceback" not in "".join(log)
 
 
+@pytest.mark.slow
 def test_a_read_that_hangs_does_not_keep_the_process(tiny_family: Path, tmp_path: Path) -> None:
     with served(tiny_family, tmp_path, "--drain-s", "0", ready=False) as (process, url):
         name = f"{'a' * 32}.png"

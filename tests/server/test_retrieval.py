@@ -259,6 +259,7 @@ print("ended")
 """
 
 
+@pytest.mark.slow
 def test_a_store_that_hangs_does_not_keep_the_process(tmp_path: Path) -> None:
     ended = subprocess.run(
         [sys.executable, "-c", HANGS, str(tmp_path), str(Path(__file__).parent)],

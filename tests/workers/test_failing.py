@@ -91,6 +91,7 @@ def kill(worker: Worker, how: signal.Signals = signal.SIGKILL) -> None:
     os.kill(worker.pid, how)
 
 
+@pytest.mark.slow
 def test_a_niceness_that_is_higher_already_stays() -> None:
     code = (
         "import os; from argus.workers.process import lower_priority; "

@@ -43,6 +43,7 @@ def train(work: Path, *options: str) -> str:
     return result.output
 
 
+@pytest.mark.slow
 def test_training_leaves_a_pipeline_and_goes_on_where_it_stopped(work: Path) -> None:
     first = train(work, "--steps", "2", "--sheet-every", "0")
     assert "vae: 2/2" in first
