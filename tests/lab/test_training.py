@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -60,6 +61,13 @@ def test_decisions_by_predictions_beat_the_same_mix_for_all(
     assert at[1.5].recovered > 0.8
     blind = held_out.regret(data, np.broadcast_to(trained.mean.mean(0), trained.mean.shape), COSTS)
     assert all(abs(one.predicted - one.blind) < 0.01 for one in blind)
+
+
+def test_decisions_are_not_judged_on_the_seed_that_they_were_made_by(
+    data: Examples, trained: Trained
+) -> None:
+    one_seed = replace(data, quality=data.quality[:, :, :1])
+    assert held_out.regret(one_seed, trained.mean, COSTS) == []
 
 
 def test_only_what_skips_depends_on_the_similarity(data: Examples, trained: Trained) -> None:

@@ -271,7 +271,10 @@ def train(
             "-" if np.isnan(at.recovered) else f"{at.recovered:.0%}",
         )  # fmt: skip
     decided.caption = "mean quality of the best mix, measured on pictures that did not choose it"
-    out.print(decided, highlight=False)
+    if regrets:
+        out.print(decided, highlight=False)
+    else:
+        err.print("What decisions are worth needs two seeds: calibrate with --seeds 2.")
     trained.predictor.weights["scores"] = training.scores_of(rows)
     output.mkdir(parents=True, exist_ok=True)
     held_out.write(data, trained, output / "held_out.parquet")

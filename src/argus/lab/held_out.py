@@ -76,7 +76,9 @@ def errors(data: Examples, trained: Trained) -> dict[str, Errors]:
 
 def regret(data: Examples, guess: Numbers, costs: Numbers) -> list[Regret]:
     """The regret, by load, of routing by a guess (p, v) of quality, with `costs` (v,) as of
-    `costs_of`."""
+    `costs_of`. Empty for data of one seed: nothing is left to judge the choice on."""
+    if data.quality.shape[2] < 2:
+        return []
     q, known = _never(data.quality), _never(guess)
     belief, all_prompts = believed(q), np.zeros(len(q), np.int64)
     found = []
