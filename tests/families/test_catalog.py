@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 
+from argus.control.variants import DeviceType, variant_table
 from argus.core.errors import ModelError
 from argus.engine.sources import family_fingerprint, model_folder
 from argus.families.catalog import default_family, list_families, read_family
@@ -96,12 +97,32 @@ def test_a_family_of_upstreams_has_no_weights_and_the_default_family_s_encoder(
         model_folder(family.models["large"])
 
 
+def test_a_smaller_picture_costs_by_its_area(tmp_path: Path) -> None:
+    text = UPSTREAM.replace("{model: small}", "{scale: 0.3}")
+    (tmp_path / "gateway.yaml").write_text(text)
+    family = read_family(tmp_path / "gateway.yaml")
+    light = family.variants["light"]
+    assert (light.width, light.height) == (152, 152)  # a multiple of 8
+    assert light.work_steps == pytest.approx(40 * 0.09)
+    assert light.sides(1024, 512) == (304, 152)
+    table = variant_table(family, [DeviceType("upstream")])
+    assert table.steps.tolist() == pytest.approx([40, 30, 3.6])
+    (tmp_path / "mine.yaml").write_text(
+        text.replace("small: upstream", "small: folder").replace(
+            "{scale: 0.3}", "{model: small, scale: 0.3}"
+        )
+    )
+    with pytest.raises(ModelError, match="'light' a scale, but only upstreams make smaller"):
+        read_family(tmp_path / "mine.yaml")
+
+
 @pytest.mark.parametrize(
     ("old", "new", "message"),
     [
         ("variants:", "skips: {10: 0.8}\nvariants:", "resume from cached latents; leave skips"),
         ("sampler: default", "sampler: ddim", "a sampler, which upstreams cannot be told"),
         ("{cfg_gate_step: 10}", "{seed: 1}", "seed in the extra fields of 'gated'"),
+        ("model: small}", "scale: 1.5}", "less than 1"),
     ],
 )
 def test_what_upstreams_cannot_do_is_said(tmp_path: Path, old: str, new: str, message: str) -> None:

@@ -127,6 +127,24 @@ def test_two_servers_are_one_family(family: Path) -> None:
         assert "Input should be from 0 to 20" in refused.json()["error"]["message"]
 
 
+def test_a_smaller_picture_is_enlarged_to_what_was_asked_for(family: Path) -> None:
+    family.write_text(family.read_text().replace("small: {model: small}", "half: {scale: 0.5}"))
+    with (
+        upstream("vllm-omni", model=LARGE, step_s=STEP_S) as one,
+        running(settings(family, large(one))) as gateway,
+    ):
+        half = gateway.generate("a fish", seed=5, model="gateway/half").json()
+        assert one.report()["seen"][-1]["size"] == "32x32"
+        assert shown(half).shape == (64, 64, 3)
+        assert half["argus"][0]["painted_at"] == "32x32"
+        wide = gateway.generate("a fish", size="96x64", model="gateway/half").json()
+        assert one.report()["seen"][-1]["size"] == "48x32"
+        assert shown(wide).shape == (64, 96, 3)
+        assert (
+            "painted_at" not in gateway.generate("a cup", model="gateway/exact").json()["argus"][0]
+        )
+
+
 def test_no_request_is_lost_when_a_server_is_killed_under_load(family: Path) -> None:
     with twins(family) as (gateway, one, _):
         with Load(gateway, count=60, per_second=20) as load:

@@ -174,7 +174,7 @@ def variant_table(family: Family, types: Sequence[DeviceType]) -> VariantTable:
     slowest = np.where(able[:, :, None], step_s, 0.0).max(axis=0)
     step_s = np.where(able[:, :, None], step_s, np.maximum(slowest, step_s * (slowest == 0)))
     steps = [
-        one.steps - one.skip + _extra_steps([row[models.index(one.model)] for row in known])
+        one.work_steps + _extra_steps([row[models.index(one.model)] for row in known])
         for one in variants.values()
     ]
     return VariantTable(

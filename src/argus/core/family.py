@@ -20,7 +20,8 @@ class Variant:
     """One way to make a picture. `width` and `height` are pixels, `guidance` as in `Job`.
 
     `skip` is K: how many of the first of `steps` denoising steps cached latents replace. `extra`
-    are fields that an upstream gets with every request for it.
+    are fields that an upstream gets with every request for it. `scale` is the ratio of its sides to
+    those that a picture of the family has; the picture is enlarged by as much.
     """
 
     model: str
@@ -31,12 +32,28 @@ class Variant:
     guidance: float
     skip: int = 0
     extra: Mapping[str, Any] = field(default_factory=dict, hash=False)
+    scale: float = 1.0
+
+    @property
+    def work_steps(self) -> float:
+        """Its denoising in steps of a picture of the family's size: the cost of a step is taken to
+        be proportional to the area."""
+        return (self.steps - self.skip) * self.scale**2
 
     @property
     def facts(self) -> dict[str, Any]:
         """All that tells it from other variants, for hashes."""
-        facts = asdict(self)
-        return facts if self.extra else {k: fact for k, fact in facts.items() if k != "extra"}
+        usual = {"extra": {}, "scale": 1.0}
+        return {k: fact for k, fact in asdict(self).items() if usual.get(k) != fact}
+
+    def sides(self, width: int, height: int) -> tuple[int, int]:
+        """The sides at which it makes a picture of some size, in pixels."""
+        if self.scale == 1.0:
+            return width, height
+        of_step = self.scale / SIDE_STEP
+        return SIDE_STEP * max(1, round(width * of_step)), SIDE_STEP * max(
+            1, round(height * of_step)
+        )
 
     def job(self, prompt: str, seed: int) -> Job:
         """The job of a picture by this variant."""

@@ -49,9 +49,9 @@ class ModelProfile:
         return _between(self.decode_s, batch)
 
     def picture_cost_s(self, variant: Variant, batch: int) -> float:
-        """Worker-seconds per picture at `batch`: c = steps run · s(b)/b + encode + decode(b)/b."""
-        steps = variant.steps - variant.skip
-        denoise = steps * self.batch_step_s(batch) / batch
+        """Worker-seconds per picture at `batch`: c = steps run · s(b)/b + encode + decode(b)/b, a
+        smaller picture's steps counting by its area."""
+        denoise = variant.work_steps * self.batch_step_s(batch) / batch
         return denoise + self.encode_s + self.batch_decode_s(batch) / batch
 
 

@@ -50,6 +50,7 @@ class _CheaperFile(_Part):
     steps: int | None = Field(None, ge=1, le=MAX_STEPS)
     guidance: float | None = Field(None, ge=0, le=100)
     extra: dict[str, Any] | None = None
+    scale: float | None = Field(None, gt=0, lt=1)
 
 
 class _ScorerFile(_Part):
@@ -122,10 +123,7 @@ def read_family(path: Path) -> Family:
     except (OSError, yaml.YAMLError, ValidationError) as error:
         raise ModelError(f"The family file {path} cannot be used: {error}") from error
     exact = Variant(**content.exact.model_dump())
-    cheaper = {
-        name: replace(exact, **variant.model_dump(exclude_none=True))
-        for name, variant in content.variants.items()
-    }
+    cheaper = {name: _cheaper(exact, variant) for name, variant in content.variants.items()}
     for problem in _problems(content, exact, cheaper):
         raise ModelError(f"The family file {path} {problem}")
     models = {name: _source(path.parent, source) for name, source in content.models.items()}
@@ -146,6 +144,12 @@ def read_family(path: Path) -> Family:
         bundled=all(Path(source).is_dir() for source in models.values()),
         sizes=_sizes(content.sizes, exact),
     )
+
+
+def _cheaper(exact: Variant, content: _CheaperFile) -> Variant:
+    variant = replace(exact, **content.model_dump(exclude_none=True))
+    width, height = variant.sides(exact.width, exact.height)
+    return replace(variant, width=width, height=height)
 
 
 def _sizes(content: _SizesFile, exact: Variant) -> Sizes:
@@ -181,6 +185,8 @@ def _problems(content: _FamilyFile, exact: Variant, cheaper: dict[str, Variant])
         upstream = content.models.get(variant.model) == UPSTREAM
         if upstream and variant.sampler != "default":
             yield f"gives {name!r} a sampler, which upstreams cannot be told; write default."
+        if not upstream and variant.scale != 1.0:
+            yield f"gives {name!r} a scale, but only upstreams make smaller pictures; leave it out."
         if RESERVED & set(variant.extra):
             named = ", ".join(sorted(RESERVED & set(variant.extra)))
             yield f"has {named} in the extra fields of {name!r}, which Argus sets itself."

@@ -297,6 +297,7 @@ class Dispatcher:
     def _job(self, request: ImageRequest, decision: Decision) -> Job:
         variant = self._variants[decision.variant]
         own_guidance = request.own_guidance or request.pinned
+        width, height = variant.sides(request.width, request.height)
         return Job(
             request.prompt,
             request.negative_prompt,
@@ -304,8 +305,8 @@ class Dispatcher:
             self._own_steps(request, decision) or variant.steps,
             request.guidance if own_guidance else variant.guidance,
             variant.skip,
-            request.width,
-            request.height,
+            width,
+            height,
             variant.extra,
         )
 

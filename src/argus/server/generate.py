@@ -154,7 +154,8 @@ def report(service: Service, picture: Picture) -> PictureReport:
         own = service.settings.cache_scope == "key"
         prompt = picture.neighbour.prompt if own else None
         neighbour = NeighbourReport(entry=picture.neighbour.entry, prompt=prompt)
-    latency_s, painted = request.latency_s, (request.width, request.height)
+    assert job.width is not None and job.height is not None
+    latency_s, painted = request.latency_s, (job.width, job.height)
     return PictureReport(
         variant=picture.variant,
         model=picture.model,
