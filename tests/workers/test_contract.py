@@ -61,7 +61,7 @@ def on_ray() -> Iterator[Kind]:
         from argus.config import WorkerType
         from argus.workers.ray import RayCluster, RayWorker
 
-        cluster = RayCluster(nodes.address, "disabled", {"cpu": WorkerType(cpus=1)})
+        cluster = RayCluster(nodes.address, {"cpu": WorkerType(cpus=1)})
         slots = itertools.cycle(cluster.slots())
 
         def kill(worker: Worker) -> None:

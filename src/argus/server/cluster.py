@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import os
 import time
 from collections.abc import Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from argus.config import Settings
@@ -33,13 +35,27 @@ def open_cluster(settings: Settings) -> RayCluster | None:
     """
     if settings.workers != "ray":
         return None
+    if settings.ray_auth == "token" and settings.ray_address != "local" and not _has_token():
+        raise BadRequest(
+            "There is no token for the Ray cluster. `ray get-auth-token --generate` makes one, for "
+            "`RAY_AUTH_MODE=token ray start` on every node: in ~/.ray/auth_token, RAY_AUTH_TOKEN "
+            "or the file RAY_AUTH_TOKEN_PATH. If the cluster was started without one, set "
+            "ray_auth to disabled."
+        )
+    os.environ["RAY_AUTH_MODE"] = settings.ray_auth  # read when Ray is imported
     try:
         from argus.workers.ray import RayCluster
     except ImportError as error:
         raise BadRequest(
             f"Workers on a Ray cluster need Ray ({error}): pip install 'argus-t2i[ray]'."
         ) from error
-    return RayCluster(settings.ray_address, settings.ray_auth, settings.worker_types)
+    return RayCluster(settings.ray_address, settings.worker_types)
+
+
+def _has_token() -> bool:
+    """Whether Ray finds a token. Without one it ends the process."""
+    file = os.environ.get("RAY_AUTH_TOKEN_PATH", Path.home() / ".ray" / "auth_token")
+    return bool(os.environ.get("RAY_AUTH_TOKEN")) or Path(file).is_file()
 
 
 class ClusterWatch:

@@ -37,7 +37,6 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 log = logging.getLogger(__name__)
 
 NAMESPACE = "argus"
-AUTH_VARIABLE = "RAY_AUTH_MODE"
 ACCELERATOR = "accelerator_type:"  # of the resource by which Ray names a node's GPUs
 BEAT_S = 0.5  # between two beats of a busy worker: each is a message of Ray
 POLL_S = 2.0  # an actor that has nothing to say answers so often
@@ -63,10 +62,9 @@ class RayCluster:
     first type that fits on it.
     """
 
-    def __init__(self, address: str, auth: str, types: Mapping[str, WorkerType]) -> None:
-        """`address` is `auto`, `HOST:PORT`, or `local` for a new cluster on this machine; `auth` is
-        `token` or `disabled`. Raises BadRequest if there is no cluster."""
-        os.environ[AUTH_VARIABLE] = auth
+    def __init__(self, address: str, types: Mapping[str, WorkerType]) -> None:
+        """`address` is `auto`, `HOST:PORT`, or `local` for a new cluster on this machine. Raises
+        BadRequest if there is no cluster."""
         try:
             ray.init(
                 address=address,
@@ -79,7 +77,8 @@ class RayCluster:
             raise BadRequest(
                 f"There is no Ray cluster at {address!r} that lets us in ({error}). Start one with "
                 "`ray start --head`, give its address with --ray-address, and its token in "
-                "RAY_AUTH_TOKEN or RAY_AUTH_TOKEN_PATH (or set ray_auth to disabled)."
+                "RAY_AUTH_TOKEN or RAY_AUTH_TOKEN_PATH (or, if it was started without one, set "
+                "ray_auth to disabled)."
             ) from error
         self._senders = ThreadPoolExecutor(1, "ray-send")  # one, so that messages stay in order
         self._starters = ThreadPoolExecutor(STARTERS, "ray-start")
