@@ -119,6 +119,22 @@ def test_a_pinned_model_is_fetched_and_kept_against_the_plan(measured_family: Pa
     with_fleet(measured_family, use)
 
 
+def test_an_idle_worker_gives_up_a_pinned_model_for_another_pin(measured_family: Path) -> None:
+    async def use(fleet: Fleet) -> None:
+        await fleet.retire(1).stop(grace_s=0.0)  # one worker, two models
+        fleet.require(0)
+        held = asyncio.create_task(fleet.run(request(LONG), LONG, 0, 0))
+        await until(lambda: fleet.cluster().running[0] == 1)
+        waiting = asyncio.create_task(fleet.holding(1, 60.0))
+        fleet.require(1)
+        assert fleet.targets[0] == 0  # not while it is busy
+        assert isinstance(await held, Finished)
+        assert await waiting == 0
+        assert fleet.targets[0] == 1
+
+    with_fleet(measured_family, use)
+
+
 def test_a_model_that_cannot_be_loaded_costs_no_worker(
     measured_family: Path, tiny_sd: Path, tmp_path: Path
 ) -> None:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 import numpy as np
 
@@ -78,10 +78,26 @@ class Cluster:
         return replace(self, models=models)
 
 
+class Option(NamedTuple):
+    """A variant on a worker that could serve a request, as the policy weighed it.
+
+    `worth` is its quality less `price` times `cost_s`, and less what it loses by waiting and by the
+    risk of being late; `cost_s` are worker-seconds of the variant table for this request. Its wait
+    and work take a `share` of the request's slack.
+    """
+
+    worth: float
+    variant: int
+    worker: int
+    price: float
+    share: float
+    cost_s: float
+
+
 @dataclass(frozen=True, slots=True)
 class Decision:
     """Variant and worker for a request; without a worker it is shed. `reason` and, for policies
-    that have one, the `price` of a worker-second are for reports.
+    that have them, the `price` of a worker-second and the `options` weighed are for reports.
 
     A `best_effort` request is never dropped for lateness. `instead_of` is the policy's decision
     where another one is carried out.
@@ -93,6 +109,7 @@ class Decision:
     price: float | None = None
     best_effort: bool = False
     instead_of: Decision | None = None
+    options: Sequence[Option] = ()
 
 
 @dataclass(frozen=True)

@@ -13,6 +13,7 @@ from argus.control.policy import (
     Base,
     Cluster,
     Decision,
+    Option,
     Plan,
     PlanningInput,
     Slo,
@@ -216,7 +217,7 @@ class Price(Base):
         quality, allowed = self.quality_of(request), request.allowed
         slack_s, size_factor = max(1e-9, request.slack_s), request.size_factor
         tuning = self.tuning
-        options: list[tuple[float, int, int, float, float]] = []
+        options: list[Option] = []
         best = -float("inf")
         for (kind, model), (wait, running, worker) in best_wait.items():
             price = self._price(kind, model, wait, running)
@@ -232,22 +233,28 @@ class Price(Base):
                 if share > 1:
                     continue
                 hoped = quality[v] * (1 - tuning.late * share**tuning.late_power)
-                worth = hoped - price * part * size_factor * self._cost_rows[v][kind] - waiting
-                options.append((worth, v, worker, price, share))
+                cost_s = part * size_factor * self._cost_rows[v][kind]
+                worth = hoped - price * cost_s - waiting
+                options.append(Option(worth, v, worker, price, share, cost_s))
                 if worth > best:
                     best = worth
         if not options:
             return Decision(EXACT, None, "no variant meets the deadline")
-        tied = [option for option in options if option[0] > best - tuning.tie]
+        tied = [option for option in options if option.worth > best - tuning.tie]
+        chosen = tied[0]
         if len(tied) > 1:
             total = sum(self._served) + 1
-            _, v, worker, price, _ = max(  # of a variant on several types the one done first
-                tied, key=lambda one: (self._shares[one[1]] * total - self._served[one[1]], -one[4])
-            )
-        else:
-            _, v, worker, price, _ = tied[0]
-        self._served[v] += 1
-        return Decision(v, worker, "worth most at today's prices", price)
+            chosen = max(  # of a variant on several types the one done first
+                tied,
+                key=lambda one: (
+                    self._shares[one.variant] * total - self._served[one.variant], -one.share
+                ),
+            )  # fmt: skip
+        self._served[chosen.variant] += 1
+        return Decision(
+            chosen.variant, chosen.worker, "worth most at today's prices", chosen.price,
+            options=options,
+        )  # fmt: skip
 
     def _price(self, kind: int, model: int, wait: float, running: int) -> float:
         """The plan's price; 0 on an idle worker, up to the highest as the queue grows.

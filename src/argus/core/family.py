@@ -108,7 +108,8 @@ class Family:
     cached latents may replace to the least similarity of the neighbour at which the published
     thresholds (policy `nirvana`) allow it. `cheaper` are variants with fewer steps or another
     model. `encoder` is the folder or hub id of the text encoder that embeds prompts, by default
-    the exact model's. `ideas` is `module:Class` of the source of the family's own prompts.
+    the exact model's. `ideas` is `module:Class` of the source of the family's own prompts,
+    `examples` are a few prompts to show people.
     `folder` holds the family's file, its profile, quality table and predictor.
     """
 
@@ -122,6 +123,7 @@ class Family:
     scorer: ScorerSpec | None = None
     encoder: str | None = None
     ideas: str | None = None
+    examples: tuple[str, ...] = ()
     folder: str = "."
     bundled: bool = False
 

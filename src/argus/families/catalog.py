@@ -78,6 +78,7 @@ class _FamilyFile(_Part):
     scorer: _ScorerFile | None = None
     encoder: str | None = None
     ideas: str | None = Field(None, pattern=r"^[\w.]+:\w+$")
+    examples: list[str] = []
     sizes: _SizesFile = _SizesFile()
 
 
@@ -140,6 +141,7 @@ def read_family(path: Path) -> Family:
         scorer=None if content.scorer is None else ScorerSpec(**content.scorer.model_dump()),
         encoder=encoder,
         ideas=content.ideas,
+        examples=tuple(content.examples),
         folder=str(path.parent),
         bundled=all(Path(source).is_dir() for source in models.values()),
         sizes=_sizes(content.sizes, exact),

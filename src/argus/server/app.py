@@ -11,7 +11,6 @@ from http import HTTPStatus
 from typing import Annotated, Any
 
 from fastapi import Depends, FastAPI, Header, Query, Request, Response
-from fastapi.responses import RedirectResponse
 from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 
 from argus import __version__
@@ -21,18 +20,22 @@ from argus.server.generate import generate, unless_left
 from argus.server.jobs import MOST_LISTED
 from argus.server.keys import EVERYONE, KeyRing
 from argus.server.middleware import BodyLimit, Counting, Leaving, RequestId
+from argus.server.page import add_page
 from argus.server.pictures import MEDIA_TYPES
 from argus.server.schema import (
     ErrorBody,
     GenerationRequest,
     GenerationResponse,
+    Health,
     JobList,
     JobReport,
     ModelData,
     ModelList,
     Readiness,
+    ServedData,
     UsageReport,
 )
+from argus.server.served import served
 from argus.server.service import Service
 from argus.server.stream import stream
 from argus.server.threads import Threads, TooManyHang
@@ -91,6 +94,7 @@ def new_app(service: Service) -> FastAPI:
         version=__version__,
         description="Text-to-image serving behind the OpenAI Images API.",
         lifespan=lifespan,
+        docs_url=None,  # `add_page` serves it without a CDN
         redoc_url=None,
     )
     app.state.keys = service.keys
@@ -103,17 +107,14 @@ def new_app(service: Service) -> FastAPI:
     _api_routes(app, service)
     _job_routes(app, service)
     _without_422(app)
+    add_page(app)
     return app
 
 
 def _operator_routes(app: FastAPI, service: Service) -> None:
-    @app.get("/", include_in_schema=False)
-    async def root() -> RedirectResponse:
-        return RedirectResponse("/docs")
-
     @app.get("/health", summary="Whether the server answers")
-    async def health() -> dict[str, str]:
-        return {"status": "ok", "version": __version__}
+    async def health() -> Health:
+        return Health(version=__version__, keys=service.keys is not None)
 
     @app.get(
         "/ready",
@@ -170,6 +171,15 @@ def _api_routes(app: FastAPI, service: Service) -> None:
         if body.stream:
             return await unless_left(request, stream(service, body, tenant, request))
         return await unless_left(request, generate(service, body, tenant, request))
+
+    @app.get(
+        "/v1/argus/served",
+        summary="What can be asked for: variants, SLO classes, sizes",
+        response_model_exclude_none=True,
+        responses={401: ERRORS[401]},
+    )
+    async def what_is_served(tenant: Tenant) -> ServedData:
+        return served(service, tenant)
 
     @app.get(
         "/v1/argus/usage",

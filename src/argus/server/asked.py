@@ -53,6 +53,11 @@ def image_request(
             "A pinned variant is used whatever its quality: leave out min_quality or the pin.",
             "argus.min_quality",
         )
+    if options.score and not service.scorer.able:
+        raise invalid(
+            f"The family {service.family.name} names no scorer: leave argus.score out.",
+            "argus.score",
+        )
     level = _level(service, body)
     least = 0.0 if pinned else max(level.least, options.min_quality or 0.0)
     count = body.n or 1
@@ -101,6 +106,8 @@ def image_request(
         cheapest=level.cheapest and not pinned,
         own_guidance=guidance != usual,
         ignored_fields=ignored,
+        explain=options.explain,
+        judge=options.score,
     )
 
 

@@ -118,7 +118,7 @@ async def serve(service: Service, request: ImageRequest) -> list[Picture]:
     if service.draining or service.problem is not None:
         raise service.unavailable()
     try:
-        return await service.dispatcher.serve(request)
+        pictures = await service.dispatcher.serve(request)
     except Closed as error:
         raise service.unavailable() from error
     except Full as error:
@@ -143,6 +143,11 @@ async def serve(service: Service, request: ImageRequest) -> list[Picture]:
         raise service.unavailable() from error
     except (NotEnoughMemory, WorkerError) as error:
         raise ApiError(HTTPStatus.SERVICE_UNAVAILABLE, str(error), "worker_failed") from error
+    if request.judge:
+        scores = await service.scorer.asked(request.prompt, [one.image for one in pictures])
+        for picture, score in zip(pictures, scores, strict=True):
+            picture.request.score = score
+    return pictures
 
 
 def report(service: Service, picture: Picture) -> PictureReport:
@@ -156,6 +161,10 @@ def report(service: Service, picture: Picture) -> PictureReport:
         neighbour = NeighbourReport(entry=picture.neighbour.entry, prompt=prompt)
     assert job.width is not None and job.height is not None
     latency_s, painted = request.latency_s, (job.width, job.height)
+    predictor = service.predictions.predictor
+    judged = None
+    if request.score is not None and predictor is not None and "scores" in predictor.weights:
+        judged = predictor.quality_of(request.score)
     return PictureReport(
         variant=picture.variant,
         model=picture.model,
@@ -187,6 +196,9 @@ def report(service: Service, picture: Picture) -> PictureReport:
         slo=request.slo_name,
         deadline_ms=None if math.isinf(latency_s) else round(1000 * latency_s),
         on_time=picture.on_time,
+        score=_rounded(request.score),
+        judged_quality=_rounded(judged),
+        candidates=request.candidates,
     )
 
 

@@ -19,6 +19,7 @@ from argus.control.variants import EXACT
 from argus.core.job import Job
 from argus.quality.predictor import Numbers, Prediction
 from argus.server.keys import EVERYONE
+from argus.server.schema import Candidate
 from argus.server.slo import DEFAULT, ServedSlo
 from argus.workers.worker import Finished, OnPreview
 
@@ -43,7 +44,7 @@ class ImageRequest(Request):
     API key, `namespace` that of its cache; `cached` says whether the cache may serve and store it.
     A `background` request has no deadline, and is no demand that the planner plans for.
     `on_preview` is called with up to `previews` unfinished pictures. `ignored_fields` are those of
-    the body that Argus does not know.
+    the body that Argus does not know. `explain` asks for `candidates`, `judge` for a `score`.
 
     Prepared: `governed` says whether the policy decides; else the picture is made exactly.
     `latency_s` is the SLO class's; it begins at arrival, or when the server can serve, and ends at
@@ -54,10 +55,11 @@ class ImageRequest(Request):
     made `prediction`.
 
     Decided: when it was, `queued_behind` requests were queued at its worker, and it was expected to
-    be done after `expected_s` more seconds; `on_decided` is called then.
+    be done after `expected_s` more seconds; `on_decided` is called then. `candidates` are what was
+    known of every variant.
 
     Run: `worker_s`, `joules` and `cost` are what its pictures took, also those that were made
-    again.
+    again. `score` is the scorer's value of the picture.
 
     Retried: `latents_unusable` is set if its neighbour's latents did not come. `replacement` is
     the variant that replaces `first`, a picture that the policy doubts.
@@ -87,6 +89,8 @@ class ImageRequest(Request):
     cheapest: bool = False
     own_guidance: bool = False
     ignored_fields: Sequence[str] = ()
+    explain: bool = False
+    judge: bool = False
 
     governed: bool = True
     arrived_s: float = 0.0
@@ -107,10 +111,12 @@ class ImageRequest(Request):
 
     queued_behind: int = 0
     expected_s: float = 0.0
+    candidates: list[Candidate] | None = None
 
     worker_s: float = 0.0
     joules: float | None = None
     cost: float | None = None
+    score: float | None = None
 
     latents_unusable: bool = False
     replacement: str | None = None

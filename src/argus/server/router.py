@@ -13,7 +13,7 @@ import numpy as np
 from PIL import Image
 
 from argus.control.policies import new_policy
-from argus.control.policy import NOTHING, Cluster, Decision, Policy, Slo, first_free
+from argus.control.policy import NOTHING, Cluster, Decision, Option, Policy, Slo, first_free
 from argus.control.variants import EXACT, VariantTable
 from argus.core.errors import BadRequest, Expired
 from argus.core.family import EXACT as EXACT_NAME
@@ -23,6 +23,7 @@ from argus.server.planning import Planning
 from argus.server.predictions import Predictions
 from argus.server.request import ImageRequest
 from argus.server.retrieval import Retrieval
+from argus.server.schema import Candidate
 from argus.server.scoring import ScoringThread
 from argus.server.slo import Classes
 from argus.workers.fleet import Fleet, Yielded
@@ -82,6 +83,12 @@ class Router:
         request that was routed again for lack of time and fits no variant, and WorkerError when no
         worker can hold the model of a pinned variant.
         """
+        decision = await self._decided(request)
+        if request.explain:
+            request.candidates = self._candidates(request, decision)
+        return decision
+
+    async def _decided(self, request: ImageRequest) -> Decision:
         stored = self._stored(request)
         if request.pinned:
             self._update(request, stored)
@@ -202,7 +209,9 @@ class Router:
             self._fleet.require(model)
         slack_s = request.limit_s - time.monotonic()
         limit_s = max(0.0, min(slack_s, UNGOVERNED_S))
-        worker = await self._fleet.holding(model, limit_s, request.failed_at)
+        worker = await self._fleet.holding(
+            model, limit_s, request.failed_at, insist=not request.background
+        )
         return Decision(v, worker, reason)
 
     def _pinned(self, request: ImageRequest, stored: Sequence[int]) -> tuple[str, str]:
@@ -214,6 +223,71 @@ class Router:
         if usable != skip:
             return skip_name(usable), f"no latents for the pinned {variant} are cached"
         return variant, "the request pins this variant"
+
+    def _candidates(self, request: ImageRequest, decision: Decision) -> list[Candidate]:
+        """What was known of every variant at a decision, in the table's order."""
+        scale, prediction = self._fleet.scale, request.prediction
+        policys = decision if decision.instead_of is None else decision.instead_of
+        options: dict[int, Option] = {}
+        for one in sorted(policys.options, key=lambda one: one.worth):
+            options[one.variant] = one
+        shortest_s = min(slo.deadline_s for slo in self.classes.slos(scale))
+        costs_s = self._table.cost_s(shortest_s).min(axis=1).tolist()
+        if prediction is None:
+            mean = low = [math.nan] * len(costs_s)
+        else:
+            mean = request.beside_exact(prediction.mean).tolist()
+            low = request.beside_exact(prediction.low).tolist()
+            if request.own_steps:
+                mean[EXACT] = low[EXACT] = math.nan
+        found = []
+        for v, name in enumerate(self._table.variants):
+            weighed = options.get(v)
+            cost_s = request.size_factor * (request.exact_share if v == EXACT else 1) * costs_s[v]
+            paid = risk = score = None
+            if weighed is not None:
+                cost_s, score = weighed.cost_s, weighed.worth
+                paid = weighed.price * cost_s
+                risk = request.quality[v] - paid - score
+            why = None if weighed is not None else self._excluded(request, decision, v, low[v])
+            found.append(
+                Candidate(
+                    variant=name,
+                    predicted_quality=_known(mean[v]),
+                    quality_bound=_known(low[v]),
+                    cost_ms=round(1000 * cost_s * scale, 2),
+                    paid=_known(paid),
+                    risk=_known(risk),
+                    score=_known(score),
+                    excluded=why,
+                )
+            )
+        return found
+
+    def _excluded(
+        self, request: ImageRequest, decision: Decision, v: int, low: float
+    ) -> str | None:
+        """Why a variant could not serve a request, a pin aside; None if it could."""
+        skip = self._skips[v]
+        if skip and request.neighbour is None:
+            return "no neighbour in the cache" if request.looked_up else "the cache is not used"
+        if skip and (skip not in self._stored(request) or self._retrieval.shut):
+            return "the neighbour's latents cannot be had"
+        least = max(request.least_quality, request.slo_class.floor)
+        if least > 0 and not request.pinned and not (low >= least or v == EXACT):
+            return f"its bound is below the least quality, {least:g}"
+        if request.cheapest and v != decision.variant and request.allowed[decision.variant]:
+            cheapest = self._by_cost.index(decision.variant) < self._by_cost.index(v)
+            if cheapest:
+                return "a cheaper one is good enough"
+        if not request.allowed[v] and v != decision.variant:
+            return "the request's fields rule it out"
+        cluster = self._fleet.cluster()
+        if self._models[v] not in cluster.models:
+            return None if v == decision.variant else "no worker holds its model now"
+        if not request.pinned and not self._in_time(request, v, cluster):
+            return "it would be late"
+        return None
 
     async def replacement(
         self, request: ImageRequest, decision: Decision, image: Image.Image
@@ -296,6 +370,11 @@ class Router:
             return reason
         quality = request.beside_exact(request.prediction.mean)[decision.variant]
         return f"{reason}, of predicted quality {quality:.2f}"
+
+
+def _known(value: float | None) -> float | None:
+    """A rounded number; None for NaN."""
+    return None if value is None or math.isnan(value) else round(value, 4)
 
 
 def shortest_wait_s(cluster: Cluster) -> float | None:

@@ -34,6 +34,13 @@ class ArgusOptions(BaseModel):
     exact: bool = Field(
         False, description="Pins the exact model; `num_inference_steps` then is exactly so many."
     )
+    explain: bool = Field(
+        False, description="The answer's account has `candidates`: what was known of every variant."
+    )
+    score: bool = Field(
+        False,
+        description="The answer's account has the `score` of the picture by the family's scorer.",
+    )
     background: bool = Field(
         False, description="Answer 202 with a job, which is run when workers have time."
     )
@@ -107,6 +114,26 @@ class NeighbourReport(BaseModel):
     prompt: str | None = None
 
 
+class Candidate(BaseModel):
+    """What was known of a variant at the decision. Quality is relative to the exact picture's, as
+    in the account; without a prediction it is not known.
+
+    `cost_ms` are milliseconds of a worker, in its usual batch. `score` is what the policy `price`
+    compared: the quality less what the cost was worth (`paid`) and what waiting and the chance of
+    being late take (`risk`). `excluded` says why the variant could not serve the request, a pin
+    aside.
+    """
+
+    variant: str
+    predicted_quality: float | None = None
+    quality_bound: float | None = None
+    cost_ms: float
+    paid: float | None = None
+    risk: float | None = None
+    score: float | None = None
+    excluded: str | None = None
+
+
 class PictureReport(BaseModel):
     """How a picture was made. `steps_limit` is the most that the request allowed, where that limits
     the exact variant; `painted_at` the size from which the picture was resized. `timings_ms` has
@@ -121,6 +148,11 @@ class PictureReport(BaseModel):
     `cost`, in `currency`, is what that costs, `saved_cost` what `saved_ms` would have, and
     `energy_joules` the device's energy. When it was decided on, `queued_behind` pictures were
     queued at the worker, and this one was expected to take `expected_ms` more.
+
+    `candidates` are there if `argus.explain` asked for them. If `argus.score` did, `score` is the
+    scorer's value of this picture, and `judged_quality` its quality by that alone, where 1 is what
+    exact pictures get on average; both are absent if the picture could not be scored in time. The
+    quality of a picture beside another one of its prompt differs by as much as `judged_quality`.
     """
 
     variant: str
@@ -153,6 +185,9 @@ class PictureReport(BaseModel):
     slo: str
     deadline_ms: float | None = None
     on_time: bool
+    score: float | None = None
+    judged_quality: float | None = None
+    candidates: list[Candidate] | None = None
     inline: bool | None = Field(
         None,
         description="True if a url was requested and the picture is in b64_json, because it cannot "
@@ -263,6 +298,59 @@ class ModelData(BaseModel):
 class ModelList(BaseModel):
     object: Literal["list"] = "list"
     data: list[ModelData]
+
+
+class VariantData(BaseModel):
+    """A variant of the family. `steps` is of the whole run, of which the first `skip` are not
+    run."""
+
+    name: str
+    model: str
+    strategy: Literal["exact", "cache", "model", "steps"]
+    steps: int
+    skip: int
+
+
+class SloData(BaseModel):
+    """An SLO class: its deadline, once that is known and if there is one, and its least
+    quality."""
+
+    name: str
+    deadline_ms: float | None = None
+    quality: float
+
+
+class ServedData(BaseModel):
+    """What a server serves, for clients that let a person choose. `sizes` are those that pictures
+    are made at; other sizes up to `size_limit` pixels a side are resized. `scores` says whether
+    `argus.score` can be asked for, `prompts` are examples. `key` is the name of the client's API
+    key, and `admin` says whether it is one of the `admin_keys`; without keys, everyone is one."""
+
+    version: str
+    family: str
+    description: str
+    policy: str
+    ready: bool
+    problem: str | None = None
+    degraded: list[str]
+    key: str | None = None
+    admin: bool
+    variants: list[VariantData]
+    slo: list[SloData]
+    quality_levels: list[str]
+    sizes: list[str]
+    size_limit: int | None = None
+    most_pictures: int
+    scores: bool
+    prompts: list[str]
+
+
+class Health(BaseModel):
+    """`keys` says whether the API asks for keys."""
+
+    status: Literal["ok"] = "ok"
+    version: str
+    keys: bool
 
 
 class Readiness(BaseModel):

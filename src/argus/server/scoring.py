@@ -3,13 +3,19 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING
 
 from PIL import Image
 
-from argus.core.errors import ModelError
+from argus.core.errors import BadRequest, ModelError
 from argus.server.model import ServedFamily
+
+log = logging.getLogger(__name__)
+
+ASKED_LIMIT_S = 10.0
+MOST_ASKED = 32  # pictures at a time that clients ask to be scored
 
 if TYPE_CHECKING:
     from argus.quality.scorer import Scorer
@@ -23,6 +29,7 @@ class ScoringThread:
         self._spec = model.family.scorer
         self._scorer: Scorer | None = None
         self._thread = ThreadPoolExecutor(1, "scorer")
+        self._asked = 0
 
     @property
     def able(self) -> bool:
@@ -33,6 +40,28 @@ class ScoringThread:
         loaded."""
         work = asyncio.get_running_loop().run_in_executor(self._thread, self._score, prompt, images)
         return await work
+
+    async def asked(self, prompt: str, images: list[Image.Image]) -> list[float] | list[None]:
+        """As `scores`, for a client: None for each image if they cannot be scored, not within
+        `ASKED_LIMIT_S`, or too many are being scored."""
+        unknown = [None] * len(images)
+        if self._asked + len(images) > MOST_ASKED:
+            return unknown
+        self._asked += len(images)
+        work = asyncio.create_task(self.scores(prompt, images))
+        try:
+            await asyncio.wait([work], timeout=ASKED_LIMIT_S)
+        finally:
+            self._asked -= len(images)
+            work.cancel()
+        if not work.done() or work.cancelled():  # it takes too long, or the server ends
+            return unknown
+        error = work.exception()
+        if error is None:
+            return work.result()
+        if not isinstance(error, BadRequest):  # its message may quote the prompt
+            log.warning("A picture cannot be scored (%s)", type(error).__name__)
+        return unknown
 
     def _score(self, prompt: str, images: list[Image.Image]) -> list[float]:
         if self._scorer is None:

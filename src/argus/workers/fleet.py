@@ -38,6 +38,7 @@ MOST_TRIALS, TRIALS_S = 7, 3.0
 CALIBRATIONS = 3  # tries, where workers die in them
 STRAGGLE = 3.0  # times of the first measured worker, for which the others are waited for
 HELD_S = 60.0  # for which a pinned model stays loaded
+PINNED_LOOK_S = 0.5  # between looks whether a worker is free for a pinned model
 MOST_FAILURES = 3  # of workers at the same job, after which it fails
 DEADLY = 2  # deaths of workers at the same job, after which it runs alone
 SILENT_STEPS = 10  # of the largest batch, for which a busy worker may be silent
@@ -470,7 +471,8 @@ class Fleet:
             self._drain(queue)
 
     def require(self, model: int) -> None:
-        """Have one worker hold a model for `HELD_S` seconds, because a request pins it.
+        """Have one worker hold a model for `HELD_S` seconds, because a request pins it. Where all
+        workers hold pinned ones, one that is idle gives its own up.
 
         Raises WorkerError for a model that could not be loaded.
         """
@@ -487,12 +489,17 @@ class Fleet:
             self.move(self.targets)
 
     async def holding(
-        self, model: int | None, limit_s: float, rather_not: Collection[int] = ()
+        self,
+        model: int | None,
+        limit_s: float,
+        rather_not: Collection[int] = (),
+        insist: bool = True,
     ) -> int:
         """The worker that holds a model (None: any) and begins soonest, once there is one; one of
         `rather_not` only where no other does.
 
-        Raises WorkerError if there is none within `limit_s` seconds.
+        Those that `insist` require a model again that was given up for another one. Raises
+        WorkerError if there is none within `limit_s` seconds.
         """
         deadline = time.monotonic() + limit_s
         while True:
@@ -510,26 +517,42 @@ class Fleet:
             if left <= 0:
                 what = "is ready" if model is None else f"holds {self._table.models[model]}"
                 raise WorkerError(f"No worker {what} yet.")
+            if insist and model is not None and model not in self.wanted:
+                self.require(model)
+                left = min(left, PINNED_LOOK_S)
             changed = self._changed
             with suppress(TimeoutError):
                 async with asyncio.timeout(left if left < math.inf else None):
                     await changed.wait()
 
     def _with_pinned(self, targets: list[int]) -> list[int]:
-        now = time.monotonic()
+        now, given_up = time.monotonic(), set[int]()
         self._pinned = {model: until for model, until in self._pinned.items() if until > now}
         for model in self._pinned:
             holders = [
                 queue.number for queue in self._queues_present
                 if self._can_hold(queue, model)
             ]  # fmt: skip
-            if any(targets[number] == model for number in holders):
+            if model in given_up or any(targets[number] == model for number in holders):
                 continue
-            counts = {number: targets.count(targets[number]) for number in holders}
+            present = [held for n, held in enumerate(targets) if n not in self._gone]
+            counts = {number: present.count(targets[number]) for number in holders}
             spare = [n for n in holders if targets[n] not in self._pinned or counts[n] > 1]
+            idle = [n for n in holders if self._is_idle(n) and self.queues[n].target == targets[n]]
             if spare:
                 targets[max(spare, key=lambda n: counts[n])] = model
+            elif idle:  # more models are pinned than there are workers: first what is not exact
+                number = min(idle, key=lambda n: (targets[n] == 0, self._pinned[targets[n]]))
+                given_up.add(targets[number])
+                targets[number] = model
+        for model in given_up:
+            del self._pinned[model]
         return targets
+
+    def _is_idle(self, number: int) -> bool:
+        """Whether a worker serves, and has no requests."""
+        queue = self.queues[number]
+        return queue.serving >= 0 and not _requests(queue) and queue.queued_s <= 0
 
     def _can_hold(self, queue: WorkerQueue[Request], model: int) -> bool:
         """Whether a worker can hold a model, as far as is known."""
