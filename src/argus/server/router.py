@@ -13,7 +13,7 @@ import numpy as np
 from PIL import Image
 
 from argus.control.policies import new_policy
-from argus.control.policy import NOTHING, Cluster, Decision, Option, Policy, Slo, first_free
+from argus.control.policy import NOTHING, Cluster, Decision, Policy, Slo, first_free
 from argus.control.variants import EXACT, VariantTable
 from argus.core.errors import BadRequest, Expired
 from argus.core.family import EXACT as EXACT_NAME
@@ -226,68 +226,58 @@ class Router:
 
     def _candidates(self, request: ImageRequest, decision: Decision) -> list[Candidate]:
         """What was known of every variant at a decision, in the table's order."""
-        scale, prediction = self._fleet.scale, request.prediction
-        policys = decision if decision.instead_of is None else decision.instead_of
-        options: dict[int, Option] = {}
-        for one in sorted(policys.options, key=lambda one: one.worth):
-            options[one.variant] = one
-        shortest_s = min(slo.deadline_s for slo in self.classes.slos(scale))
+        usable = request.pinned or not self._retrieval.shut
+        self._update(request, self._stored(request) if usable else ())
+        made = decision if decision.instead_of is None else decision.instead_of
+        options = {one.variant: one for one in sorted(made.options, key=lambda one: one.worth)}
+        shortest_s = min(slo.deadline_s for slo in self.classes.slos(self._fleet.scale))
         costs_s = self._table.cost_s(shortest_s).min(axis=1).tolist()
-        if prediction is None:
-            mean = low = [math.nan] * len(costs_s)
-        else:
-            mean = request.beside_exact(prediction.mean).tolist()
-            low = request.beside_exact(prediction.low).tolist()
-            if request.own_steps:
-                mean[EXACT] = low[EXACT] = math.nan
-        found = []
+        mean = low = [math.nan] * len(costs_s)
+        if request.prediction is not None:
+            mean = request.beside_exact(request.prediction.mean).tolist()
+            low = request.beside_exact(request.prediction.low).tolist()
+        cluster, found = self._fleet.cluster(), []
         for v, name in enumerate(self._table.variants):
-            weighed = options.get(v)
             cost_s = request.size_factor * (request.exact_share if v == EXACT else 1) * costs_s[v]
-            paid = risk = score = None
-            if weighed is not None:
-                cost_s, score = weighed.cost_s, weighed.worth
-                paid = weighed.price * cost_s
-                risk = request.quality[v] - paid - score
-            why = None if weighed is not None else self._excluded(request, decision, v, low[v])
+            one, paid, risk = options.get(v), None, None
+            if one is not None:
+                cost_s, paid = one.cost_s, one.price * one.cost_s
+                risk = request.quality[v] - paid - one.worth
+            excluded = None
+            if one is None and v != decision.variant:
+                excluded = self._excluded(request, v, low[v], cluster)
             found.append(
                 Candidate(
                     variant=name,
                     predicted_quality=_known(mean[v]),
                     quality_bound=_known(low[v]),
-                    cost_ms=round(1000 * cost_s * scale, 2),
+                    cost_ms=round(1000 * cost_s * self._fleet.scale, 2),
                     paid=_known(paid),
                     risk=_known(risk),
-                    score=_known(score),
-                    excluded=why,
+                    score=None if one is None else _known(one.worth),
+                    excluded=excluded,
                 )
             )
         return found
 
-    def _excluded(
-        self, request: ImageRequest, decision: Decision, v: int, low: float
-    ) -> str | None:
+    def _excluded(self, request: ImageRequest, v: int, low: float, cluster: Cluster) -> str | None:
         """Why a variant could not serve a request, a pin aside; None if it could."""
-        skip = self._skips[v]
-        if skip and request.neighbour is None:
-            return "no neighbour in the cache" if request.looked_up else "the cache is not used"
-        if skip and (skip not in self._stored(request) or self._retrieval.shut):
-            return "the neighbour's latents cannot be had"
         least = max(request.least_quality, request.slo_class.floor)
-        if least > 0 and not request.pinned and not (low >= least or v == EXACT):
-            return f"its bound is below the least quality, {least:g}"
-        if request.cheapest and v != decision.variant and request.allowed[decision.variant]:
-            cheapest = self._by_cost.index(decision.variant) < self._by_cost.index(v)
-            if cheapest:
-                return "a cheaper one is good enough"
-        if not request.allowed[v] and v != decision.variant:
+        if not request.allowed[v]:
+            if self._skips[v] and request.neighbour is None:
+                return "no neighbour in the cache" if request.looked_up else "the cache is not used"
+            if self._skips[v] and (request.latents_unusable or self._retrieval.shut):
+                return "the neighbour's latents cannot be had"
+            if self._skips[v] and self._skips[v] not in self._stored(request):
+                return "the neighbour has no latents for it"
+            if least > 0 and not low >= least:
+                return f"its bound is below the least quality, {least:g}"
             return "the request's fields rule it out"
-        cluster = self._fleet.cluster()
         if self._models[v] not in cluster.models:
-            return None if v == decision.variant else "no worker holds its model now"
+            return "no worker holds its model now"
         if not request.pinned and not self._in_time(request, v, cluster):
             return "it would be late"
-        return None
+        return "a cheaper one is good enough" if request.cheapest else None
 
     async def replacement(
         self, request: ImageRequest, decision: Decision, image: Image.Image

@@ -238,8 +238,12 @@ async function show() {
   unmount?.();
   unmount = null;
   main.replaceChildren();
-  const module = await import(`./${view}.js`);
-  if (shown === view) unmount = module.mount(main, api);
+  try {
+    const module = await import(`./${view}.js`);
+    if (shown === view) unmount = module.mount(main, api);
+  } catch {
+    main.append(h("p", { class: "error", role: "alert" }, "This view cannot be loaded: reload the page."));
+  }
 }
 
 async function begin() {

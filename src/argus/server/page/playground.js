@@ -107,7 +107,8 @@ function askForm(onPaint) {
   const count = h("input", { id: "count", type: "number", min: 1, max: 10, value: 1, inputmode: "numeric" });
   const seed = h("input", { id: "seed", type: "number", min: 0, placeholder: "any", inputmode: "numeric" });
   const draw = h("button", { type: "button", title: "Another seed", "aria-label": "Another seed" }, "New");
-  const slo = h("select", { id: "slo" });
+  const slo = h("select", { id: "slo", "aria-describedby": "slo-value" });
+  const sloValue = h("span", { class: "value", id: "slo-value" });
   const level = h("select", { id: "level" });
   const least = h("input", { id: "least", type: "range", min: 0, max: 1, step: 0.05, value: 0, "aria-describedby": "least-hint" });
   const leastValue = h("output", { class: "value", for: "least" }, "any");
@@ -126,7 +127,7 @@ function askForm(onPaint) {
       h("div", {}, h("label", { for: "count" }, "Pictures"), count)),
     h("div", {}, h("label", { for: "seed" }, "Seed"), h("div", { class: "with" }, seed, draw)),
     h("div", { class: "pair" },
-      h("div", {}, h("label", { for: "slo" }, "SLO class"), slo),
+      h("div", {}, h("label", { for: "slo" }, "SLO class", sloValue), slo),
       h("div", {}, h("label", { for: "level" }, "Quality"), level)),
     h("div", {},
       h("label", { for: "least" }, "Least quality", leastValue), least,
@@ -139,6 +140,12 @@ function askForm(onPaint) {
     least.disabled = level.disabled = Boolean(variant.value);
     leastValue.textContent = variant.value ? "pinned" : Number(least.value) ? `at least ${least.value}` : "any";
   };
+  const promised = () => {
+    const chosen = api.served?.slo.find((one) => one.name === slo.value);
+    sloValue.textContent = !chosen ? "" : chosen.deadline_ms === undefined ? "no deadline" : ms(chosen.deadline_ms);
+    sloValue.title = chosen?.quality ? `Least quality ${chosen.quality}` : "";
+  };
+  slo.addEventListener("change", promised);
   least.addEventListener("input", pinned);
   variant.addEventListener("change", pinned);
   draw.addEventListener("click", () => { seed.value = Math.floor(Math.random() * 2 ** 31); });
@@ -178,7 +185,8 @@ function askForm(onPaint) {
       const own = served.size_limit === undefined ? [] : OWN_SIZES;
       sizes.replaceChildren(...["auto", ...served.sizes, ...own].map((value) => h("option", { value })));
       count.max = served.most_pictures;
-      choose(slo, served.slo.map((one) => h("option", { value: one.name }, named(one))));
+      choose(slo, served.slo.map((one) => h("option", { value: one.name }, one.name)));
+      promised();
       choose(level, served.quality_levels.map((one) => h("option", { value: one }, one)));
       const groups = Object.entries(STRATEGIES).map(([strategy, label]) => {
         const options = served.variants.filter((one) => one.strategy === strategy)
@@ -196,12 +204,6 @@ function choose(select, options) {
   const before = select.value;
   select.replaceChildren(...options);
   if (before && [...select.options].some((one) => one.value === before)) select.value = before;
-}
-
-function named(slo) {
-  const parts = [slo.deadline_ms === undefined ? "no deadline" : ms(slo.deadline_ms)];
-  if (slo.quality) parts.push(`quality ${slo.quality}`);
-  return `${slo.name} · ${parts.join(", ")}`;
 }
 
 function stepsOf(variant) {
@@ -405,7 +407,9 @@ function weighed(account) {
   const dearest = Math.max(...all.map((c) => c.cost_ms));
   const head = h("tr", { role: "row" },
     ["Variant", "Predicted quality", "Worker time"].map((text) => h("th", { scope: "col", role: "columnheader" }, text)),
-    scored && ["Price × cost", "Score"].map((text) => h("th", { scope: "col", role: "columnheader", class: "right" }, text)));
+    scored
+      ? ["Price × cost", "Score"].map((text) => h("th", { scope: "col", role: "columnheader", class: "right" }, text))
+      : h("th", { scope: "col", role: "columnheader" }, h("span", { class: "unseen" }, "Note")));
   const rows = all.map((c) => {
     const chosen = c.variant === account.variant;
     const cells = [
@@ -414,7 +418,8 @@ function weighed(account) {
       h("td", { class: "cost-cell right", role: "cell" }, costBar(c, dearest)),
     ];
     if (c.excluded) cells.push(h("td", { class: "why", role: "cell", colspan: scored ? 2 : 1 }, c.excluded));
-    else if (scored) {
+    else if (!scored) cells.push(h("td", { class: "why", role: "cell" }, chosen ? "chosen" : ""));
+    else {
       cells.push(
         h("td", { class: "right paid", role: "cell" }, c.paid === undefined ? "" : num(c.paid, 3)),
         h("td", { class: "right score", role: "cell" }, c.score === undefined ? "" : num(c.score, 3)));
