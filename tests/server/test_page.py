@@ -117,14 +117,14 @@ def test_an_answer_tells_what_was_known_of_every_variant_if_asked(argus: Running
     assert list(found) == VARIANTS
     exact = found[made["variant"]]
     assert (exact["predicted_quality"], exact["quality_bound"]) == (1.0, 1.0)
-    assert exact["score"] == pytest.approx(1 - exact["paid"] - exact["risk"], abs=1e-3)
+    assert exact["worth"] == pytest.approx(1 - exact["paid"] - exact["risk"], abs=1e-3)
     quick = found["quick"]
     assert (quick["predicted_quality"], quick["quality_bound"]) == (0.8, 0.7)
     assert quick["cost_ms"] < exact["cost_ms"]
-    assert quick["score"] < exact["score"]
+    assert quick["worth"] < exact["worth"]
     assert "excluded" not in quick
     assert found["skip-2"]["excluded"] == "no neighbour in the cache"
-    assert "score" not in found["skip-2"]
+    assert "worth" not in found["skip-2"]
 
 
 @pytest.mark.parametrize(
@@ -146,12 +146,12 @@ def test_a_variant_that_could_not_serve_says_why(
     assert found[variant]["excluded"] == excluded
 
 
-def test_a_pin_excludes_no_variant_and_has_no_scores(argus: Running) -> None:
+def test_a_pin_excludes_no_variant_and_weighs_none(argus: Running) -> None:
     made = account_of(argus, "a pinned fish", argus={"variant": "quick", "explain": True})
     found = {one["variant"]: one for one in made["candidates"]}
     assert "excluded" not in found["exact"]
     assert "excluded" not in found["quick"]
-    assert not any("score" in one for one in made["candidates"])
+    assert not any("worth" in one for one in made["candidates"])
 
 
 def test_a_picture_is_scored_if_asked(argus: Running) -> None:
@@ -169,7 +169,7 @@ def test_a_picture_is_scored_if_asked(argus: Running) -> None:
 def test_a_scorer_that_fails_hangs_or_is_busy_costs_no_picture(
     argus: Running, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    asked = {"prompt": "a doubtful fish", "argus": {"score": True}}
+    asked: dict[str, Any] = {"prompt": "a doubtful fish", "argus": {"score": True}}
     with monkeypatch.context() as failing:
         failing.setattr(ScoringThread, "_score", lambda *_: 1 / 0)
         assert "score" not in account_of(argus, **asked)
@@ -223,8 +223,7 @@ class Visit:
         self.page.on("pageerror", lambda error: self.said.append(str(error)))
         self.page.on("request", self._see)
         if key is not None:
-            script = f"sessionStorage.getItem('argus-key') ?? sessionStorage.setItem('argus-key', '{key}')"
-            self.context.add_init_script(script)
+            self.context.add_init_script(f"sessionStorage.setItem('argus-key', '{key}')")
 
     def _hear(self, message: ConsoleMessage) -> None:
         self.said.append(message.text)

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass, field, replace
-from typing import NamedTuple, Protocol
+from typing import Protocol
 
 import numpy as np
 
@@ -16,6 +16,11 @@ from argus.control.request import Request
 from argus.control.variants import EXACT, Flags, Numbers, VariantTable, Whole
 
 NOTHING = -1  # the model of a worker that is dead or loading
+
+# A variant on a worker as a policy weighed it for a request: its worth, the variant, the worker,
+# the price of the worker's second, the share of the slack that wait and work take, and the cost in
+# worker-seconds of the variant table. A tuple, since every decision makes a dozen.
+Option = tuple[float, int, int, float, float, float]
 
 
 @dataclass(frozen=True)
@@ -76,22 +81,6 @@ class Cluster:
         if all(held == NOTHING for held in models):
             return self
         return replace(self, models=models)
-
-
-class Option(NamedTuple):
-    """A variant on a worker that could serve a request, as the policy weighed it.
-
-    `worth` is its quality less `price` times `cost_s`, and less what it loses by waiting and by the
-    risk of being late; `cost_s` are worker-seconds of the variant table for this request. Its wait
-    and work take a `share` of the request's slack.
-    """
-
-    worth: float
-    variant: int
-    worker: int
-    price: float
-    share: float
-    cost_s: float
 
 
 @dataclass(frozen=True, slots=True)

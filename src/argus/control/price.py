@@ -233,28 +233,24 @@ class Price(Base):
                 if share > 1:
                     continue
                 hoped = quality[v] * (1 - tuning.late * share**tuning.late_power)
-                cost_s = part * size_factor * self._cost_rows[v][kind]
-                worth = hoped - price * cost_s - waiting
-                options.append(Option(worth, v, worker, price, share, cost_s))
+                cost_s = self._cost_rows[v][kind]
+                worth = hoped - price * part * size_factor * cost_s - waiting
+                options.append((worth, v, worker, price, share, part * size_factor * cost_s))
                 if worth > best:
                     best = worth
         if not options:
             return Decision(EXACT, None, "no variant meets the deadline")
-        tied = [option for option in options if option.worth > best - tuning.tie]
-        chosen = tied[0]
+        tied = [option for option in options if option[0] > best - tuning.tie]
         if len(tied) > 1:
             total = sum(self._served) + 1
-            chosen = max(  # of a variant on several types the one done first
-                tied,
-                key=lambda one: (
-                    self._shares[one.variant] * total - self._served[one.variant], -one.share
-                ),
-            )  # fmt: skip
-        self._served[chosen.variant] += 1
-        return Decision(
-            chosen.variant, chosen.worker, "worth most at today's prices", chosen.price,
-            options=options,
-        )  # fmt: skip
+            _, v, worker, price, _, _ = max(  # of a variant on several types the one done first
+                tied, key=lambda one: (self._shares[one[1]] * total - self._served[one[1]], -one[4])
+            )
+        else:
+            _, v, worker, price, _, _ = tied[0]
+        self._served[v] += 1
+        reason = "worth most at today's prices"
+        return Decision(v, worker, reason, price, options=options)
 
     def _price(self, kind: int, model: int, wait: float, running: int) -> float:
         """The plan's price; 0 on an idle worker, up to the highest as the queue grows.

@@ -229,7 +229,7 @@ class Router:
         usable = request.pinned or not self._retrieval.shut
         self._update(request, self._stored(request) if usable else ())
         made = decision if decision.instead_of is None else decision.instead_of
-        options = {one.variant: one for one in sorted(made.options, key=lambda one: one.worth)}
+        options = {one[1]: one for one in sorted(made.options)}  # each variant's best worker
         shortest_s = min(slo.deadline_s for slo in self.classes.slos(self._fleet.scale))
         costs_s = self._table.cost_s(shortest_s).min(axis=1).tolist()
         mean = low = [math.nan] * len(costs_s)
@@ -239,12 +239,12 @@ class Router:
         cluster, found = self._fleet.cluster(), []
         for v, name in enumerate(self._table.variants):
             cost_s = request.size_factor * (request.exact_share if v == EXACT else 1) * costs_s[v]
-            one, paid, risk = options.get(v), None, None
-            if one is not None:
-                cost_s, paid = one.cost_s, one.price * one.cost_s
-                risk = request.quality[v] - paid - one.worth
-            excluded = None
-            if one is None and v != decision.variant:
+            worth = paid = risk = excluded = None
+            if v in options:
+                worth, _, _, price, _, cost_s = options[v]
+                paid = price * cost_s
+                risk = request.quality[v] - paid - worth
+            elif v != decision.variant:
                 excluded = self._excluded(request, v, low[v], cluster)
             found.append(
                 Candidate(
@@ -254,7 +254,7 @@ class Router:
                     cost_ms=round(1000 * cost_s * self._fleet.scale, 2),
                     paid=_known(paid),
                     risk=_known(risk),
-                    score=None if one is None else _known(one.worth),
+                    worth=_known(worth),
                     excluded=excluded,
                 )
             )

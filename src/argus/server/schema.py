@@ -118,8 +118,8 @@ class Candidate(BaseModel):
     """What was known of a variant at the decision. Quality is relative to the exact picture's, as
     in the account; without a prediction it is not known.
 
-    `cost_ms` are milliseconds of a worker, in its usual batch. `score` is what the policy `price`
-    compared: the quality less what the cost was worth (`paid`) and what waiting and the chance of
+    `cost_ms` are milliseconds of a worker, in its usual batch. `worth` is what the policy `price`
+    compared: the quality less the price of the cost (`paid`) and what waiting and the chance of
     being late take (`risk`). `excluded` says why the variant could not serve the request, a pin
     aside.
     """
@@ -130,7 +130,7 @@ class Candidate(BaseModel):
     cost_ms: float
     paid: float | None = None
     risk: float | None = None
-    score: float | None = None
+    worth: float | None = None
     excluded: str | None = None
 
 

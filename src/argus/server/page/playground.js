@@ -9,7 +9,7 @@ const STAGES = ["queue", "encode", "retrieve", "denoise", "decode"];
 const PREVIEWS = 3;
 const AT_ONCE = 3; // pictures of the ladder
 const KEPT = 12; // earlier pictures
-const TIE = 0.001; // scores that the policy takes for equal
+const TIE = 0.001; // worths that the policy takes for equal
 const OWN_SIZES = ["128x128", "256x256", "512x512"]; // resized, where the family allows it
 
 let api;
@@ -30,11 +30,13 @@ export function mount(element, client) {
 function playground() {
   const form = askForm(paint);
   const results = h("div", { class: "results" });
-  const root = h("div", { class: "playground" }, form.element, results);
+  const said = h("p", { class: "unseen", role: "status" });
+  const root = h("div", { class: "playground" }, form.element, results, said);
   let past = [];
   let current = null;
   let work = null; // aborts what is being painted
   let known = "";
+  let owner; // the name of the key
 
   function update() {
     const served = api.served;
@@ -46,7 +48,13 @@ function playground() {
     if (changed === known) return;
     known = changed;
     form.fill(served);
-    if (!current) results.replaceChildren(empty("Write a prompt, or take one of the examples. The picture comes with an account of how it was made: which variant the server chose, what it predicted of every other one, and what that took."));
+    if (owner !== undefined && owner !== served.key) { // another person's key: what was painted is not theirs
+      work?.abort();
+      past = [];
+      current = null;
+    }
+    owner = served.key;
+    if (!current && !work) results.replaceChildren(empty("Write a prompt, or take one of the examples. The picture comes with an account of how it was made: which variant the server chose, what it predicted of every other one, and what that took."));
   }
 
   async function paint(asked) {
@@ -62,10 +70,14 @@ function playground() {
       if (work !== mine) return;
       past = [{ asked, made }, ...past].slice(0, KEPT);
       open(past[0]);
+      said.textContent = `Finished: ${made[0].account.variant}, ${ms(tookMs(made[0].account))}.`;
     } catch (error) {
       if (work === mine) waiting.failed(error);
     } finally {
-      if (work === mine) form.busy(null);
+      if (work === mine) {
+        work = null;
+        form.busy(null);
+      }
     }
   }
 
@@ -121,7 +133,7 @@ function askForm(onPaint) {
   const element = h("form", { class: "card ask", "aria-label": "What to paint" },
     h("div", {},
       h("label", { for: "prompt" }, "Prompt"), prompt,
-      h("p", { class: "hint", id: "prompt-hint" }, "Enter paints, Shift+Enter starts a new line."), examples),
+      h("div", { class: "actions send" }, submit, stop, h("p", { class: "hint", id: "prompt-hint" }, "or press Enter")), examples),
     h("div", { class: "pair" },
       h("div", {}, h("label", { for: "size" }, "Size"), size, sizes),
       h("div", {}, h("label", { for: "count" }, "Pictures"), count)),
@@ -133,8 +145,7 @@ function askForm(onPaint) {
       h("label", { for: "least" }, "Least quality", leastValue), least,
       h("p", { class: "hint", id: "least-hint" }, "Only variants whose lower bound is so high; 1 is the exact picture.")),
     h("div", {}, h("label", { for: "variant" }, "Variant"), variant),
-    h("label", { class: "check" }, cache, "Use the cache"),
-    h("div", { class: "actions" }, submit, stop));
+    h("label", { class: "check" }, cache, "Use the cache"));
 
   const pinned = () => {
     least.disabled = level.disabled = Boolean(variant.value);
@@ -142,8 +153,8 @@ function askForm(onPaint) {
   };
   const promised = () => {
     const chosen = api.served?.slo.find((one) => one.name === slo.value);
-    sloValue.textContent = !chosen ? "" : chosen.deadline_ms === undefined ? "no deadline" : ms(chosen.deadline_ms);
-    sloValue.title = chosen?.quality ? `Least quality ${chosen.quality}` : "";
+    sloValue.textContent = chosen?.deadline_ms === undefined ? "" : ms(chosen.deadline_ms);
+    sloValue.title = chosen?.quality ? `The deadline; least quality ${chosen.quality}.` : "The deadline.";
   };
   slo.addEventListener("change", promised);
   least.addEventListener("input", pinned);
@@ -344,12 +355,16 @@ function stepsRun(account) {
 function why(account) {
   const reason = account.reason.charAt(0).toUpperCase() + account.reason.slice(1);
   let price = "";
-  if (account.price !== undefined) price = account.price > 0 ? ` A second of a worker was worth ${num(account.price, 3)} of quality.` : " A second of a worker was worth nothing: one was idle.";
+  if (account.price !== undefined) price = account.price > 0 ? ` A second of a worker cost ${num(account.price, 3)} of quality.` : " A second of a worker cost nothing: there was time to spare.";
   return `${reason}.${price}`;
 }
 
+function tookMs(account) {
+  return STAGES.reduce((sum, stage) => sum + (account.timings_ms[stage] ?? 0), 0);
+}
+
 function facts(account) {
-  const took = STAGES.reduce((sum, stage) => sum + (account.timings_ms[stage] ?? 0), 0);
+  const took = tookMs(account);
   const rows = [];
   const fact = (name, value, title) => rows.push(h("div", { title }, h("dt", {}, name), h("dd", {}, value)));
   if (account.predicted_quality !== undefined) fact("Predicted quality", `${num(account.predicted_quality)}, at least ${num(account.quality_bound)}`, "Relative to the exact picture; nine pictures of ten are not below the bound.");
@@ -368,8 +383,22 @@ function facts(account) {
   return rows;
 }
 
-// The cached prompt that the picture was resumed from. Its picture is what its latents finish to
-// with its own prompt: it is painted from the deepest cached ones.
+const neighbours = new Map(); // promises of their pictures, by entry of the cache
+
+// The picture of a cached prompt: what its deepest cached latents finish to with its own prompt,
+// which takes the fewest steps; null if another entry is nearest by now.
+function finished(prompt, entry, size) {
+  if (!neighbours.has(entry)) {
+    const deepest = api.served.variants.filter((one) => one.strategy === "cache").at(-1);
+    const painting = painted({ prompt, size, n: 1, seed: null, variant: deepest.name, cache: true })
+      .then(([found]) => (found.account.neighbour?.entry === entry ? found.url : null));
+    neighbours.set(entry, painting);
+    painting.catch(() => neighbours.delete(entry));
+  }
+  return neighbours.get(entry);
+}
+
+// The cached prompt that a picture was resumed from, and its picture.
 function neighbour(asked, account) {
   const { prompt, entry } = account.neighbour;
   const frame = h("div", { class: "frame" });
@@ -377,14 +406,9 @@ function neighbour(asked, account) {
   if (prompt === undefined) {
     return h("div", { class: "neighbour" }, frame, h("p", {}, `A cached prompt, ${similarity}. The cache is shared between keys, so its words are not shown.`));
   }
-  const deepest = api.served.variants.filter((one) => one.strategy === "cache").at(-1);
-  if (deepest) {
-    painted({ prompt, size: asked.size, n: 1, seed: account.seed, variant: deepest.name, cache: true })
-      .then(([found]) => {
-        if (found.account.neighbour?.entry === entry) frame.append(h("img", { src: found.url, alt: `The neighbour's picture: ${prompt}` }));
-      })
-      .catch(() => {}); // it is an extra: its prompt is there
-  }
+  finished(prompt, entry, asked.size)
+    .then((url) => url && frame.append(h("img", { src: url, alt: `The neighbour's picture: ${prompt}` })))
+    .catch(() => {}); // it is an extra: its prompt is there
   return h("div", { class: "neighbour" }, frame,
     h("div", {}, h("h3", {}, "Neighbour"), h("p", {}, prompt), h("p", { class: "muted small" }, prompt === asked.prompt ? `The same prompt, cached before; ${similarity}` : similarity)));
 }
@@ -402,29 +426,29 @@ function timings(account) {
 
 function weighed(account) {
   const all = account.candidates;
-  const scored = all.some((one) => one.score !== undefined);
+  const priced = all.some((one) => one.worth !== undefined);
   const one = Math.max(1, ...all.map((c) => c.predicted_quality ?? 0));
   const dearest = Math.max(...all.map((c) => c.cost_ms));
   const head = h("tr", { role: "row" },
     ["Variant", "Predicted quality", "Worker time"].map((text) => h("th", { scope: "col", role: "columnheader" }, text)),
-    scored
-      ? ["Price × cost", "Score"].map((text) => h("th", { scope: "col", role: "columnheader", class: "right" }, text))
+    priced
+      ? ["Price × cost", "Worth"].map((text) => h("th", { scope: "col", role: "columnheader", class: "right" }, text))
       : h("th", { scope: "col", role: "columnheader" }, h("span", { class: "unseen" }, "Note")));
   const rows = all.map((c) => {
     const chosen = c.variant === account.variant;
     const cells = [
-      h("th", { scope: "row", role: "rowheader" }, swatch(c.variant)),
+      h("th", { scope: "row", role: "rowheader" }, swatch(c.variant), chosen && h("span", { class: "unseen" }, ", chosen")),
       h("td", { class: "bar-cell", role: "cell" }, c.predicted_quality === undefined ? h("span", { class: "why" }, "not predicted") : qualityBar(c, one)),
       h("td", { class: "cost-cell right", role: "cell" }, costBar(c, dearest)),
     ];
-    if (c.excluded) cells.push(h("td", { class: "why", role: "cell", colspan: scored ? 2 : 1 }, c.excluded));
-    else if (!scored) cells.push(h("td", { class: "why", role: "cell" }, chosen ? "chosen" : ""));
+    if (c.excluded) cells.push(h("td", { class: "why", role: "cell", colspan: priced ? 2 : 1 }, c.excluded));
+    else if (!priced) cells.push(h("td", { class: "why", role: "cell" }, chosen ? "chosen" : ""));
     else {
       cells.push(
         h("td", { class: "right paid", role: "cell" }, c.paid === undefined ? "" : num(c.paid, 3)),
-        h("td", { class: "right score", role: "cell" }, c.score === undefined ? "" : num(c.score, 3)));
+        h("td", { class: "right worth", role: "cell" }, c.worth === undefined ? "" : num(c.worth, 3)));
     }
-    return h("tr", { role: "row", class: chosen ? "chosen" : c.excluded ? "out" : null, style: { "--colour": colourOf(c.variant) }, "aria-label": chosen ? "chosen" : null }, cells);
+    return h("tr", { role: "row", class: chosen ? "chosen" : c.excluded ? "out" : null, style: { "--colour": colourOf(c.variant) } }, cells);
   });
   return h("section", { class: "card", "aria-labelledby": "weighed" },
     h("div", { class: "head" },
@@ -446,15 +470,15 @@ function costBar(c, dearest) {
   return h("div", { class: "cost" }, h("div", { class: "track", style: { "--part": c.cost_ms / dearest } }, h("div", { class: "fill" })), h("span", {}, ms(c.cost_ms)));
 }
 
-// One sentence: how the winner's score came about.
+// One sentence: how the worth of the chosen variant came about.
 function verdict(account) {
   const won = account.candidates.find((c) => c.variant === account.variant);
   if (!won) return "The request sets the number of steps; no variant was weighed.";
-  if (won.score === undefined) return `No scores: ${account.reason}.`;
-  const quality = won.score + won.paid + won.risk;
-  const better = account.candidates.some((c) => c.score > won.score && c.score - won.score <= TIE);
-  return `${won.variant}: ${num(quality, 3)} quality − ${num(won.paid, 3)} for ${ms(won.cost_ms)} of a worker − ${num(won.risk, 3)} for waiting and the chance of being late = ${num(won.score, 3)}.`
-    + (better ? ` Another variant scores as much, within ${TIE}: the plan's shares decide between them.` : "");
+  if (won.worth === undefined) return `Nothing was weighed: ${account.reason}.`;
+  const quality = won.worth + won.paid + won.risk;
+  const better = account.candidates.some((c) => c.worth > won.worth && c.worth - won.worth <= TIE);
+  return `${won.variant}: ${num(quality, 3)} quality − ${num(won.paid, 3)} for ${ms(won.cost_ms)} of a worker − ${num(won.risk, 3)} for waiting and the chance of being late = ${num(won.worth, 3)}.`
+    + (better ? ` Another variant is worth as much, within ${TIE}: the plan's shares decide between them.` : "");
 }
 
 // --- the same prompt by other variants
@@ -468,13 +492,12 @@ function measured(account, exact) {
 function figures(account, exact) {
   const rows = [];
   const row = (name, value) => rows.push(h("dt", {}, name), h("dd", {}, value));
-  const took = STAGES.reduce((sum, stage) => sum + (account.timings_ms[stage] ?? 0), 0);
   const quality = measured(account, exact);
   if (account.score !== undefined) row("Score", num(account.score));
   if (quality !== null) row("Quality", num(quality));
   if (account.predicted_quality !== undefined) row("Predicted", num(account.predicted_quality));
   row("Worker time", ms(1000 * account.gpu_seconds));
-  row("Took", ms(took));
+  row("Took", ms(tookMs(account)));
   return h("dl", { class: "pairs" }, rows);
 }
 
