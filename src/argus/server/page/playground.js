@@ -9,6 +9,7 @@ const STAGES = ["queue", "encode", "retrieve", "denoise", "decode"];
 const PREVIEWS = 3;
 const AT_ONCE = 3; // pictures of the ladder
 const KEPT = 12; // earlier pictures
+const WIDE = "(min-width: 901px)"; // where the form is beside the results, as in style.css
 const TIE = 0.001; // worths that the policy takes for equal
 const OWN_SIZES = ["128x128", "256x256", "512x512"]; // resized, where the family allows it
 
@@ -63,8 +64,9 @@ function playground() {
     form.busy(work);
     const mine = work;
     const waiting = waitingCard(asked);
-    show([waiting.element]);
     current = null;
+    show([waiting.element]);
+    if (!matchMedia(WIDE).matches) results.scrollIntoView();
     try {
       const made = await painted(asked, { signal: mine.signal, onPreview: waiting.preview, onQueued: waiting.queued });
       if (work !== mine) return;
@@ -134,18 +136,20 @@ function askForm(onPaint) {
     h("div", {},
       h("label", { for: "prompt" }, "Prompt"), prompt,
       h("div", { class: "actions send" }, submit, stop, h("p", { class: "hint", id: "prompt-hint" }, "or press Enter")), examples),
-    h("div", { class: "pair" },
-      h("div", {}, h("label", { for: "size" }, "Size"), size, sizes),
-      h("div", {}, h("label", { for: "count" }, "Pictures"), count)),
-    h("div", {}, h("label", { for: "seed" }, "Seed"), h("div", { class: "with" }, seed, draw)),
-    h("div", { class: "pair" },
-      h("div", {}, h("label", { for: "slo" }, "SLO class", sloValue), slo),
-      h("div", {}, h("label", { for: "level" }, "Quality"), level)),
-    h("div", {},
-      h("label", { for: "least" }, "Least quality", leastValue), least,
-      h("p", { class: "hint", id: "least-hint" }, "Only variants whose lower bound is so high; 1 is the exact picture.")),
-    h("div", {}, h("label", { for: "variant" }, "Variant"), variant),
-    h("label", { class: "check" }, cache, "Use the cache"));
+    h("details", { open: matchMedia(WIDE).matches }, h("summary", {}, "Settings"),
+      h("div", { class: "settings" },
+        h("div", { class: "pair" },
+          h("div", {}, h("label", { for: "size" }, "Size"), size, sizes),
+          h("div", {}, h("label", { for: "count" }, "Pictures"), count)),
+        h("div", {}, h("label", { for: "seed" }, "Seed"), h("div", { class: "with" }, seed, draw)),
+        h("div", { class: "pair" },
+          h("div", {}, h("label", { for: "slo" }, "SLO class", sloValue), slo),
+          h("div", {}, h("label", { for: "level" }, "Quality"), level)),
+        h("div", {},
+          h("label", { for: "least" }, "Least quality", leastValue), least,
+          h("p", { class: "hint", id: "least-hint" }, "Only variants whose lower bound is so high; 1 is the exact picture.")),
+        h("div", {}, h("label", { for: "variant" }, "Variant"), variant),
+        h("label", { class: "check" }, cache, "Use the cache"))));
 
   const pinned = () => {
     least.disabled = level.disabled = Boolean(variant.value);
