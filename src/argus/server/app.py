@@ -17,6 +17,7 @@ from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 from argus import __version__
 from argus.core.errors import named
 from argus.server.errors import ApiError, answer_errors, invalid
+from argus.server.gauges import measure
 from argus.server.generate import generate, unless_left
 from argus.server.jobs import MOST_LISTED
 from argus.server.keys import EVERYONE, KeyRing
@@ -36,6 +37,7 @@ from argus.server.schema import (
 from argus.server.service import Service
 from argus.server.stream import stream
 from argus.server.threads import Threads, TooManyHang
+from argus.server.tracing import Traced
 from argus.server.usage import usage_report
 
 log = logging.getLogger(__name__)
@@ -97,6 +99,8 @@ def new_app(service: Service) -> FastAPI:
     app.add_middleware(BodyLimit, limit=service.settings.body_limit)
     app.add_middleware(Counting, path=GENERATIONS, metrics=service.metrics)
     app.add_middleware(Leaving, path=IMAGES, service=service)
+    if service.tracing is not None:
+        app.add_middleware(Traced, path=GENERATIONS, tracing=service.tracing)
     app.add_middleware(RequestId)
     answer_errors(app)
     _operator_routes(app, service)
@@ -128,7 +132,7 @@ def _operator_routes(app: FastAPI, service: Service) -> None:
 
     @app.get("/metrics", summary="Prometheus metrics", response_class=Response)
     async def metrics() -> Response:
-        service.measure()
+        measure(service)
         return Response(generate_latest(service.metrics.registry), media_type=CONTENT_TYPE_LATEST)
 
 
