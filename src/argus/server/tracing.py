@@ -14,7 +14,7 @@ from collections.abc import Awaitable, Callable, Coroutine, Iterator, Mapping, S
 from contextlib import contextmanager, suppress
 from contextvars import ContextVar
 from http import HTTPStatus
-from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar
+from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar, cast
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
@@ -107,8 +107,7 @@ def note_stages(timings_ms: Mapping[str, float]) -> None:
 def _current() -> Span:
     from opentelemetry import trace
 
-    current: Any = trace.get_current_span()
-    return current
+    return cast("Span", trace.get_current_span())
 
 
 class Tracing:
