@@ -113,7 +113,12 @@ def test_a_check_that_hangs_is_given_up_and_the_others_go_on(
     sound: dict[str, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     go_on = threading.Event()
-    hangs = Check("a database", lambda *_: go_on.wait() and [], 0.05)
+
+    def hang(*_: object) -> list[Finding]:
+        go_on.wait()
+        return []
+
+    hangs = Check("a database", hang, 0.05)
     python, *_, port = CHECKS[0], *(one for one in CHECKS if one.name == "port")
     monkeypatch.setattr(checkup, "CHECKS", (python, hangs, port))
     findings = {one.check: one for one in all_of(Settings(**sound))}

@@ -188,9 +188,10 @@ def test_a_collector_that_is_out_costs_a_line_in_the_log_and_no_request(
 
     with caplog.at_level(logging.INFO, logger="argus"):
         collector.refuses, collector.refused = True, 0
-        while collector.refused < 2:
-            assert traced.generate(f"an untold {SECRET}").status_code == 200
-            wait_until(lambda before=collector.refused: collector.refused > before)
+        assert traced.generate(f"an untold {SECRET}").status_code == 200
+        wait_until(lambda: collector.refused > 0)
+        assert traced.generate(f"another {SECRET}").status_code == 200
+        wait_until(lambda: collector.refused > 1)
         collector.refuses = False
         traced.generate(f"a told {SECRET}")
         wait_until(lambda: said()[-1:] == ["The collector takes traces again"])

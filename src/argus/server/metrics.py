@@ -52,8 +52,7 @@ SIGNALS: dict[Signal, tuple[str, str]] = {
 
 PICTURELESS = ("shed", "dropped", "failed", "cancelled")  # outcomes without a picture
 NO_VARIANT = ""  # the variant of an outcome without a picture
-STORED, OUT_OF_DATE = ("hit", "miss", "broken"), ("errors", "prompts")
-TRAININGS = ("accepted", "refused", "failed")
+DRIFTS = ("errors", "prompts")
 
 
 class Totals(Collector):
@@ -380,11 +379,18 @@ class Metrics:
             registry=registry,
         )  # fmt: skip
         for counter, values in (
-            (self.lookups, STORED), (self.retrained, TRAININGS), (self.steps, ("run", "skipped")),
-        ):  # fmt: skip
+            (self.lookups, ("hit", "miss", "broken")),
+            (self.steps, ("run", "skipped")),
+            (self.saved_seconds, ("served", "shadow")),
+            (self.rerouted, ("handed_back", "too_late", "latents_unusable", "doubted")),
+            (self.plans, ("solver", "last", "greedy", "kept", "policy", "failed")),
+            (self.retrained, ("accepted", "refused", "failed")),
+            (self.jobs_ended, ("completed", "failed", "cancelled")),
+            (self.webhooks, ("delivered", "repeated", "given_up")),
+        ):
             for value in values:
                 counter.labels(value)
-        for test in OUT_OF_DATE:
+        for test in DRIFTS:
             self.drift.labels(test)
         self._signals = {
             signal: self._signal(names.get(signal, usual), meaning).labels(family)
