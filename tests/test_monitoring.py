@@ -52,13 +52,13 @@ def exposed(
     """The metrics of a server that made pictures of all kinds, and of one with an upstream."""
     found, data = Exposed(), tmp_path_factory.mktemp("data")
     settings = Settings(
-        family=str(measured_family), data=data / "own", workers=1, window_s=1.0, truth_share=1.0,
+        family=str(measured_family), data=data / "own", workers=2, window_s=1.0, truth_share=1.0,
         cost_per_hour=2.5,
     )  # fmt: skip
     with running(settings) as server:
         server.generate("a red fish", argus={"variant": "exact"})
         wait_until(lambda: len(server.service.cache) > 0)
-        server.generate("a red fish", argus={"variant": "quick"})
+        server.generate("a red fish", argus={"variant": "other"})
         wait_until(lambda: server.metric("argus_measured_quality_count") > 0)
 
         def planned() -> bool:

@@ -27,7 +27,7 @@ _SECONDS = (
     25, 40, 60, 100, 160, 300,
 )  # fmt: skip
 _SHARES = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1, 1.25, 1.5, 2, 4)
-_QUALITY = (-0.5, 0, 0.25, 0.5, 0.7, 0.8, 0.9, 0.95, 1, 1.05, 1.25, 1.5)
+_QUALITY = (-0.5, 0, 0.25, 0.5, 0.7, 0.8, 0.9, 0.95, 0.97, 0.99, 1, 1.05, 1.25, 1.5)
 
 
 # What routers in front of servers read: names and meanings of https://llm-d.ai/docs/architecture

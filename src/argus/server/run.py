@@ -89,20 +89,18 @@ class Server(uvicorn.Server):
             log.info("Stopping: /ready answers 503, requests are served for another %g s", drain_s)
             await self._wait(drain_s, lambda: False)
         service.drain()
-        wait = f"; waiting up to {grace_s:g} s for {self._left}" if self._left else ""
+        wait = f"; accepted ones have {grace_s:g} s ({self._left})" if self._left else ""
         log.info("Stopping: new requests are refused%s", wait)
         await self._wait(grace_s, lambda: not self._left)
         if self._left:
-            log.warning("Stopping: %s are given up", self._left)
+            log.warning("Stopping: the time is over; given up are %s", self._left)
         self.should_exit = True
 
     @property
     def _left(self) -> str:
         """What the end waits for; empty if nothing is left."""
-        accepted, unsent = self._service.accepted, self._unsent
-        parts = [f"{accepted} accepted requests"] if accepted else []
-        parts += [f"{unsent} answers that clients still read"] if unsent else []
-        return " and ".join(parts)
+        counts = {"requests": self._service.accepted, "answers being read": self._unsent}
+        return ", ".join(f"{what}: {count}" for what, count in counts.items() if count)
 
     @property
     def _unsent(self) -> int:
@@ -120,7 +118,8 @@ class Server(uvicorn.Server):
         """Answer the remaining requests, then close the connections."""
         self._end_within(END_S)
         storing = self._service.retrieval.storing
-        log.info("Stopping: the workers end; latents of %d pictures are being stored", storing)
+        also = f"; latents of {storing} pictures are stored" if storing else ""
+        log.info("Stopping: the workers end%s", also)
         await self._service.close()
         await super().shutdown(sockets)
 
