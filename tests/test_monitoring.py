@@ -24,7 +24,7 @@ DASHBOARD = ROOT / "deploy" / "grafana" / "argus.json"
 PROMETHEUS = ROOT / "deploy" / "prometheus"
 RUNBOOK = ROOT / "docs" / "operating.md"
 
-SELECTOR = re.compile(r"\b((?:argus|process|vllm)[a-z_:]*)(?:\{([^}]*)\})?")
+SELECTOR = re.compile(r"\b((?:argus_|process_|vllm:)[a-z_:]+)(?:\{([^}]*)\})?")
 MATCHER = re.compile(r'(\w+)\s*(?:=~|!~|!=|=)\s*"([^"]*)"')
 GROUPING = re.compile(r"\bby \(([^)]*)\)")
 LEGEND = re.compile(r"\{\{\s*(\w+)\s*\}\}")

@@ -12,7 +12,6 @@ from typing import Annotated
 
 import typer
 from rich.markup import escape
-from rich.padding import Padding
 
 from argus.cli.consoles import err, out
 from argus.cli.serve import ConfigFile, Data, FamilyName
@@ -81,7 +80,7 @@ def _print(one: Finding) -> None:
     line = f"[{colour}]{level:<8}[/] {one.check:<13} {escape(one.says)}"
     out.print(line, highlight=False, soft_wrap=True)
     if one.advice:
-        out.print(Padding(f"→ {escape(one.advice)}", (0, 0, 0, 23)), highlight=False)
+        out.print(f"{'':<23}→ {escape(one.advice)}", highlight=False, soft_wrap=True)
 
 
 def _summary(counts: Counter[Level]) -> str:

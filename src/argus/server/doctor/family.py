@@ -64,8 +64,9 @@ def models(settings: Settings, family: Family | None) -> Iterator[Finding]:
     cached = {name: source for name, source in remote.items() if _cached(source)}
     if cached:
         yield ok("models", f"downloaded already: {', '.join(cached)}")
-    for name in remote.keys() - cached.keys():
-        yield _on_hub(name, remote[name])
+    for name, source in remote.items():
+        if name not in cached:
+            yield _on_hub(name, source)
 
 
 def _is_hub_id(source: str) -> bool:

@@ -88,7 +88,10 @@ def upstreams(settings: Settings, family: Family | None) -> Iterator[Finding]:
     from argus.server.upstreams import groups_of
 
     if family is not None:
-        groups_of(settings, family)  # raises what does not fit together
+        try:
+            groups_of(settings, family)
+        except BadRequest as error:  # what does not fit together
+            yield problem("upstreams", str(error))
     if not settings.upstreams:
         return
     for one, wrong in zip(settings.upstreams, asyncio.run(_asked(settings)), strict=True):
