@@ -27,6 +27,7 @@ from argus.server.keys import add_key
 from argus.server.lock import DataLock
 from tests.postgres import Postgres
 from tests.s3 import S3Endpoint
+from tests.workers.clusters import ray_nodes
 
 # Of the hub, an upstream, or whatever else answers HTTP: a status and a body by path.
 Routes = dict[str, tuple[int, Any]]
@@ -343,17 +344,31 @@ def test_upstreams_that_work_and_others(
 
 
 def test_a_ray_cluster_that_is_not_there(
-    sound: dict[str, Any], closed: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    sound: dict[str, Any], closed: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings = Settings(**sound, workers="ray", ray_address=f"127.0.0.1:{closed}")
+    level, says, _ = found("Ray", monkeypatch, settings)
+    assert (level, "cannot be reached" in says) == (Level.PROBLEM, True)
+
+
+def test_a_ray_cluster_without_its_token(
+    sound: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     for name in ("RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH"):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("HOME", str(tmp_path))
-    settings = Settings(**sound, workers="ray", ray_address=f"127.0.0.1:{closed}")
-    level, says, _ = found("Ray", monkeypatch, settings)
-    assert (level, "no token" in says) == (Level.PROBLEM, True)
-    monkeypatch.setenv("RAY_AUTH_TOKEN", "a-token")
-    level, says, _ = found("Ray", monkeypatch, settings)
-    assert (level, "cannot be reached" in says) == (Level.PROBLEM, True)
+    level, says, _ = found("Ray", monkeypatch, Settings(**sound, workers="ray"))
+    assert (level, "There is no token" in says) == (Level.PROBLEM, True)
+
+
+@pytest.mark.cluster
+def test_a_ray_cluster_with_room(sound: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    with ray_nodes(num_cpus=2) as cluster:
+        settings = Settings(
+            **sound, workers="ray", ray_auth="disabled", ray_address=cluster.address
+        )
+        told = found("Ray", monkeypatch, settings)
+    assert told[:2] == (Level.OK, "the cluster has room for 1 workers")
 
 
 def test_a_collector_that_is_out_is_no_problem(

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import os
 import socket
 from collections.abc import Iterator
 from contextlib import suppress
@@ -127,12 +126,6 @@ def ray_cluster(settings: Settings, _: Family | None) -> Iterator[Finding]:
     if address == "local":
         yield ok("Ray", "a cluster of this machine is started with the server")
         return
-    if settings.ray_auth == "token" and not _has_token():
-        yield problem(
-            "Ray", "no token: ray_auth is token, and the environment has none",
-            "Set RAY_AUTH_TOKEN or RAY_AUTH_TOKEN_PATH as on the cluster's nodes, or ray_auth.",
-        )  # fmt: skip
-        return
     if address != "auto":
         wrong = _unreachable(address)
         if wrong is not None:
@@ -143,11 +136,12 @@ def ray_cluster(settings: Settings, _: Family | None) -> Iterator[Finding]:
 
 
 def _joined(settings: Settings) -> Iterator[Finding]:
-    from argus.workers.ray import RayCluster
+    from argus.server.cluster import open_cluster
 
-    types = settings.worker_types or {"any": WorkerType(gpus=1), "cpu": WorkerType()}
+    types = settings.worker_types or {"gpu": WorkerType(gpus=1), "cpu": WorkerType()}
     with quietly():
-        cluster = RayCluster(settings.ray_address, settings.ray_auth, types)
+        cluster = open_cluster(settings.model_copy(update={"worker_types": types}))
+    assert cluster is not None  # `workers` is ray
     try:
         count = len(cluster.slots())
     finally:
@@ -159,13 +153,6 @@ def _joined(settings: Settings) -> Iterator[Finding]:
             "Ray", "the cluster lets us in, and has no node for a worker yet",
             "Start nodes (`ray start --address HEAD:6379`), or correct worker_types.",
         )  # fmt: skip
-
-
-def _has_token() -> bool:
-    from pathlib import Path
-
-    given = os.environ.get("RAY_AUTH_TOKEN") or os.environ.get("RAY_AUTH_TOKEN_PATH")
-    return bool(given) or (Path.home() / ".ray" / "auth_token").is_file()
 
 
 def collector(settings: Settings, _: Family | None) -> Iterator[Finding]:
