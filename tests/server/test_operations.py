@@ -72,12 +72,20 @@ def test_a_request_whose_time_is_over_before_it_begins_is_dropped(
 
 
 def test_sigterm_finishes_what_is_in_flight_and_exits_0(tiny_family: Path, tmp_path: Path) -> None:
-    with served(tiny_family, tmp_path, "--drain-s", "0.1") as (process, url):
+    log: list[str] = []
+    with served(tiny_family, tmp_path, "--drain-s", "0.1", log=log) as (process, url):
         asking, answers = ask(url, steps=100)
         process.send_signal(signal.SIGTERM)
         asking.join()
         assert answers[0].status_code == 200
         assert process.wait(60) == 0
+    told = "".join(log)
+    assert "Stopping: /ready answers 503, requests are served for another 0.1 s" in told
+    assert "new requests are refused; accepted ones have 30 s (requests: 1)" in told
+    assert "given up" not in told
+    assert "Stopped" in log[-1]
+    assert "GET /metrics" not in told  # lines of access are for debugging
+    assert "POST /v1" not in told
 
 
 @pytest.mark.slow

@@ -111,6 +111,8 @@ def new_app(service: Service) -> FastAPI:
 
 
 def _operator_routes(app: FastAPI, service: Service) -> None:
+    reading = asyncio.Lock()
+
     @app.get("/", include_in_schema=False)
     async def root() -> RedirectResponse:
         return RedirectResponse("/docs")
@@ -132,8 +134,10 @@ def _operator_routes(app: FastAPI, service: Service) -> None:
 
     @app.get("/metrics", summary="Prometheus metrics", response_class=Response)
     async def metrics() -> Response:
-        measure(service)
-        return Response(generate_latest(service.metrics.registry), media_type=CONTENT_TYPE_LATEST)
+        async with reading:  # else one would empty the gauges that another reads
+            measure(service)
+            text = await asyncio.to_thread(generate_latest, service.metrics.registry)
+        return Response(text, media_type=CONTENT_TYPE_LATEST)
 
 
 def _api_routes(app: FastAPI, service: Service) -> None:

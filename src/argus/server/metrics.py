@@ -13,12 +13,15 @@ from prometheus_client import (
     Info,
     Metric,
     ProcessCollector,
+    disable_created_metrics,
 )
 from prometheus_client.core import CounterMetricFamily
 from prometheus_client.registry import Collector
 
 from argus.config import Signal
 from argus.core.errors import BadRequest
+
+disable_created_metrics()  # of each counter: they double the text, and nobody reads them
 
 _NAME = re.compile(r"[a-zA-Z_:][a-zA-Z0-9_:]*")
 # Steps of about 1.6 from 0.1 to 100 s, for pictures that take 0.1 s and those that take a minute.

@@ -1,7 +1,7 @@
 """OpenTelemetry traces: a trace for each request for pictures, with a span for each of its steps.
 
-Off unless the settings or the environment name a collector; then nothing of OpenTelemetry is
-imported. No attribute quotes a prompt or an error's message, which may quote one.
+Off unless the settings or the environment name a collector; OpenTelemetry is imported only then. No
+attribute quotes a prompt or an error's message, which may quote one.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ import logging
 import os
 import time
 from collections.abc import Awaitable, Callable, Coroutine, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from contextvars import ContextVar
 from http import HTTPStatus
 from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar, cast
@@ -39,18 +39,20 @@ COLLECTORS = ("OTEL_EXPORTER_OTLP_TRACES_ENDPOINT", "OTEL_EXPORTER_OTLP_ENDPOINT
 EXPORT_S = 5.0  # for the collector to take a batch
 NS = 1_000_000_000
 
+_OFF = nullcontext()
 # The tracer of the request that is served, None if it is not traced.
 _TRACER: ContextVar[Tracer | None] = ContextVar("tracer", default=None)
 
 
-@contextmanager
-def span(name: str) -> Iterator[None]:
+def span(name: str) -> AbstractContextManager[None]:
     """A span of the request that is served, around a step. An error ends it as failed, under the
     error's name alone."""
     tracer = _TRACER.get()
-    if tracer is None:
-        yield
-        return
+    return _OFF if tracer is None else _span(tracer, name)
+
+
+@contextmanager
+def _span(tracer: Tracer, name: str) -> Iterator[None]:
     from opentelemetry.trace import StatusCode
 
     with tracer.start_as_current_span(
