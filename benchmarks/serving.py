@@ -308,7 +308,7 @@ async def replay(
         watching.cancel()
         await client.close()
         server_s, client_s = cpu_s(process.pid) - cpu[0], time.process_time() - cpu[1]
-        done.loads = int(metric(url, "argus_model_loads"))
+        done.loads = int(metric(url, "argus_model_loads_total"))
         done.metrics = httpx.get(f"{url}/metrics").text
         counts = {name: done.outcome.count(code) for code, name in enumerate(OUTCOME_NAMES)}
         done.summary = (

@@ -404,7 +404,17 @@ class Settings(BaseSettings):
         None, description="File of the secrets (whsec_...) that sign webhooks, one a line."
     )
     log_level: Literal["debug", "info", "warning"] = Field(
-        "info", description="Log level; polls of /ready, /health and /metrics are at debug."
+        "info", description="Log level; a line for each answer of the server is at debug."
+    )
+    log_format: Literal["text", "json"] = Field(
+        "text", description="Log as text, or as one JSON object a line."
+    )
+    otlp_endpoint: str | None = Field(
+        None,
+        pattern=r"^https?://[^\s/?#]+[^\s?#]*$",
+        description="URL of an OpenTelemetry collector (OTLP over HTTP) that gets a trace of each "
+        "request, such as http://collector:4318. Default: what OTEL_EXPORTER_OTLP_ENDPOINT names; "
+        "else none.",
     )
     drain_s: float = Field(
         5.0,

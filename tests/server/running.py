@@ -34,7 +34,11 @@ class Running:
         return self.http.post("/v1/images/generations", json={"prompt": prompt, **fields})
 
     def metric(self, name: str, **labels: str) -> float:
-        return self.service.metrics.registry.get_sample_value(name, labels) or 0.0
+        """The sum of a metric's samples that have these labels, among others."""
+        samples = [s for one in self.service.metrics.registry.collect() for s in one.samples]
+        return sum(
+            s.value for s in samples if s.name == name and labels.items() <= s.labels.items()
+        )
 
 
 @contextmanager

@@ -50,7 +50,7 @@ def test_a_pin_is_kept_even_if_a_worker_must_change_its_model(argus: Running) ->
     assert (made["variant"], made["model"]) == ("other", "other")
     assert made["saved_ms"] > 0
     text = argus.http.get("/metrics").text
-    assert "argus_model_loads 1.0" in text
+    assert "argus_model_loads_total 1.0" in text
     assert text.count('model="tiny",worker') + text.count(',model="tiny"} 1.0') >= 1
     still = argus.generate("an exact fish", argus={"variant": "exact"}).json()["argus"][0]
     assert still["model"] == "tiny"

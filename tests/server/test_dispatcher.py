@@ -85,7 +85,10 @@ class Counter:
         """Values of a counter by one of its labels."""
         (metric,) = (one for one in self.metrics.registry.collect() if one.name == name)
         totals = [one for one in metric.samples if one.name.endswith("_total")]
-        return {one.labels[label]: one.value for one in totals}
+        sums: dict[str, float] = {}
+        for one in totals:
+            sums[one.labels[label]] = sums.get(one.labels[label], 0.0) + one.value
+        return sums
 
 
 @pytest.fixture

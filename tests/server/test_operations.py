@@ -35,7 +35,8 @@ def test_health_ready_and_metrics(server: Running) -> None:
     text = server.http.get("/metrics").text
     names = [line.split()[2] for line in text.splitlines() if line.startswith("# TYPE")]
     others = [name for name in names if not name.startswith("argus_")]
-    assert {name.partition(":")[0] for name in others} == {"vllm"}  # what routers read
+    own = {name for name in others if not name.startswith("process_")}  # the usual ones of one
+    assert {name.partition(":")[0] for name in own} == {"vllm"}  # what routers read
     assert 'argus_worker_ready{worker="0"} 1.0' in text
     assert 'argus_requests_total{status="200"}' in text
     assert 'argus_stage_seconds_count{stage="denoise"}' in text
@@ -71,12 +72,20 @@ def test_a_request_whose_time_is_over_before_it_begins_is_dropped(
 
 
 def test_sigterm_finishes_what_is_in_flight_and_exits_0(tiny_family: Path, tmp_path: Path) -> None:
-    with served(tiny_family, tmp_path, "--drain-s", "0.1") as (process, url):
+    log: list[str] = []
+    with served(tiny_family, tmp_path, "--drain-s", "0.1", log=log) as (process, url):
         asking, answers = ask(url, steps=100)
         process.send_signal(signal.SIGTERM)
         asking.join()
         assert answers[0].status_code == 200
         assert process.wait(60) == 0
+    told = "".join(log)
+    assert "Stopping: /ready answers 503, requests are served for another 0.1 s" in told
+    assert "new requests are refused; accepted ones have 30 s (requests: 1)" in told
+    assert "given up" not in told
+    assert "Stopped" in log[-1]
+    assert "GET /metrics" not in told  # lines of access are for debugging
+    assert "POST /v1" not in told
 
 
 @pytest.mark.slow

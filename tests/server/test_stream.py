@@ -72,7 +72,7 @@ def test_what_cannot_be_served_is_an_error_and_no_stream(server: Running) -> Non
 
 
 def test_leaving_a_stream_frees_its_work(server: Running) -> None:
-    made = server.metric("argus_pictures_total", model="tiny", variant="steps-900")
+    made = server.metric("argus_pictures_total", model="tiny", variant="steps-pinned")
     body = {
         "prompt": "an endless key",
         "stream": True,
@@ -88,7 +88,7 @@ def test_leaving_a_stream_frees_its_work(server: Running) -> None:
         assert [next(lines), next(lines)] == ["", "event: image_generation.partial_image"]
     wait_until(lambda: server.service.dispatcher.in_flight == 0)
     assert server.generate(argus={"cache": False}).status_code == 200
-    assert server.metric("argus_pictures_total", model="tiny", variant="steps-900") == made
+    assert server.metric("argus_pictures_total", model="tiny", variant="steps-pinned") == made
 
 
 def test_a_stream_is_counted_and_timed_when_it_ends(

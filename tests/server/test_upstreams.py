@@ -158,7 +158,7 @@ def test_no_request_is_lost_when_a_server_is_killed_under_load(family: Path) -> 
 
 def restarts(gateway: Running, worker: str) -> float:
     gateway.http.get("/metrics")  # which updates the gauges
-    return gateway.metric("argus_worker_restarts", worker=worker)
+    return gateway.metric("argus_worker_restarts_total", worker=worker)
 
 
 def test_what_a_hung_server_has_is_made_by_the_other_in_time(family: Path) -> None:

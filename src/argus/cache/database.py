@@ -85,6 +85,17 @@ def new_engine(url: str) -> sa.Engine:
     return engine
 
 
+def revision_of(url: str) -> str | None:
+    """The version of a database's tables, which stay as they are; None if it has none. Raises as
+    `open_database`."""
+    engine = new_engine(url)
+    try:
+        with engine.connect() as connection:
+            return _revision(connection)
+    finally:
+        engine.dispose()
+
+
 def _revision(connection: sa.Connection) -> str | None:
     """The revision of a database's tables; None if it has none, or those of a version of Argus
     without revisions."""

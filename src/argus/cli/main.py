@@ -10,7 +10,7 @@ import typer
 from rich.markup import escape
 
 from argus import __version__
-from argus.cli import cache, config, generate, lab, load, serve, simulate
+from argus.cli import cache, config, doctor, generate, lab, load, serve, simulate
 from argus.cli.consoles import err, out
 from argus.core.errors import ArgusError, BadRequest, InUse, ModelError, NotEnoughMemory
 
@@ -42,6 +42,7 @@ app.command(
 )(generate.generate)
 app.command(epilog="Example: argus serve --port 9000 --policy clipper-ha")(serve.serve)
 app.command()(serve.key)
+app.command(epilog="Example: argus doctor --config argus.yaml")(doctor.doctor)
 app.command(epilog="Example: argus load --request-rate 20 --num-prompts 200")(load.load)
 app.command()(generate.families)
 app.command(epilog="Example: argus profile pictogram --out profile.json")(lab.profile)

@@ -15,6 +15,7 @@ from argus.control.batching import Batching, StepBatching
 from argus.control.request import Request
 from argus.control.variants import EXACT, Flags, Numbers, VariantTable, Whole
 
+KEPT = "kept"  # the source of a plan that is the last one
 NOTHING = -1  # the model of a worker that is dead or loading
 
 # A variant on a worker as a policy weighed it for a request: its worth, the variant, the worker,
@@ -103,10 +104,17 @@ class Decision:
 
 @dataclass(frozen=True)
 class Plan:
-    """The model every worker is to hold (w,), and figures for plots."""
+    """The model every worker is to hold (w,), and figures for plots.
+
+    `source` says where it comes from: a `policy`, a `solver` or what stood in for it (`last`,
+    `greedy`), or that the last one was `kept`. `prices` (d, m) are quality per worker-second, NaN
+    for a model that no worker is to hold; None from policies without prices.
+    """
 
     models: Whole
     figures: dict[str, float] = field(default_factory=dict)
+    source: str = "policy"
+    prices: Numbers | None = None
 
 
 class Policy(Protocol):

@@ -10,6 +10,7 @@ import numpy as np
 
 from argus.control import planner
 from argus.control.policy import (
+    KEPT,
     Base,
     Cluster,
     Decision,
@@ -106,7 +107,7 @@ class Price(Base):
     def plan(self, inputs: PlanningInput) -> Plan:
         table = self.table
         if not len(inputs.quality) or inputs.rate <= 0 or not self._outdated(inputs):
-            return Plan(inputs.models)
+            return Plan(inputs.models, source=KEPT)
         quality = self.valued(inputs.quality)
         costs = self._expected_costs(inputs.usable)
         self._cost_rows = costs.tolist()
@@ -134,7 +135,8 @@ class Price(Base):
         wanted = dealt(plan.placement, inputs)
         self._wanted = wanted.tolist()
         models = self._staged(wanted, inputs)
-        return Plan(models, {"price": float(np.nanmax(plan.prices, initial=0.0))})
+        dearest = float(np.nanmax(plan.prices, initial=0.0))
+        return Plan(models, {"price": dearest}, plan.source, plan.prices)
 
     def _tuned(self, inputs: PlanningInput, workers: int) -> planner.Tuning:
         """The planner's constants. Fewer workers average out less of a random burst, and a shorter

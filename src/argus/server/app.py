@@ -16,6 +16,7 @@ from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 from argus import __version__
 from argus.core.errors import named
 from argus.server.errors import ApiError, answer_errors, invalid
+from argus.server.gauges import measure
 from argus.server.generate import generate, unless_left
 from argus.server.jobs import MOST_LISTED
 from argus.server.keys import EVERYONE, KeyRing
@@ -39,6 +40,7 @@ from argus.server.served import served
 from argus.server.service import Service
 from argus.server.stream import stream
 from argus.server.threads import Threads, TooManyHang
+from argus.server.tracing import Traced
 from argus.server.usage import usage_report
 
 log = logging.getLogger(__name__)
@@ -101,6 +103,8 @@ def new_app(service: Service) -> FastAPI:
     app.add_middleware(BodyLimit, limit=service.settings.body_limit)
     app.add_middleware(Counting, path=GENERATIONS, metrics=service.metrics)
     app.add_middleware(Leaving, path=IMAGES, service=service)
+    if service.tracing is not None:
+        app.add_middleware(Traced, path=GENERATIONS, tracing=service.tracing)
     app.add_middleware(RequestId)
     answer_errors(app)
     _operator_routes(app, service)
@@ -112,6 +116,8 @@ def new_app(service: Service) -> FastAPI:
 
 
 def _operator_routes(app: FastAPI, service: Service) -> None:
+    reading = asyncio.Lock()
+
     @app.get("/health", summary="Whether the server answers")
     async def health() -> Health:
         return Health(version=__version__, keys=service.keys is not None)
@@ -129,8 +135,10 @@ def _operator_routes(app: FastAPI, service: Service) -> None:
 
     @app.get("/metrics", summary="Prometheus metrics", response_class=Response)
     async def metrics() -> Response:
-        service.measure()
-        return Response(generate_latest(service.metrics.registry), media_type=CONTENT_TYPE_LATEST)
+        async with reading:  # else one would empty the gauges that another reads
+            measure(service)
+            text = await asyncio.to_thread(generate_latest, service.metrics.registry)
+        return Response(text, media_type=CONTENT_TYPE_LATEST)
 
 
 def _api_routes(app: FastAPI, service: Service) -> None:

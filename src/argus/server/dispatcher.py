@@ -15,7 +15,7 @@ from argus.control.policy import Decision
 from argus.control.variants import EXACT
 from argus.core.errors import Expired
 from argus.core.job import Job
-from argus.server.metrics import Metrics
+from argus.server.metrics import NO_VARIANT, Metrics
 from argus.server.preparation import Preparation, timed
 from argus.server.request import (
     Closed,
@@ -28,12 +28,17 @@ from argus.server.request import (
 )
 from argus.server.retrieval import Retrieval
 from argus.server.router import UNGOVERNED_S, Router, shortest_wait_s
+from argus.server.tracing import note, note_stages, span, spanned
 from argus.workers.fleet import Fleet, HandedBack, TooLate, Yielded
 from argus.workers.worker import Finished, WorkerError
 
 log = logging.getLogger(__name__)
 
 RETRY_S = 5  # while models load
+REROUTED = {
+    HandedBack: "handed_back", TooLate: "too_late", LatentsUnusable: "latents_unusable",
+    Doubted: "doubted",
+}  # fmt: skip
 
 
 class Dispatcher:
@@ -105,12 +110,14 @@ class Dispatcher:
         except BaseException as error:
             if request.background:
                 raise
-            outcomes = self._metrics.outcomes.labels(request.slo_name, _outcome_of(error))
+            outcome = _outcome_of(error)
+            outcomes = self._metrics.outcomes.labels(request.slo_name, outcome, NO_VARIANT)
             outcomes.inc(request.count)
             raise
         for picture in [] if request.background else pictures:
             outcome = "on time" if picture.on_time else "late"
-            self._metrics.outcomes.labels(request.slo_name, outcome).inc()
+            labels = request.slo_name, outcome, picture.accounted
+            self._metrics.outcomes.labels(*labels).inc()
         return pictures
 
     async def _admitted(self, request: ImageRequest) -> list[Picture]:
@@ -176,6 +183,7 @@ class Dispatcher:
 
     # --- one picture
 
+    @spanned("picture")
     async def _make(self, request: ImageRequest) -> Picture:
         """Make one picture. Failures route the request again (`_again`); if that fails too, a
         picture that the policy doubts is returned."""
@@ -188,9 +196,10 @@ class Dispatcher:
             log.info("A doubted picture is returned: no other was made (%s)", type(error).__name__)
             made = request.first
         self._made.add(request)
-        encode = self._encoding.encode(made[1].image, request.output_format, request.size)
-        file, file_ms = await timed(encode)
-        return self._finish(request, *made, file, file_ms)
+        with span("finish"):
+            encode = self._encoding.encode(made[1].image, request.output_format, request.size)
+            file, file_ms = await timed(encode)
+            return self._finish(request, *made, file, file_ms)
 
     async def _attempts(self, request: ImageRequest) -> tuple[Decision, Finished]:
         while True:
@@ -203,6 +212,7 @@ class Dispatcher:
             except (LatentsUnusable, HandedBack, TooLate, Doubted) as reason:
                 await self._again(request, reason)
 
+    @spanned("decide")
     async def _decide(self, request: ImageRequest) -> Decision:
         """Decide variant and worker once a worker is ready. Raises Shed if none can finish in
         time."""
@@ -210,6 +220,10 @@ class Dispatcher:
             await self._some_worker(request)
         decision, ms = await timed(self._router.decide(request))
         request.spent("route", ms)
+        note(
+            variant=self._table.variants[decision.variant], worker=decision.worker,
+            reason=decision.reason, price=decision.price, slo=request.slo_name,
+        )  # fmt: skip
         if decision.worker is None:
             raise Shed(decision.reason, self._router.retry_after_s(request))
         if request.yields and not self._fleet.spare(decision.worker):
@@ -251,16 +265,18 @@ class Dispatcher:
         self._fleet.reserve(request, decision.worker)
         try:
             limit_s = FETCH_SHARE * max(0.0, request.deadline_s - time.monotonic())
-            fetch = self._retrieval.fetch(request.neighbour, skip, limit_s)
-            latents, ms = await timed(fetch)
-            request.spent("fetch", ms)
-            if latents is None:
-                raise LatentsUnusable
+            with span("fetch"):
+                fetch = self._retrieval.fetch(request.neighbour, skip, limit_s)
+                latents, ms = await timed(fetch)
+                request.spent("fetch", ms)
+                if latents is None:
+                    raise LatentsUnusable
         except BaseException:
             self._fleet.release(request, decision.worker)
             raise
         return latents
 
+    @spanned("run")
     async def _run(
         self, request: ImageRequest, decision: Decision, start: bytes | None
     ) -> Finished:
@@ -282,6 +298,7 @@ class Dispatcher:
             previews=request.previews,
             on_preview=request.show,
         )
+        note_stages(finished.timings_ms)
         request.used(finished, self._cost_per_s(decision.worker))
         return finished
 
@@ -322,6 +339,7 @@ class Dispatcher:
 
     async def _again(self, request: ImageRequest, reason: Exception) -> None:
         """Prepare a request to be routed again. Raises the error that ends it if it cannot be."""
+        self._metrics.rerouted.labels(REROUTED[type(reason)]).inc()
         if isinstance(reason, LatentsUnusable):
             request.latents_unusable = True
         elif isinstance(reason, TooLate):
@@ -373,13 +391,14 @@ class Dispatcher:
             saved_s=saved_s,
             saved_cost=None if cost_per_s is None else saved_s * cost_per_s,
         )
+        note(variant=picture.variant, worker=decision.worker, on_time=picture.on_time)
         self._count(picture)
         self._on_picture(picture)
         return picture
 
     def _count(self, picture: Picture) -> None:
         metrics, request, decision = self._metrics, picture.request, picture.decision
-        metrics.pictures.labels(picture.model, picture.variant).inc()
+        metrics.pictures.labels(picture.model, picture.accounted).inc()
         metrics.steps.labels("run").inc(picture.job.steps_run)
         metrics.steps.labels("skipped").inc(picture.job.skip)
         key = request.key if self._by_key else ""
@@ -392,11 +411,21 @@ class Dispatcher:
         metrics.saved_seconds.labels("served").inc(max(0.0, picture.saved_s))
         if picture.quality is not None:
             metrics.predicted.labels(picture.variant).observe(picture.quality)
-        if decision.price is not None:
-            metrics.price.set(decision.price)
+        if decision.price is not None and decision.worker is not None:
+            metrics.price.labels(self._fleet.type_of(decision.worker), picture.model).set(
+                decision.price
+            )
         for stage, spent in picture.timings_ms.items():
             metrics.stages.labels(stage).observe(spent / 1000)
+        for part, spent in request.decision_ms.items():
+            metrics.decision_seconds.labels(part).observe(spent / 1000)
+        took_s = sum(picture.timings_ms.values()) / 1000
+        metrics.picture_seconds.labels(request.slo_name).observe(took_s)
+        if request.latency_s < math.inf:
+            metrics.deadline_ratio.labels(request.slo_name).observe(took_s / request.latency_s)
         if request.looked_up:
+            if request.similarity is not None:
+                metrics.similarity.observe(request.similarity)
             missed = "broken" if request.latents_unusable else "miss"
             metrics.lookups.labels("hit" if picture.job.skip else missed).inc()
         if decision.instead_of is not None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import base64
+import logging
 import math
 import time
 from collections.abc import Awaitable, Callable, Coroutine
@@ -13,7 +14,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from fastapi import Request, Response
 from starlette.types import Message
 
-from argus.core.errors import BadRequest, Expired, ModelError, NotEnoughMemory
+from argus.core.errors import BadRequest, Expired, ModelError, NotEnoughMemory, named
 from argus.server.asked import image_request
 from argus.server.errors import ApiError, invalid
 from argus.server.middleware import CLIENT_LEFT
@@ -30,6 +31,8 @@ from argus.workers.worker import WorkerError
 
 if TYPE_CHECKING:
     from argus.server.service import Service
+
+log = logging.getLogger(__name__)
 
 T = TypeVar("T")
 
@@ -142,6 +145,7 @@ async def serve(service: Service, request: ImageRequest) -> list[Picture]:
     except ModelError as error:  # the model can never be loaded
         raise service.unavailable() from error
     except (NotEnoughMemory, WorkerError) as error:
+        log.warning("A request failed: %s", named(error))
         raise ApiError(HTTPStatus.SERVICE_UNAVAILABLE, str(error), "worker_failed") from error
     if request.judge:
         scores = await service.scorer.asked(request.prompt, [one.image for one in pictures])

@@ -6,6 +6,7 @@ import asyncio
 import logging
 import math
 from collections.abc import Callable
+from contextvars import Context
 
 from argus.core.errors import named
 from argus.server.threads import Threads, TooManyHang
@@ -60,7 +61,8 @@ class StorageHealth:
         at, pause_s = self._recovered.get(kind, (-math.inf, 0.0))
         soon = asyncio.get_running_loop().time() - at < MOST_PAUSE_S
         pause_s = min(2 * pause_s, MOST_PAUSE_S) if soon else PROBE_EVERY_S
-        self._recovering[kind] = asyncio.create_task(self._recover(kind, pause_s))
+        recovery = self._recover(kind, pause_s)  # not on the way of the request that failed
+        self._recovering[kind] = asyncio.create_task(recovery, context=Context())
 
     async def check(self, kind: str) -> None:
         """Probe a kind once, and report it if it cannot be stored."""

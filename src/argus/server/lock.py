@@ -58,6 +58,24 @@ class DataLock:
             self._file = -1
 
 
+def holder(folder: Path) -> str | None:
+    """The process that holds a folder's lock, as in " (pid 7 on host, since ...)"; None if none
+    does."""
+    try:
+        file = os.open(folder / NAME, os.O_RDONLY)
+    except OSError:
+        return None
+    try:
+        _lock(file)
+        return None
+    except BlockingIOError:
+        return _said(file)
+    except OSError:  # of a file system without locks
+        return None
+    finally:
+        os.close(file)
+
+
 def _lock(file: int) -> None:
     """Raises BlockingIOError if another process holds it."""
     if sys.platform != "win32":

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from argus.server.errors import ApiError
+from argus.server.logs import REQUEST_ID
 from argus.server.metrics import Metrics
 
 if TYPE_CHECKING:
@@ -90,7 +91,7 @@ class Counting:
 
 class RequestId:
     """Gives every request an id: the client's X-Request-Id, if it is a plain one, else a new one.
-    The answer's header has it, and `request.state.request_id`."""
+    The answer's header has it, `request.state.request_id`, and what is logged on its way."""
 
     def __init__(self, app: ASGIApp) -> None:
         self._app = app
@@ -101,6 +102,7 @@ class RequestId:
         given = dict(scope["headers"]).get(b"x-request-id", b"").decode("latin-1")
         own = given if _PLAIN_ID.fullmatch(given) else f"img-{secrets.token_hex(12)}"
         scope.setdefault("state", {})["request_id"] = own
+        REQUEST_ID.set(own)
 
         async def named(message: Message) -> None:
             if message["type"] == "http.response.start":

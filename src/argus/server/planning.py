@@ -7,9 +7,12 @@ import logging
 import time
 from collections.abc import Callable
 
+import numpy as np
+
 from argus.control.controller import Controller
-from argus.control.policy import Cluster
+from argus.control.policy import KEPT, Cluster, Plan
 from argus.control.slowness import LOOKS
+from argus.control.variants import VariantTable
 from argus.server.metrics import Metrics
 from argus.workers.fleet import Fleet
 
@@ -29,11 +32,13 @@ class Planning:
         self,
         controller: Controller,
         fleet: Fleet,
+        table: VariantTable,
         metrics: Metrics,
         usable: Callable[[], float],
         moves: bool = True,
     ) -> None:
-        self.controller, self._fleet, self._metrics = controller, fleet, metrics
+        self.controller, self._fleet, self._table = controller, fleet, table
+        self._metrics = metrics
         self._usable, self._moves = usable, moves
         self._planned: list[int] = []  # only with `moves` off
         self.changed = asyncio.Event()
@@ -69,22 +74,36 @@ class Planning:
             try:
                 self.plan()
             except Exception:
+                self._metrics.plans.labels("failed").inc()
                 log.exception("Planning failed; the last plan stays in force")
 
     def plan(self) -> None:
         """Compute the policy's placement of models, and apply it."""
-        fleet, metrics = self._fleet, self._metrics
+        fleet = self._fleet
+        begun = time.perf_counter()
         plan = self.controller.plan(
             fleet.cluster(),
             self._grown(fleet.targets),
             [queue.alive for queue in fleet.queues],
             self._usable(),
         )
-        for name, value in plan.figures.items():
-            metrics.figures.labels(name.replace(" ", "_")).set(value)
-        metrics.rate.set(self.controller.rate(time.monotonic()))
+        self._report(plan, time.perf_counter() - begun)
         models = [int(model) for model in plan.models]
         if self._moves:
             fleet.move(models)
         else:
             self._planned = models
+
+    def _report(self, plan: Plan, took_s: float) -> None:
+        metrics, table = self._metrics, self._table
+        metrics.plans.labels(plan.source).inc()
+        metrics.planned_at.set_to_current_time()
+        if plan.source != KEPT:
+            metrics.plan_seconds.observe(took_s)
+        for name, value in plan.figures.items():
+            metrics.figures.labels(name.replace(" ", "_")).set(value)
+        if plan.prices is not None:
+            metrics.plan_price.clear()
+            for d, m in np.argwhere(~np.isnan(plan.prices)).tolist():
+                metrics.plan_price.labels(table.types[d], table.models[m]).set(plan.prices[d, m])
+        metrics.rate.set(self.controller.rate(time.monotonic()))

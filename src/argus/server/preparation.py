@@ -22,6 +22,7 @@ from argus.server.retrieval import Retrieval
 from argus.server.router import UNGOVERNED_S, Router
 from argus.server.slo import MARGIN
 from argus.server.threads import loaded
+from argus.server.tracing import spanned
 
 if TYPE_CHECKING:
     from argus.quality.encoder import PromptEncoder
@@ -59,6 +60,7 @@ class Preparation:
         self.encoding.close()
         self._embedder.close()
 
+    @spanned("prepare")
     async def prepare(self, request: ImageRequest) -> list[ImageRequest]:
         """Prepare a request; returns one request for each of its pictures."""
         request.arrived_s = time.monotonic()

@@ -83,17 +83,30 @@ class Server(uvicorn.Server):
             self._leaving = self._loop.create_task(self._leave(drain_s, settings.grace_s))
 
     async def _leave(self, drain_s: float, grace_s: float) -> None:
-        self._service.leave()
-        log.info("Stopping: requests are accepted for another %g s", drain_s)
-        await self._wait(drain_s, lambda: False)
-        self._service.drain()
-        await self._wait(grace_s, lambda: not (self._service.accepted or self._unsent()))
+        service = self._service
+        service.leave()
+        if drain_s > 0:
+            log.info("Stopping: /ready answers 503, requests are served for another %g s", drain_s)
+            await self._wait(drain_s, lambda: False)
+        service.drain()
+        wait = f"; accepted ones have {grace_s:g} s ({self._left})" if self._left else ""
+        log.info("Stopping: new requests are refused%s", wait)
+        await self._wait(grace_s, lambda: not self._left)
+        if self._left:
+            log.warning("Stopping: the time is over; given up are %s", self._left)
         self.should_exit = True
 
-    def _unsent(self) -> bool:
-        """Whether a client has not read all of its answer."""
+    @property
+    def _left(self) -> str:
+        """What the end waits for; empty if nothing is left."""
+        counts = {"requests": self._service.accepted, "answers being read": self._unsent}
+        return ", ".join(f"{what}: {count}" for what, count in counts.items() if count)
+
+    @property
+    def _unsent(self) -> int:
+        """Number of clients that have not read all of their answer."""
         transports = [connection.transport for connection in self.server_state.connections]
-        return any(transport and transport.get_write_buffer_size() for transport in transports)
+        return sum(bool(one and one.get_write_buffer_size()) for one in transports)
 
     async def _wait(self, limit_s: float, over: Callable[[], bool]) -> None:
         until = time.monotonic() + limit_s
@@ -104,6 +117,9 @@ class Server(uvicorn.Server):
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
         """Answer the remaining requests, then close the connections."""
         self._end_within(END_S)
+        storing = self._service.retrieval.storing
+        also = f"; latents of {storing} pictures are stored" if storing else ""
+        log.info("Stopping: the workers end%s", also)
         await self._service.close()
         await super().shutdown(sockets)
 
@@ -146,7 +162,7 @@ def serve(settings: Settings) -> None:
     model does not fit, InUse when another server uses the data folder.
     """
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))  # until the server handles it
-    set_up(settings.log_level)
+    set_up(settings.log_level, settings.log_format)
     torch.set_num_threads(1)  # the prompt encoder is small; the workers need the cores
     lock = DataLock(settings.data)
     service = Service(settings)
@@ -157,7 +173,7 @@ def serve(settings: Settings) -> None:
         timeout_keep_alive=KEEP_ALIVE_S,
         timeout_graceful_shutdown=LAST_ANSWERS_S,
         log_config=None,  # `set_up` has configured the log
-        access_log=True,
+        access_log=settings.log_level == "debug",
     )
     server = Server(config, service)
     try:

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING
 
 from PIL import Image
 
+from argus import __version__
 from argus.config import Settings
 from argus.control.batching import StepBatching
 from argus.control.breaker import FETCH_SHARE
@@ -40,16 +41,17 @@ from argus.server.predictions import Predictions
 from argus.server.preparation import Preparation
 from argus.server.request import Picture
 from argus.server.retrieval import LATENTS, Retrieval
-from argus.server.router import Router, live_policy, shortest_wait_s
+from argus.server.router import Router, live_policy
 from argus.server.scoring import ScoringThread
 from argus.server.slo import DEFAULT, MARGIN, Classes
 from argus.server.storage import catalogue_url, open_cache, open_pictures
 from argus.server.threads import loaded
+from argus.server.tracing import Tracing
 from argus.server.usage import Usage
 from argus.workers.fleet import Fleet
 from argus.workers.local import LocalWorker
 from argus.workers.upstream import UpstreamWorker
-from argus.workers.worker import State, WorkerError
+from argus.workers.worker import WorkerError
 
 if TYPE_CHECKING:
     from argus.quality.encoder import PromptEncoder
@@ -63,8 +65,9 @@ TRIAL = "a picture to see how long one takes"
 STOP_S = 10.0  # for the workers' processes to end
 LOADING_S = 5.0  # for the prompt encoder, if it is still being loaded
 SETTLE_S = 5.0  # to store the last pictures' latents; dropping them costs only cache hits
+TRACES_S = 2.0  # to send the last traces
 RETRY_S = "5"
-STARTING_S = 5.0  # the expected wait while no worker serves
+CALIBRATE_AGAIN_S = 5.0  # after no worker made a picture
 
 
 class Service:
@@ -98,6 +101,10 @@ class Service:
             held = model.models[kind][model.table.home(kind)]
             self.fleet.add(UpstreamWorker(one, held, device_type=kind))
         self.metrics = Metrics(self.family.name, settings.router_metrics)
+        self.metrics.expect({DEFAULT, *settings.slo}, model.table.variants)
+        facts = {"version": __version__, "family": self.family.name, "policy": self.policy}
+        self.metrics.server.info(facts)
+        self.tracing = Tracing.of(settings)
         self.cache = open_cache(settings, serving=True)
         self.health = StorageHealth()
         self.retrieval = Retrieval(self.cache, self.health)
@@ -260,7 +267,7 @@ class Service:
                 if self.nodes is None:
                     raise
                 log.warning("%s; tried again", error)
-                await asyncio.sleep(STARTING_S)
+                await asyncio.sleep(CALIBRATE_AGAIN_S)
 
     def _trials(self) -> list[tuple[Job, float]]:
         """For each model a job by its best variant, and its work steps."""
@@ -280,8 +287,9 @@ class Service:
             policy, classes.slos, self.settings.window_s, slowness, time.monotonic()
         )
         planning = Planning(
-            controller, self.fleet, self.metrics, lambda: self.retrieval.usable, self.rollout > 0
-        )
+            controller, self.fleet, self.model.table, self.metrics,
+            lambda: self.retrieval.usable, self.rollout > 0,
+        )  # fmt: skip
         return Router(
             self.model, planning, classes, self.fleet, self.retrieval, self.predictions,
             self.scorer,
@@ -294,43 +302,6 @@ class Service:
     def _replan(self) -> None:
         if self.router is not None:
             self.router.planning.changed.set()
-
-    def measure(self) -> None:
-        """Update the gauges that are set only when `/metrics` is read."""
-        metrics, models = self.metrics, self.model.table.models
-        for number, (worker, queue) in enumerate(
-            zip(self.fleet.workers, self.fleet.queues, strict=True)
-        ):
-            metrics.worker_ready.labels(number).set(worker.state is State.READY)
-            metrics.worker_restarts.labels(number).set(worker.restarts)
-            metrics.worker_busy.labels(number).set(worker.busy_s)
-            if isinstance(worker, UpstreamWorker) and worker.load_said is not None:
-                running, waiting = worker.load_said.running, worker.load_said.waiting
-                metrics.upstream_requests.labels(number, "running").set(running)
-                metrics.upstream_requests.labels(number, "waiting").set(waiting)
-            for m, name in enumerate(models):
-                metrics.worker_holds.labels(number, name).set(queue.serving == m)
-        metrics.slowness.set(self.fleet.scale)
-        self._signal()
-        metrics.model_loads.set(self.fleet.loads)
-        metrics.store_usable.set(self.retrieval.usable)
-        for kind in self.health.kinds:
-            metrics.storage_ok.labels(kind).set(kind not in self.degraded)
-        metrics.cache_entries.set(len(self.cache))
-        metrics.cache_bytes.set(self.cache.size_bytes)
-
-    def _signal(self) -> None:
-        """Update what routers in front of this server read."""
-        running = self.fleet.running
-        cluster, router = self.fleet.cluster(), self.router
-        wait_s = shortest_wait_s(cluster)
-        deadline_s = math.inf if router is None else router.classes.shortest_s
-        queue_s = STARTING_S if wait_s is None else wait_s * cluster.slowness
-        self.metrics.signal("running", running)
-        self.metrics.signal("waiting", max(0, self.dispatcher.unmade - running))
-        self.metrics.signal("queue_seconds", queue_s)
-        self.metrics.signal("backlog_seconds", self.fleet.backlog_s)
-        self.metrics.signal("saturation", 1.0 if wait_s is None else min(1.0, queue_s / deadline_s))
 
     def leave(self) -> None:
         """Answer 503 to `/ready`; requests are still served."""
@@ -362,6 +333,8 @@ class Service:
                 if self.cluster is not None:
                     await asyncio.to_thread(self.cluster.close)
         await settled
+        if self.tracing is not None:
+            await self.tracing.close(TRACES_S)
         with suppress(Exception, TimeoutError):  # a thread that loads must not outlive Python
             async with asyncio.timeout(LOADING_S):
                 await loaded(self._encoder)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
 from argus.config import SloClass
@@ -41,6 +41,9 @@ class Classes:
 
     def __getitem__(self, name: str) -> ServedSlo:
         return self._all[name]
+
+    def __iter__(self) -> Iterator[ServedSlo]:
+        return iter(self._all.values())
 
     @property
     def shortest_s(self) -> float:

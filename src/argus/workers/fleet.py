@@ -9,7 +9,8 @@ import statistics
 import time
 from collections.abc import Callable, Collection, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, replace
+from contextvars import Context, copy_context
+from dataclasses import dataclass, field, replace
 from functools import partial
 
 from argus.control.batching import Batching
@@ -63,7 +64,8 @@ class TooLate(Expired):
 
 @dataclass(frozen=True)
 class _Run:
-    """The arguments of `Worker.run` for a request, and the future of its result."""
+    """The arguments of `Worker.run` for a request, the future of its result, and the context in
+    which it was asked for: its work may begin in that of another request."""
 
     job: Job
     start: bytes | None
@@ -71,6 +73,7 @@ class _Run:
     previews: int
     on_preview: OnPreview | None
     answer: asyncio.Future[Finished]
+    context: Context = field(default_factory=copy_context)
 
 
 class Fleet:
@@ -164,9 +167,14 @@ class Fleet:
         return min(int(self._best_batch[kind][model]), self._models[kind][model].max_batch)
 
     @property
+    def numbers(self) -> list[int]:
+        """The numbers of the workers that have not left."""
+        return [number for number in range(len(self.workers)) if number not in self._gone]
+
+    @property
     def present(self) -> list[Worker]:
         """The workers that have not left."""
-        return [one for number, one in enumerate(self.workers) if number not in self._gone]
+        return [self.workers[number] for number in self.numbers]
 
     @property
     def scale(self) -> float:
@@ -414,7 +422,9 @@ class Fleet:
         for request in dropped:
             self._fail(request, TooLate("The deadline left no time to make the picture."))
         for request in begun:
-            self._tasks[request] = asyncio.create_task(self._work(request, queue))
+            context = self._runs[request].context
+            work = asyncio.create_task(self._work(request, queue), context=context)
+            self._tasks[request] = work
         at = queue.next_s(now)
         timer = self._timers.pop(queue.number, None)
         if timer is not None:

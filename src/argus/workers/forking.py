@@ -7,9 +7,15 @@ import sys
 from contextlib import suppress
 from multiprocessing.context import ForkServerContext, SpawnContext
 from pathlib import Path
+from typing import Literal
 
 PRELOADED = ["argus.workers.patient", "argus.engine.engine"]
 GPUS = ("nvidia*", "kfd", "dxg")  # in /dev
+
+
+def method(device: str) -> Literal["forkserver", "spawn"]:
+    """How processes for a device are started."""
+    return "forkserver" if sys.platform == "linux" and device == "cpu" else "spawn"
 
 
 def context(device: str) -> SpawnContext | ForkServerContext:
@@ -19,7 +25,7 @@ def context(device: str) -> SpawnContext | ForkServerContext:
     and done nothing else: seconds sooner than a new interpreter, and they share the libraries'
     memory. CUDA cannot be used in a fork once anything has asked for its devices, as imports may.
     """
-    if sys.platform != "linux" or device != "cpu":
+    if method(device) == "spawn":
         return spawning()
     forking = multiprocessing.get_context("forkserver")
     forking.set_forkserver_preload(PRELOADED)
