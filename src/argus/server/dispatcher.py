@@ -64,6 +64,7 @@ class Dispatcher:
         self._encoding, self._by_key = preparation.encoding, metrics_by_key
         self._made: set[ImageRequest] = set()  # pictures that workers have made, not answered yet
         self._in_flight = self._yielding = 0
+        self.offered = 0  # pictures that requests asked for, background ones aside
         self._closed = False
         self._ends: set[asyncio.Timeout] = set()  # one per request, which `close` lets pass
 
@@ -100,12 +101,13 @@ class Dispatcher:
         its pictures counts as one outcome, unless it is in the background. If the request fails,
         all have its outcome, since none of them is answered.
         """
+        self.offered += 0 if request.background else request.count
         try:
             pictures = await self._admitted(request)
         except BaseException as error:
             if request.background:
                 raise
-            outcomes = self._metrics.outcomes.labels(request.slo_name, _outcome_of(error))
+            outcomes = self._metrics.outcomes.labels(request.slo_name, outcome_of(error))
             outcomes.inc(request.count)
             raise
         for picture in [] if request.background else pictures:
@@ -416,7 +418,7 @@ class Dispatcher:
         return self._routing.result()
 
 
-def _outcome_of(error: BaseException) -> str:
+def outcome_of(error: BaseException) -> str:
     """The outcome to count for every picture of a request that failed."""
     if isinstance(error, Full | Shed):
         return "shed"

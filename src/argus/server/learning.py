@@ -81,6 +81,11 @@ class Learning:
         """Whether pictures wait to be measured while workers are idle."""
         return bool(self._waiting)
 
+    @property
+    def drifted(self) -> list[str]:
+        """The tests that have found a drift and not its end."""
+        return sorted(self._alarmed)
+
     def saw(self, picture: Picture) -> None:
         """Sample a served picture, perhaps, and test its prompt for drift."""
         predictor, request = self._predictions.predictor, picture.request

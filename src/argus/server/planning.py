@@ -8,7 +8,7 @@ import time
 from collections.abc import Callable
 
 from argus.control.controller import Controller
-from argus.control.policy import Cluster
+from argus.control.policy import Cluster, Policy
 from argus.control.slowness import LOOKS
 from argus.server.metrics import Metrics
 from argus.workers.fleet import Fleet
@@ -48,6 +48,11 @@ class Planning:
     def _grown(self, models: list[int]) -> list[int]:
         """The planned models, and those of workers that came since."""
         return [*self._planned, *models[len(self._planned) :]]
+
+    def adopt(self, policy: Policy) -> None:
+        """Have another policy plan, at once, and route."""
+        self.controller.adopt(policy)
+        self.changed.set()
 
     async def run(self) -> None:
         """Plan at every window, and at once when the controller or a worker's change requires it;

@@ -19,6 +19,7 @@ import uvicorn
 
 from argus.config import Settings
 from argus.server.app import new_app
+from argus.server.live import EVENTS
 from argus.server.lock import DataLock
 from argus.server.logs import log_unhandled, set_up
 from argus.server.service import STOP_S, Service
@@ -91,9 +92,12 @@ class Server(uvicorn.Server):
         self.should_exit = True
 
     def _unsent(self) -> bool:
-        """Whether a client has not read all of its answer."""
-        transports = [connection.transport for connection in self.server_state.connections]
-        return any(transport and transport.get_write_buffer_size() for transport in transports)
+        """Whether a client has not read all of its answer; a stream of samples is none."""
+        return any(
+            one.transport.get_write_buffer_size()
+            for one in self.server_state.connections
+            if one.transport and (getattr(one, "scope", None) or {}).get("path") != EVENTS
+        )
 
     async def _wait(self, limit_s: float, over: Callable[[], bool]) -> None:
         until = time.monotonic() + limit_s
