@@ -20,7 +20,7 @@ from argus.server.errors import ApiError, answer_errors, invalid
 from argus.server.generate import generate, unless_left
 from argus.server.jobs import MOST_LISTED
 from argus.server.keys import EVERYONE, KeyRing
-from argus.server.live import EVENTS, LIVE
+from argus.server.live import BURST, EVENTS, LIVE, POLICY
 from argus.server.live_schema import (
     BurstReport,
     BurstRequest,
@@ -51,7 +51,6 @@ log = logging.getLogger(__name__)
 IMAGES = "/v1/images/"
 GENERATIONS = IMAGES + "generations"
 JOBS = "/v1/argus/jobs"
-BURST = "/v1/argus/burst"
 FILES = (*MEDIA_TYPES.values(), "application/zip")
 SWEEP_EVERY_S = 60.0
 ORPHANS_EVERY_S = 3600.0  # by one of the servers that share a cache
@@ -278,7 +277,7 @@ def _live_routes(app: FastAPI, service: Service) -> None:
         headers = {"Cache-Control": "no-store"}
         return StreamingResponse(sent(), media_type="text/event-stream", headers=headers)
 
-    @app.post("/v1/argus/policy", summary="Have another policy decide", dependencies=only,
+    @app.post(POLICY, summary="Have another policy decide", dependencies=only,
               responses=refusals)  # fmt: skip
     async def policy(body: PolicyRequest) -> PolicyAnswer:
         before = service.policy

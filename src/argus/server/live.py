@@ -43,6 +43,7 @@ log = logging.getLogger(__name__)
 
 LIVE = "/v1/argus/live"
 EVENTS = LIVE + "/events"
+POLICY, BURST = "/v1/argus/policy", "/v1/argus/burst"
 EVERY_S = 1.0
 KEPT = 900  # samples: a quarter of an hour
 LATENCY_WINDOW_S = 10.0

@@ -36,6 +36,7 @@ class Planning:
         self.controller, self._fleet, self._metrics = controller, fleet, metrics
         self._usable, self._moves = usable, moves
         self._planned: list[int] = []  # only with `moves` off
+        self._settling = False
         self.changed = asyncio.Event()
 
     def cluster(self) -> Cluster:
@@ -52,7 +53,15 @@ class Planning:
     def adopt(self, policy: Policy) -> None:
         """Have another policy plan, at once, and route."""
         self.controller.adopt(policy)
+        self._settling = True
         self.changed.set()
+
+    @property
+    def settling(self) -> bool:
+        """Whether workers do not hold the models yet that a newly adopted policy wants."""
+        due = self.changed.is_set()
+        self._settling = self._settling and (due or not self._fleet.settled)
+        return self._settling
 
     async def run(self) -> None:
         """Plan at every window, and at once when the controller or a worker's change requires it;

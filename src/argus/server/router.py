@@ -111,6 +111,9 @@ class Router:
             decision = self._controller.route(request, cluster)
         if decision.worker is not None and not request.allowed[decision.variant]:
             decision = await self._allowed(request, decision)
+        if decision.worker is None and self.planning.settling and not request.background:
+            best, reason = self._best(request), "workers load what the policy wants, which is new"
+            decision = replace(best, reason=reason)
         if request.governed and decision.worker is None and self._fleet.idle and self._fleet.ready:
             decision = self._best_effort(request, f"{decision.reason}, and no other request waits")
         if request.background and decision.worker is None:

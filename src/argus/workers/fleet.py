@@ -191,6 +191,11 @@ class Fleet:
         return any(one.serving >= 0 for one in self.queues)
 
     @property
+    def settled(self) -> bool:
+        """Whether every worker that is alive serves the model that it is to hold."""
+        return all(one.serving == one.target for one in self.queues_present if one.alive)
+
+    @property
     def wanted(self) -> set[int]:
         """The models that workers hold, load or are to load."""
         return {queue.target for queue in self.queues_present}

@@ -22,6 +22,7 @@ const OUTCOMES = [
   ["shed", "shed (429)", "--live-shed"],
   ["dropped", "expired (504)", "--live-dropped"],
   ["failed", "failed", "--bad"],
+  ["cancelled", "cancelled", "--muted"],
 ];
 
 // Shows the view in `element`; returns what ends it.
