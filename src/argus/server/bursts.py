@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 KEY = "(burst)"  # in the usage and the cache; no API key can have this name
-TIMES_EXACT = 3.0  # the usual rate, as a multiple of what the workers can make exactly
+TIMES_EXACT = 2.5  # the usual rate, as a multiple of what the workers can make exactly
 USUAL_S = 40.0
 MOST_RATE, MOST_S = 500.0, 600.0
 

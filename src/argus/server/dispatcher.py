@@ -6,6 +6,7 @@ import asyncio
 import logging
 import math
 import time
+from collections import Counter
 from collections.abc import Callable, Coroutine
 from concurrent.futures import Future
 from typing import Any, NoReturn
@@ -65,6 +66,7 @@ class Dispatcher:
         self._made: set[ImageRequest] = set()  # pictures that workers have made, not answered yet
         self._in_flight = self._yielding = 0
         self.offered = 0  # pictures that requests asked for, background ones aside
+        self.outcomes: Counter[str] = Counter()  # of those
         self._closed = False
         self._ends: set[asyncio.Timeout] = set()  # one per request, which `close` lets pass
 
@@ -107,11 +109,13 @@ class Dispatcher:
         except BaseException as error:
             if request.background:
                 raise
+            self.outcomes[outcome_of(error)] += request.count
             outcomes = self._metrics.outcomes.labels(request.slo_name, outcome_of(error))
             outcomes.inc(request.count)
             raise
         for picture in [] if request.background else pictures:
             outcome = "on time" if picture.on_time else "late"
+            self.outcomes[outcome] += 1
             self._metrics.outcomes.labels(request.slo_name, outcome).inc()
         return pictures
 

@@ -69,6 +69,7 @@ class Learning:
         self._waiting: deque[Picture] = deque(maxlen=MOST_WAITING)
         self._since_training = self._served = 0
         self._alarmed: set[str] = set()
+        self.measurements, self.measured = 0, 0.0  # their number, and the sum of their qualities
         self._training: asyncio.Task[None] | None = None
         self._trainer: asyncio.subprocess.Process | None = None
         self._url = catalogue_url(settings)
@@ -176,6 +177,7 @@ class Learning:
         it."""
         self._since_training += 1
         self._metrics.measured.labels(sample.variant).observe(sample.quality)
+        self.measurements, self.measured = self.measurements + 1, self.measured + sample.quality
         if sample.predicted is not None:
             self._metrics.quality_error.observe(sample.quality - sample.predicted)
             if current:

@@ -7,13 +7,12 @@ import logging
 import math
 import statistics
 import time
-from collections import Counter, defaultdict, deque
+from collections import Counter, deque
 from collections.abc import AsyncIterator, Iterable
 from itertools import islice
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
-import prometheus_client
 
 from argus.control.policies import POLICIES
 from argus.control.variants import EXACT
@@ -47,13 +46,18 @@ POLICY, BURST = "/v1/argus/policy", "/v1/argus/burst"
 EVERY_S = 1.0
 KEPT = 900  # samples: a quarter of an hour
 LATENCY_WINDOW_S = 10.0
+OUTCOMES = {
+    "on_time": "on time", "late": "late", "shed": "shed", "dropped": "dropped",
+    "failed": "failed", "cancelled": "cancelled",
+}  # fmt: skip
 DIGITS = 4  # of what a sample gives
 
 
 class Live:
     """The samples of a server. For use from one asyncio loop.
 
-    What the server's metrics count is read from them; the rest is of the pictures of `saw`.
+    Outcomes and measurements are counted where they are known; the rest is of the pictures that
+    `saw` was told of.
     """
 
     def __init__(self, service: Service) -> None:
@@ -222,6 +226,7 @@ class Live:
         forecast = 0.0 if router is None else router.planning.controller.rate(now)
         exact_rate, measurements = self.exact_rate, counts["measurements"]
         measured = counts["measured"] / measurements if measurements else None
+        looked_up = [one for one in pictures if one.request.looked_up]
         predicted = [one.quality for one in pictures if one.quality is not None]
         similar = [one.request.similarity for one in pictures if one.request.similarity is not None]
         return Sample(
@@ -230,19 +235,14 @@ class Live:
             policy=service.policy,
             burst=service.bursts.running,
             offered=int(counts["offered"]),
-            on_time=int(counts["on time"]),
-            late=int(counts["late"]),
-            shed=int(counts["shed"]),
-            dropped=int(counts["dropped"]),
-            failed=int(counts["failed"]),
-            cancelled=int(counts["cancelled"]),
+            **{name: int(counts.get(word, 0)) for name, word in OUTCOMES.items()},
             variants=[made[name] for name in (*self._table.variants, PINNED_STEPS)],
             predicted=_mean(predicted),
             predictions=len(predicted),
             measured=None if measured is None else _rounded(measured),
             measurements=int(measurements),
-            hits=int(counts["hit"]),
-            misses=int(counts["miss"] + counts["broken"]),
+            hits=sum(one.job.skip > 0 for one in looked_up),
+            misses=sum(one.job.skip == 0 for one in looked_up),
             similarity=_mean(similar),
             prices=[
                 _rounded(prices[m]) if m in prices else None for m in range(len(self._table.models))
@@ -263,24 +263,17 @@ class Live:
     def _counts(self) -> dict[str, float]:
         """What was counted since the last sample."""
         before, self._totals = self._totals, self._counted()
-        since = {name: total - before[name] for name, total in self._totals.items()}
-        return defaultdict(float, since)
+        return {name: total - before.get(name, 0) for name, total in self._totals.items()}
 
     def _counted(self) -> dict[str, float]:
         """What the server has counted so far."""
-        metrics = self._service.metrics
-        totals = defaultdict[str, float](float)
-        totals["offered"] = self._service.dispatcher.offered
-        for of, label in ((metrics.outcomes, "outcome"), (metrics.lookups, "result")):
-            for one in _samples(of):
-                if one.name.endswith("_total"):
-                    totals[one.labels[label]] += one.value
-        for one in _samples(metrics.measured):
-            if one.name.endswith("_count"):
-                totals["measurements"] += one.value
-            elif one.name.endswith("_sum"):
-                totals["measured"] += one.value
-        return totals
+        dispatcher, learning = self._service.dispatcher, self._service.learning
+        return {
+            **dispatcher.outcomes,
+            "offered": dispatcher.offered,
+            "measurements": learning.measurements,
+            "measured": learning.measured,
+        }
 
     def _percentiles(
         self, pictures: list[Picture], now: float
@@ -301,10 +294,6 @@ class Live:
             self._busy_s[queue.number] = queue.busy_s
             spent_s = queue.busy_s - before.get(queue.number, queue.busy_s)
             self._busy[queue.number] = min(1.0, max(0.0, spent_s / seconds)) if seconds else 0.0
-
-
-def _samples(metric: prometheus_client.Counter | prometheus_client.Histogram) -> list[Any]:
-    return [sample for family in metric.collect() for sample in family.samples]
 
 
 def _mean(values: Iterable[float]) -> float | None:

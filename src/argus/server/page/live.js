@@ -74,14 +74,15 @@ class View {
   async follow() {
     this.following?.abort();
     if (document.hidden || this.ended.signal.aborted) return;
-    const following = (this.following = new AbortController());
-    const { signal } = following;
+    this.following = new AbortController();
+    const { signal } = this.following;
     for (let tries = 0; !signal.aborted; tries += 1) {
+      const one = new AbortController();
       try {
         const early = []; // samples that come before the history
         this.report = null;
         const stream = this.api.events(EVENTS, {
-          signal,
+          signal: AbortSignal.any([signal, one.signal]),
           onEvent: (_, event) => {
             tries = 0;
             if (this.report) this.add(event);
@@ -97,6 +98,8 @@ class View {
         if (signal.aborted) return;
         this.say(error.status === 403 ? `${error.message} Take another key to see this view.` : error.message, true);
         if (error.status === 401 || error.status === 403) return;
+      } finally {
+        one.abort();
       }
       const pause = RETRY_S[Math.min(tries, RETRY_S.length - 1)];
       await new Promise((resolve) => setTimeout(resolve, 1000 * pause));
@@ -105,6 +108,7 @@ class View {
 
   async load(signal) {
     const report = await this.api.get(LIVE, { signal });
+    signal.throwIfAborted();
     const { history } = report;
     const rows = history.at.map((_, i) => Object.fromEntries(Object.keys(history).map((name) => [name, history[name][i]])));
     this.samples = [];
@@ -118,7 +122,8 @@ class View {
 
   add({ sample, state }) {
     const last = this.samples.at(-1);
-    if (last && sample.at <= last.at) return;
+    if (last && last.at - sample.at > GAP_S) this.samples = []; // the server's clock was set back
+    else if (last && sample.at <= last.at) return;
     this.keep(sample);
     this.state = state;
     this.draw();
@@ -136,12 +141,14 @@ class View {
 
   page() {
     this.status = h("p", { class: "notice", role: "status", hidden: true });
-    this.policy = h("select", { id: "live-policy", onchange: () => this.switch() });
+    this.policy = h("select", { id: "live-policy", onchange: () => this.showPolicy() });
+    this.take = h("button", { type: "submit", disabled: true }, "Switch");
     this.rate = h("input", { id: "live-rate", type: "number", min: 0.1, step: "any", inputmode: "decimal", required: true });
     this.seconds = h("input", { id: "live-seconds", type: "number", min: 1, step: "any", inputmode: "decimal", required: true });
     this.start = h("button", { type: "submit", class: "primary" }, "Start burst");
     this.stop = h("button", { type: "button", disabled: true, onclick: () => this.endBurst() }, "Stop");
-    this.burst = h("p", { class: "burst muted", role: "status" });
+    this.burst = h("p", { class: "burst muted" });
+    this.told = h("p", { class: "unseen", role: "status" }); // to screen readers, once
     const spans = SPANS.map(([name, seconds]) =>
       h(
         "label",
@@ -162,16 +169,22 @@ class View {
       h(
         "section",
         { class: "card controls", "aria-label": "Controls" },
-        h("div", { class: "field" }, h("label", { for: "live-policy" }, "Policy"), this.policy),
         h(
           "form",
-          { class: "field", onsubmit: (event) => this.beginBurst(event), "aria-label": "Burst" },
+          { class: "field", onsubmit: (event) => this.switch(event) },
+          h("div", {}, h("label", { for: "live-policy" }, "Policy"), this.policy),
+          h("div", { class: "actions" }, this.take),
+        ),
+        h(
+          "form",
+          { class: "field", onsubmit: (event) => this.beginBurst(event) },
           h("div", { class: "number" }, h("label", { for: "live-rate" }, "Burst, requests/s"), this.rate),
           h("div", { class: "number" }, h("label", { for: "live-seconds" }, "for seconds"), this.seconds),
           h("div", { class: "actions" }, this.start, this.stop),
         ),
         h("fieldset", { class: "spans" }, h("legend", {}, "Shown"), h("div", {}, spans)),
         this.burst,
+        this.told,
       ),
       this.tiles,
       h("div", { class: "charts" }, Object.values(this.charts).map((chart) => chart.element)),
@@ -202,6 +215,7 @@ class View {
       ...policies.map((one) => h("option", { value: one.name, disabled: Boolean(one.problem), title: one.problem ?? undefined }, one.problem ? `${one.name} (not here)` : one.name)),
     );
     this.policy.value = this.state.policy;
+    this.shown = this.state.policy;
     this.rate.max = burst.most_rate;
     this.seconds.max = burst.most_seconds;
     if (!this.touched) [this.rate.value, this.seconds.value] = [burst.rate, burst.seconds];
@@ -220,17 +234,17 @@ class View {
 
   // --- controls
 
-  async switch() {
-    this.switching = true;
+  async switch(event) {
+    event.preventDefault();
     try {
       const { policy } = await this.api.post(POLICY, { policy: this.policy.value });
       this.say("");
+      this.told.textContent = `The policy is ${policy}.`;
       this.state.policy = policy;
     } catch (error) {
       this.say(error.message, true);
     }
-    this.switching = false;
-    this.policy.value = this.state.policy;
+    this.showPolicy();
   }
 
   async beginBurst(event) {
@@ -257,14 +271,22 @@ class View {
 
   draw() {
     this.showBurst();
-    if (!this.switching && document.activeElement !== this.policy) this.policy.value = this.state.policy;
+    this.showPolicy();
     this.showTiles();
     this.showCharts();
     this.showWorkers();
     this.showCache();
   }
 
+  // Show the policy in force when it changes, also by others; a choice that is not sent stays.
+  showPolicy() {
+    const { policy } = this.state;
+    if (policy !== this.shown) this.policy.value = this.shown = policy;
+    this.take.disabled = this.policy.value === policy;
+  }
+
   showBurst() {
+    if (!this.report) return;
     const { burst } = this.state;
     const running = Boolean(burst?.running);
     this.start.disabled = running || Boolean(this.report.burst.problem) || !this.report.slos.length;
@@ -277,6 +299,8 @@ class View {
       words = `${when}: ${burst.sent} sent${ends.length ? `, ${ends.join(", ")}` : ""}.`;
     }
     if (this.burst.textContent !== words) this.burst.textContent = words;
+    if (this.running !== undefined && running !== this.running) this.told.textContent = running ? "A burst begins." : words;
+    this.running = running;
   }
 
   showTiles() {
@@ -292,9 +316,9 @@ class View {
     const prices = (last?.prices ?? []).filter((one) => one !== null);
     const limits = this.report.slos.map((one) => one.latency_s).filter((one) => one !== null);
     const { drifted } = this.state;
-    const saved = recent.length ? per("offered", short) : null;
+    const offered = recent.length ? per("offered", short) : null;
     this.tiles.replaceChildren(
-      tile("Offered", saved === null ? "–" : `${num(saved, 1)} /s`, last?.exact_rate ? `exact alone could make ${num(last.exact_rate, 1)} /s` : ""),
+      tile("Offered", offered === null ? "–" : `${num(offered, 1)} /s`, last?.exact_rate ? `exact alone could make ${num(last.exact_rate, 1)} /s` : ""),
       tile("On time", onTime === null ? "–" : `${num(100 * onTime, 1)} %`, `of the last ${RECENT_S} s`, onTime === null ? "" : onTime >= 0.95 ? "good" : onTime >= 0.8 ? "warn" : "bad"),
       tile("Predicted quality", predicted === null ? "–" : num(predicted, 2), measured === null ? `${measurements || "none"} measured yet` : `measured ${num(measured, 2)}, of ${measurements}`),
       tile("Price now", prices.length ? num(Math.max(...prices), 1) : "–", prices.length ? "quality a worker-second" : this.state.policy.startsWith("price") ? "" : `${this.state.policy} has none`),
