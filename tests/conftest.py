@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import uuid
 from collections.abc import Iterator
 from dataclasses import replace
@@ -173,6 +174,17 @@ def measured_family(
         family_fingerprint(family), {"exact": 1, "skip-2": 0.97, "skip-3": 0.9, "quick": 0.8,
                                      "other": 0.7},
     ).save(file.parent / "predictor")  # fmt: skip
+    return file
+
+
+@pytest.fixture(scope="session")
+def family_with_ideas(measured_family: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """`measured_family` with prompts of its own."""
+    folder = tmp_path_factory.mktemp("ideas") / "family"
+    shutil.copytree(measured_family.parent, folder)
+    file = folder / measured_family.name
+    lines = measured_family.read_text().rstrip()
+    file.write_text(f"{lines}\n        ideas: 'argus.families.pictogram.ideas:SceneIdeas'\n")
     return file
 
 

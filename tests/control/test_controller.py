@@ -125,6 +125,41 @@ def test_slower_workers_make_the_plan_outdated_and_leave_less_of_deadlines(
     assert not controller.look(WINDOW_S * (looks + 3), 10.0 / slo.deadline_s)
 
 
+def test_another_policy_keeps_the_forecast_and_plans_for_the_requests_that_come_next(
+    controller: Controller, policy: Noting
+) -> None:
+    for _ in range(60):
+        controller.arrived(request(only(0)))
+    controller.end_window(30.0)
+    controller.look(30.0, slowness=2.0)
+    other = Noting()
+    other.informed = True  # another quality than the recent requests came with
+    controller.adopt(other)
+    assert controller.policy is other
+    assert other.told[-1][0].deadline_s < 10.0  # the workers have become slower
+    assert controller.rate(30.0) == pytest.approx(2.0)
+    plan(controller, 30.0)
+    assert len(other.inputs[-1].quality) == 0  # nothing is known yet of what it is told
+    assert not controller.look(31.0, slowness=2.0)
+    for _ in range(2):
+        controller.arrived(request(only(1)))
+    assert controller.look(32.0, slowness=2.0)
+    plan(controller, 32.0)
+    assert other.inputs[-1].allowed.tolist() == [only(1)] * 2
+    assert not controller.look(33.0, slowness=2.0)
+    assert len(policy.inputs) == 0
+
+
+def test_another_policy_of_the_same_kind_plans_for_the_recent_requests(
+    controller: Controller,
+) -> None:
+    controller.arrived(request(only(1)))
+    other = Noting()
+    controller.adopt(other)
+    plan(controller)
+    assert other.inputs[-1].allowed.tolist() == [only(1)]
+
+
 def test_a_request_is_routed_in_seconds_of_the_table(controller: Controller) -> None:
     one = request(only(0))
     controller.route(one, cluster(now=4.0, slowness=3.0))

@@ -61,6 +61,20 @@ def test_a_queue_raises_prices_before_the_next_plan() -> None:
     assert chosen == [EXACT, FAR]
 
 
+def test_prices_now_are_those_that_decisions_are_made_by() -> None:
+    policy = made("price")
+    policy.plan(inputs(1.5, [GOOD, BAD] * 50, [0, 1]))
+    busy = cluster([0, 1], [2.0, 0.0])
+    busy.running = [1, 0]
+    prices = policy.prices(busy)
+    decision = policy.route(asked(GOOD), busy)
+    assert decision.worker is not None
+    assert decision.price == prices[decision.worker]  # each holds the model of its number
+    assert prices[0] > prices[1] == 0.0  # an idle worker's time costs nothing
+    assert policy.prices(cluster([-1, -1])) == {}
+    assert made("pac").prices(busy) == {}
+
+
 def test_price_gives_fewer_steps_where_an_exact_picture_would_only_just_be_in_time() -> None:
     policy, quality = made("price"), [1.0, 0.97, 0.9, 0.8]
     assert policy.route(asked(quality, slack_s=6.2), cluster([0])).variant == EXACT  # takes 3.1 s

@@ -225,3 +225,23 @@ def test_who_would_be_late_in_a_batch_but_need_not_be_in_time_comes_last_in_it()
         one.enqueue(request, 0.0)
     assert one.begin(0.0) == (others, [])
     assert [work for _, _, work in one.queued] == [hurried]
+
+
+def test_another_rule_for_batches_begins_once_the_running_ones_are_done() -> None:
+    one = queue()
+    running, waiting = asked(20.0), asked(20.0)
+    one.enqueue(running, 0.0)
+    assert one.begin(0.0) == ([running], [])
+    one.limit = 3.0
+    one.rebatch(AdditiveIncrease(), 1.0)
+    one.enqueue(waiting, 0.1)
+    assert one.begin(0.1) == ([], [])  # a batch that has begun is joined by none
+    one.advance(1.0)
+    assert one.pop_done() == [running]
+    assert one.begin(1.0) == ([waiting], [])
+    assert one.limit == 1.0  # nothing was learnt from what another rule began
+
+    one.rebatch(StepBatching(), 2.0)
+    joining = asked(20.0)
+    one.enqueue(joining, 1.1)
+    assert one.begin(1.1) == ([joining], [])

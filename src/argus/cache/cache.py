@@ -157,6 +157,11 @@ class ApproximateCache:
         """Bytes of all latents, as of the last write or `follow`."""
         return self._catalogue.totals.size_bytes
 
+    @property
+    def limit_bytes(self) -> int:
+        """Most bytes of all latents."""
+        return self._limit
+
     def __len__(self) -> int:
         """Number of entries. Neither reads the catalogue nor builds the index."""
         index = self._index

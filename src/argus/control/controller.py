@@ -47,6 +47,7 @@ class Controller:
         )
         self._count = self._counted = self._seen = 0  # in total, by last window, by last look
         self._looked_s = self._added_s = now  # last look, end of the last window
+        self._unplanned = False  # whether the policy has made no plan for recent requests yet
 
     def rate(self, now: float) -> float:
         """Forecast requests a second, or the known ones."""
@@ -56,6 +57,16 @@ class Controller:
         """Count a request, and make the next plans for it too."""
         self._count += 1
         self._recent.append((request.quality, request.allowed, request.slo, request.exact_share))
+
+    def adopt(self, policy: Policy) -> None:
+        """Put another policy in charge; a plan is due. The forecast stays. Recent requests are
+        forgotten if their quality is not what this policy gets (`informed`): then it also plans at
+        the first look after new ones."""
+        policy.set_slos(self._slos(self._slowness.slowness))
+        self._slowness.planned()
+        if policy.informed != self.policy.informed:
+            self._recent.clear()
+        self.policy, self._unplanned = policy, True
 
     def refused(self, count: int) -> None:
         """Count requests in the rate that were refused before they were prepared."""
@@ -73,16 +84,18 @@ class Controller:
 
     def look(self, now: float, slowness: float) -> bool:
         """Whether the last plan is outdated: far more or fewer requests arrived since the last look
-        than forecast, or the workers' slowness has changed since that plan."""
+        than forecast, the workers' slowness has changed since that plan, or it was another
+        policy's."""
         count, elapsed_s = self._count - self._seen, now - self._looked_s
         self._seen, self._looked_s = self._count, now
         self._slowness.saw(slowness)
+        outdated = self._slowness.outdated or (self._unplanned and len(self._recent) > 0)
         if self._forecast.level is None and not count:
-            return self._slowness.outdated
+            return outdated
         if self._forecast.level is None or self._forecast.is_burst(count, elapsed_s):
             self._forecast.jump(count / elapsed_s)
             return True
-        return self._slowness.outdated
+        return outdated
 
     def plan(
         self, cluster: Cluster, models: Sequence[int], alive: Sequence[bool], usable: float
@@ -95,6 +108,7 @@ class Controller:
         if self._slowness.outdated:
             self._slowness.planned()
             self.policy.set_slos(self._slos(self._slowness.slowness))
+        self._unplanned &= not self._recent
         quality, allowed, slo, shares = (
             zip(*self._recent, strict=True) if self._recent else [()] * 4
         )

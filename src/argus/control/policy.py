@@ -5,7 +5,7 @@ Axes of arrays: p prompts, v variants, w workers.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Protocol
 
@@ -147,6 +147,10 @@ class Policy(Protocol):
         `judged` is the picture's quality by a discriminator.
         """
 
+    def prices(self, cluster: Cluster) -> Mapping[int, float]:
+        """The price of a worker-second now, in quality, by number of the model; none for models
+        that no worker serves, and for policies without prices."""
+
 
 class Base:
     """What most policies share: all workers hold the exact model, pictures are not reviewed.
@@ -173,6 +177,10 @@ class Base:
     def review(self, request: Request, variant: int, judged: float) -> int | None:
         del request, variant, judged
         return None
+
+    def prices(self, cluster: Cluster) -> Mapping[int, float]:
+        del cluster
+        return {}
 
 
 def first_free(cluster: Cluster, model: int) -> int | None:

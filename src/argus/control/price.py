@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -207,14 +207,7 @@ class Price(Base):
         return request.quality
 
     def route(self, request: Request, cluster: Cluster) -> Decision:
-        best_wait: dict[tuple[int, int], tuple[float, int, int]] = {}
-        for worker, model in enumerate(cluster.models):
-            if model >= 0:
-                place = (cluster.kinds[worker], model)
-                wait = cluster.wait_s[worker]
-                known = best_wait.get(place)
-                if known is None or (wait, cluster.running[worker]) < known[:2]:
-                    best_wait[place] = (wait, cluster.running[worker], worker)
+        best_wait = _best_wait(cluster)
         floor = self.slos[request.slo].floor
         quality, allowed = self.quality_of(request), request.allowed
         slack_s, size_factor = max(1e-9, request.slack_s), request.size_factor
@@ -254,6 +247,13 @@ class Price(Base):
         reason = "worth most at today's prices"
         return Decision(v, worker, reason, price, options=options)
 
+    def prices(self, cluster: Cluster) -> Mapping[int, float]:
+        found: dict[int, float] = {}
+        for (kind, model), (wait, running, _) in _best_wait(cluster).items():
+            price = self._price(kind, model, wait, running)
+            found[model] = min(price, found.get(model, price))
+        return found
+
     def _price(self, kind: int, model: int, wait: float, running: int) -> float:
         """The plan's price; 0 on an idle worker, up to the highest as the queue grows.
 
@@ -271,6 +271,20 @@ class Price(Base):
         pressed = self.tuning.pressed * self.deadline_s
         pressure = min(1.0, max(0.0, (wait - calm) / (pressed - calm)))
         return price + pressure * max(0.0, highest - price)
+
+
+def _best_wait(cluster: Cluster) -> dict[tuple[int, int], tuple[float, int, int]]:
+    """The shortest wait, the number of running requests and the worker that has them, by type of
+    device and model."""
+    best: dict[tuple[int, int], tuple[float, int, int]] = {}
+    for worker, model in enumerate(cluster.models):
+        if model >= 0:
+            place = (cluster.kinds[worker], model)
+            wait = cluster.wait_s[worker]
+            known = best.get(place)
+            if known is None or (wait, cluster.running[worker]) < known[:2]:
+                best[place] = (wait, cluster.running[worker], worker)
+    return best
 
 
 class PriceBlind(Price):

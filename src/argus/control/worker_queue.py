@@ -127,6 +127,11 @@ class WorkerQueue(Generic[R]):
         """Set its measured slowness."""
         self.slowness, self.known = slowness, True
 
+    def rebatch(self, batching: Batching, handover_steps: float) -> None:
+        """Form batches by another rule from now on, of which nothing is learnt yet."""
+        self.batching, self.handover_steps = batching, handover_steps
+        self.limit, self._judged, self._all_in_time = 1.0, True, True
+
     def restart_at(self, now: float) -> None:
         """It holds its model from now on. Requests that ran when it died begin again."""
         died = not self.alive

@@ -98,7 +98,11 @@ def _times(
         return ((request.at_s or 0.0) / speed for request in requests)
     if rate is None:
         return itertools.repeat(0.0)
-    rng = random.Random(seed)
+    return poisson_times(rate, random.Random(seed))
+
+
+def poisson_times(rate: float, rng: random.Random) -> Iterator[float]:
+    """The times of an endless Poisson process of `rate` a second, in seconds since the first."""
     gaps = (rng.expovariate(rate) for _ in itertools.count())
     return itertools.accumulate(itertools.chain([0.0], gaps))
 

@@ -11,15 +11,24 @@ from http import HTTPStatus
 from typing import Annotated, Any
 
 from fastapi import Depends, FastAPI, Header, Query, Request, Response
+from fastapi.responses import StreamingResponse
 from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 
 from argus import __version__
-from argus.core.errors import named
+from argus.core.errors import BadRequest, ModelError, named
 from argus.server.errors import ApiError, answer_errors, invalid
 from argus.server.gauges import measure
 from argus.server.generate import generate, unless_left
 from argus.server.jobs import MOST_LISTED
 from argus.server.keys import EVERYONE, KeyRing
+from argus.server.live import BURST, EVENTS, LIVE, POLICY
+from argus.server.live_schema import (
+    BurstReport,
+    BurstRequest,
+    LiveReport,
+    PolicyAnswer,
+    PolicyRequest,
+)
 from argus.server.middleware import BodyLimit, Counting, Leaving, RequestId
 from argus.server.page import add_page
 from argus.server.pictures import MEDIA_TYPES
@@ -110,6 +119,7 @@ def new_app(service: Service) -> FastAPI:
     _operator_routes(app, service)
     _api_routes(app, service)
     _job_routes(app, service)
+    _live_routes(app, service)
     _without_422(app)
     add_page(app)
     return app
@@ -254,6 +264,61 @@ def _job_routes(app: FastAPI, service: Service) -> None:
     @app.post(JOBS + "/{job}/cancel", response_model_exclude_none=True, responses=errors)
     async def cancel(job: str, request: Request, tenant: Tenant) -> JobReport:
         return await service.jobs.cancel(job, tenant, str(request.base_url))
+
+
+def _live_routes(app: FastAPI, service: Service) -> None:
+    """What the page shows of the server, and its controls; with API keys for `admin_keys` alone."""
+    errors: dict[int | str, dict[str, Any]] = {status: ERRORS[status] for status in (401, 403)}
+    refusals = errors | {status: ERRORS[status] for status in (400, 503)}
+
+    async def admin(tenant: Tenant) -> None:
+        if not service.is_admin(tenant):
+            raise ApiError(
+                HTTPStatus.FORBIDDEN, "This needs one of the admin_keys.", "not_an_admin_key"
+            )
+
+    only = [Depends(admin)]
+
+    @app.get(LIVE, summary="The server now, and in the last minutes", dependencies=only,
+             responses=errors)  # fmt: skip
+    async def live() -> LiveReport:
+        return service.live.report()
+
+    @app.get(EVENTS, dependencies=only, include_in_schema=False)  # it does not end: no tool's call
+    async def events() -> StreamingResponse:
+        if service.leaving:
+            raise service.unavailable()
+
+        async def sent() -> AsyncIterator[str]:
+            async for event in service.live.events():
+                yield f"event: sample\ndata: {event.model_dump_json()}\n\n"
+
+        headers = {"Cache-Control": "no-store"}
+        return StreamingResponse(sent(), media_type="text/event-stream", headers=headers)
+
+    @app.post(POLICY, summary="Have another policy decide", dependencies=only,
+              responses=refusals)  # fmt: skip
+    async def policy(body: PolicyRequest) -> PolicyAnswer:
+        before = service.policy
+        try:
+            service.switch(body.policy)
+        except (BadRequest, ModelError) as error:
+            raise invalid(str(error), "policy") from error
+        return PolicyAnswer(policy=service.policy, before=before)
+
+    @app.post(BURST, summary="Send a burst of requests, for a demonstration", dependencies=only,
+              status_code=HTTPStatus.ACCEPTED,
+              responses={**refusals, 409: {"model": ErrorBody}})  # fmt: skip
+    async def burst(body: BurstRequest) -> BurstReport:
+        try:
+            return service.bursts.begin(body.rate, body.seconds)
+        except (BadRequest, ModelError) as error:
+            raise invalid(str(error), None) from error
+
+    @app.delete(BURST, summary="End the burst; answers with the last one", dependencies=only,
+                responses=errors)  # fmt: skip
+    async def end_burst() -> BurstReport | None:
+        return await service.bursts.stop()
 
 
 def _model(service: Service, name: str) -> ModelData:

@@ -6,6 +6,7 @@ import asyncio
 import logging
 import math
 import time
+from collections import Counter
 from collections.abc import Callable, Coroutine
 from concurrent.futures import Future
 from typing import Any, NoReturn
@@ -69,6 +70,8 @@ class Dispatcher:
         self._encoding, self._by_key = preparation.encoding, metrics_by_key
         self._made: set[ImageRequest] = set()  # pictures that workers have made, not answered yet
         self._in_flight = self._yielding = 0
+        self.offered = 0  # pictures that requests asked for, background ones aside
+        self.outcomes: Counter[str] = Counter()  # of those
         self._closed = False
         self._ends: set[asyncio.Timeout] = set()  # one per request, which `close` lets pass
 
@@ -105,17 +108,20 @@ class Dispatcher:
         its pictures counts as one outcome, unless it is in the background. If the request fails,
         all have its outcome, since none of them is answered.
         """
+        self.offered += 0 if request.background else request.count
         try:
             pictures = await self._admitted(request)
         except BaseException as error:
             if request.background:
                 raise
-            outcome = _outcome_of(error)
+            outcome = outcome_of(error)
+            self.outcomes[outcome] += request.count
             outcomes = self._metrics.outcomes.labels(request.slo_name, outcome, NO_VARIANT)
             outcomes.inc(request.count)
             raise
         for picture in [] if request.background else pictures:
             outcome = "on time" if picture.on_time else "late"
+            self.outcomes[outcome] += 1
             labels = request.slo_name, outcome, picture.accounted
             self._metrics.outcomes.labels(*labels).inc()
         return pictures
@@ -445,7 +451,7 @@ class Dispatcher:
         return self._routing.result()
 
 
-def _outcome_of(error: BaseException) -> str:
+def outcome_of(error: BaseException) -> str:
     """The outcome to count for every picture of a request that failed."""
     if isinstance(error, Full | Shed):
         return "shed"

@@ -69,6 +69,7 @@ class Learning:
         self._waiting: deque[Picture] = deque(maxlen=MOST_WAITING)
         self._since_training = self._served = 0
         self._alarmed: set[str] = set()
+        self.measurements, self.measured = 0, 0.0  # their number, and the sum of their qualities
         self._training: asyncio.Task[None] | None = None
         self._trainer: asyncio.subprocess.Process | None = None
         self._url = catalogue_url(settings)
@@ -80,6 +81,11 @@ class Learning:
     def waiting(self) -> bool:
         """Whether pictures wait to be measured while workers are idle."""
         return bool(self._waiting)
+
+    @property
+    def drifted(self) -> list[str]:
+        """The tests that have found a drift and not its end."""
+        return sorted(self._alarmed)
 
     def saw(self, picture: Picture) -> None:
         """Sample a served picture, perhaps, and test its prompt for drift."""
@@ -171,6 +177,7 @@ class Learning:
         it."""
         self._since_training += 1
         self._metrics.measured.labels(sample.variant).observe(sample.quality)
+        self.measurements, self.measured = self.measurements + 1, self.measured + sample.quality
         if sample.predicted is not None:
             self._metrics.quality_error.observe(sample.quality - sample.predicted)
             if current:

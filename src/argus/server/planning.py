@@ -10,7 +10,7 @@ from collections.abc import Callable
 import numpy as np
 
 from argus.control.controller import Controller
-from argus.control.policy import KEPT, Cluster, Plan
+from argus.control.policy import KEPT, Cluster, Plan, Policy
 from argus.control.slowness import LOOKS
 from argus.control.variants import VariantTable
 from argus.server.metrics import Metrics
@@ -41,6 +41,7 @@ class Planning:
         self._metrics = metrics
         self._usable, self._moves = usable, moves
         self._planned: list[int] = []  # only with `moves` off
+        self._settling = False
         self.changed = asyncio.Event()
 
     def cluster(self) -> Cluster:
@@ -53,6 +54,19 @@ class Planning:
     def _grown(self, models: list[int]) -> list[int]:
         """The planned models, and those of workers that came since."""
         return [*self._planned, *models[len(self._planned) :]]
+
+    def adopt(self, policy: Policy) -> None:
+        """Have another policy plan, at once, and route."""
+        self.controller.adopt(policy)
+        self._settling = True
+        self.changed.set()
+
+    @property
+    def settling(self) -> bool:
+        """Whether workers do not hold the models yet that a newly adopted policy wants."""
+        due = self.changed.is_set()
+        self._settling = self._settling and (due or not self._fleet.settled)
+        return self._settling
 
     async def run(self) -> None:
         """Plan at every window, and at once when the controller or a worker's change requires it;

@@ -199,6 +199,11 @@ class Picture:
         return PINNED_STEPS if self.request.own_steps else self.variant
 
     @property
+    def took_s(self) -> float:
+        """Seconds from the request's arrival to the finished picture."""
+        return sum(self.timings_ms.values()) / 1000
+
+    @property
     def neighbour(self) -> Neighbour | None:
         """The cached prompt that it was resumed from."""
         return self.request.neighbour if self.job.skip else None

@@ -6,7 +6,7 @@ from __future__ import annotations
 import logging
 import math
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
 import numpy as np
@@ -15,7 +15,7 @@ from PIL import Image
 from argus.control.policies import new_policy
 from argus.control.policy import NOTHING, Cluster, Decision, Policy, Slo, first_free
 from argus.control.variants import EXACT, VariantTable
-from argus.core.errors import BadRequest, Expired
+from argus.core.errors import BadRequest, Expired, ModelError
 from argus.core.family import EXACT as EXACT_NAME
 from argus.core.family import skip_name
 from argus.server.model import ServedFamily
@@ -33,6 +33,7 @@ log = logging.getLogger(__name__)
 
 UNGOVERNED_S = 300.0  # `timeout_s` of requests that the policy does not decide, unless it is set
 FUTURE = ("oracle",)  # policies that know the future
+MEASURELESS = ("nirvana", "clipper-ha")  # policies that use no costs
 
 
 class Router:
@@ -117,6 +118,9 @@ class Router:
             decision = self._controller.route(request, cluster)
         if decision.worker is not None and not request.allowed[decision.variant]:
             decision = await self._allowed(request, decision)
+        if decision.worker is None and self.planning.settling and not request.background:
+            best, reason = self._best(request), "workers load what the policy wants, which is new"
+            decision = replace(best, reason=reason)
         if request.governed and decision.worker is None and self._fleet.idle and self._fleet.ready:
             decision = self._best_effort(request, f"{decision.reason}, and no other request waits")
         if request.background and decision.worker is None:
@@ -302,6 +306,10 @@ class Router:
         found = self._controller.policy.review(request, decision.variant, judged)
         return None if found is None else self._table.variants[found]
 
+    def prices(self) -> Mapping[int, float]:
+        """The price of a worker-second now, by number of the model, where the policy has some."""
+        return self._controller.policy.prices(self.planning.cluster())
+
     def retry_after_s(self, request: ImageRequest) -> int:
         """Estimated seconds until the queues are short enough for such a request."""
         wait_s = shortest_wait_s(self._fleet.cluster()) or 0.0
@@ -382,3 +390,20 @@ def live_policy(name: str, table: VariantTable, slos: Sequence[Slo]) -> Policy:
             f"The policy {name!r} needs to know future arrivals: simulate it (`argus simulate`)."
         )
     return new_policy(name, table, slos)
+
+
+def check_policy(name: str, model: ServedFamily) -> None:
+    """Raises BadRequest and ModelError for a policy that cannot be used."""
+    policy, family = live_policy(name, model.table, [Slo(math.inf)]), model.family
+    if policy.reviews and family.scorer is None:
+        raise ModelError(f"The policy {name} judges pictures, and {family.name} names no scorer.")
+    if (policy.informed or policy.reviews) and model.predictor is None:
+        raise ModelError(
+            f"The policy {name} needs predictions, and {family.name} has no predictor: "
+            "`argus calibrate` and `argus train` make one."
+        )
+    if name not in MEASURELESS and not model.profiled:
+        raise ModelError(
+            f"The policy {name} needs costs, and {family.name} has no profile on this device: "
+            "`argus profile` makes one."
+        )

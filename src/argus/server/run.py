@@ -19,6 +19,7 @@ import uvicorn
 
 from argus.config import Settings
 from argus.server.app import new_app
+from argus.server.live import EVENTS
 from argus.server.lock import DataLock
 from argus.server.logs import log_unhandled, set_up
 from argus.server.service import STOP_S, Service
@@ -104,9 +105,12 @@ class Server(uvicorn.Server):
 
     @property
     def _unsent(self) -> int:
-        """Number of clients that have not read all of their answer."""
-        transports = [connection.transport for connection in self.server_state.connections]
-        return sum(bool(one and one.get_write_buffer_size()) for one in transports)
+        """Number of clients that have not read all of their answer; a stream of samples is none."""
+        return sum(
+            bool(one.transport and one.transport.get_write_buffer_size())
+            for one in self.server_state.connections
+            if (getattr(one, "scope", None) or {}).get("path") != EVENTS
+        )
 
     async def _wait(self, limit_s: float, over: Callable[[], bool]) -> None:
         until = time.monotonic() + limit_s

@@ -23,9 +23,10 @@ from argus.control.batching import StepBatching
 from argus.control.breaker import FETCH_SHARE
 from argus.control.controller import Controller
 from argus.control.policy import Slo
-from argus.core.errors import BadRequest, ModelError
+from argus.core.errors import BadRequest
 from argus.core.family import Variant
 from argus.core.job import Job
+from argus.server.bursts import Bursts
 from argus.server.cluster import ClusterWatch, open_cluster
 from argus.server.dispatcher import Dispatcher
 from argus.server.errors import ApiError
@@ -33,6 +34,7 @@ from argus.server.health import StorageHealth
 from argus.server.jobs import Jobs
 from argus.server.keys import KeyRing
 from argus.server.learning import SAMPLES, Learning
+from argus.server.live import Live
 from argus.server.metrics import Metrics
 from argus.server.model import ServedFamily
 from argus.server.pictures import Pictures, encode_picture
@@ -41,7 +43,7 @@ from argus.server.predictions import Predictions
 from argus.server.preparation import Preparation
 from argus.server.request import Picture
 from argus.server.retrieval import LATENTS, Retrieval
-from argus.server.router import Router, live_policy
+from argus.server.router import Router, check_policy, live_policy
 from argus.server.scoring import ScoringThread
 from argus.server.slo import DEFAULT, MARGIN, Classes
 from argus.server.storage import catalogue_url, open_cache, open_pictures
@@ -59,7 +61,6 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 DEFAULT_POLICY, UNMEASURED_POLICY = "price", "nirvana"
-MEASURELESS = ("nirvana", "clipper-ha")  # policies that use no costs
 TRIALS = 7
 TRIAL = "a picture to see how long one takes"
 STOP_S = 10.0  # for the workers' processes to end
@@ -128,6 +129,7 @@ class Service:
             settings.queue_limit, settings.metrics_by_key, self._saw,
         )  # fmt: skip
         self.jobs = Jobs(self)
+        self.live, self.bursts = Live(self), Bursts(self)
         self._tasks: list[asyncio.Task[None]] = []
         self.leaving = self.draining = False
         self.accepted = 0  # requests that are not answered in full; `Leaving` counts them
@@ -215,6 +217,7 @@ class Service:
         Thread(target=self._load_encoder, daemon=True).start()
         self._tasks.append(asyncio.create_task(self._start()))
         self._tasks.append(asyncio.create_task(self.usage.run()))
+        self._tasks.append(asyncio.create_task(self.live.run()))
         self._tasks.append(asyncio.create_task(self.retrieval.follow()))
         self.jobs.runner.start()
         if self.settings.cache_latents is not None:  # an object store was not asked yet
@@ -298,18 +301,46 @@ class Service:
     def _saw(self, picture: Picture) -> None:
         self.usage.saw(picture)
         self.learning.saw(picture)
+        self.live.saw(picture)
+
+    def switch(self, name: str) -> None:
+        """Have another policy decide from now on, and plan at once; the setting does not change.
+        Requests that were decided on keep their variants and workers.
+
+        Raises BadRequest and ModelError for a policy that cannot be used, ApiError while the
+        server starts or stops.
+        """
+        check_policy(name, self.model)
+        router = self.router
+        if router is None or self.leaving:
+            raise self.unavailable()
+        if name == self.policy:
+            return
+        policy = live_policy(name, self.model.table, router.classes.slos(self.fleet.scale))
+        router.planning.adopt(policy)
+        self.fleet.rebatch(policy.batching)
+        log.info("The policy is now %s; it was %s", name, self.policy)
+        self.policy = name
+
+    def is_admin(self, tenant: str) -> bool:
+        """Whether a tenant may see and change what concerns all: one of `admin_keys`, or anyone
+        where there are no keys."""
+        return self.keys is None or tenant in self.settings.admin_keys
 
     def _replan(self) -> None:
         if self.router is not None:
             self.router.planning.changed.set()
 
     def leave(self) -> None:
-        """Answer 503 to `/ready`; requests are still served."""
+        """Answer 503 to `/ready`; requests are still served. Bursts and streams of samples end."""
         self.leaving = True
+        self.bursts.cancel()
+        self.live.end()
 
     def drain(self) -> None:
         """Refuse new requests; accepted ones are still served."""
-        self.leaving = self.draining = True
+        self.leave()
+        self.draining = True
 
     async def close(self) -> None:
         """Fail unanswered requests and end the workers. May be called twice.
@@ -369,20 +400,5 @@ def _policy_name(settings: Settings, model: ServedFamily) -> str:
             model.family.name, lacking, UNMEASURED_POLICY,
         )  # fmt: skip
         return UNMEASURED_POLICY
-    policy = live_policy(settings.policy, model.table, [Slo(math.inf)])
-    if policy.reviews and model.family.scorer is None:
-        raise ModelError(
-            f"The policy {settings.policy} judges pictures, and {model.family.name} names no "
-            "scorer."
-        )
-    if (policy.informed or policy.reviews) and model.predictor is None:
-        raise ModelError(
-            f"The policy {settings.policy} needs predictions, and {model.family.name} has no "
-            "predictor: `argus calibrate` and `argus train` make one."
-        )
-    if settings.policy not in MEASURELESS and not model.profiled:
-        raise ModelError(
-            f"The policy {settings.policy} needs costs, and {model.family.name} has no profile on "
-            "this device: `argus profile` makes one."
-        )
+    check_policy(settings.policy, model)
     return settings.policy

@@ -46,6 +46,10 @@ class Classes:
         return iter(self._all.values())
 
     @property
+    def all(self) -> list[ServedSlo]:
+        return list(self._all.values())
+
+    @property
     def shortest_s(self) -> float:
         return min(one.deadline_s for one in self._all.values())
 

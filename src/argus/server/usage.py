@@ -205,7 +205,7 @@ async def usage_report(
     service: Service, tenant: str, begin: datetime | None, end: datetime | None, key: str | None
 ) -> UsageReport:
     """The usage that a tenant asks for; other keys' is only for `admin_keys`. Raises ApiError."""
-    free = service.keys is None or tenant in service.settings.admin_keys
+    free = service.is_admin(tenant)
     if not free and key not in (None, tenant):
         raise ApiError(
             HTTPStatus.FORBIDDEN,

@@ -128,7 +128,7 @@ class Fleet:
             batching=self._batching,
             batch_limit=self._batch_limit,
             largest_batch=int(self._table.batches[-1]),
-            handover_steps=HANDOVER_STEPS if self._batching.stepwise else BATCH_HANDOVER_STEPS,
+            handover_steps=_handover_steps(self._batching),
             slowness=mean_slowness([one for one in alike if one.known] or self.queues),
             alive=not self._started,  # one that joins later lives once it has loaded
             ready=False,
@@ -176,6 +176,14 @@ class Fleet:
         """The workers that have not left."""
         return [self.workers[number] for number in self.numbers]
 
+    def rebatch(self, batching: Batching) -> None:
+        """Have all workers form batches by another rule. What runs goes on; what is queued begins
+        by the new rule."""
+        self._batching = batching
+        for queue in self.queues:
+            queue.rebatch(batching, _handover_steps(batching))
+            self._go_on(queue)
+
     @property
     def scale(self) -> float:
         """The mean slowness of the workers that were measured."""
@@ -192,9 +200,14 @@ class Fleet:
         return any(one.serving >= 0 for one in self.queues)
 
     @property
+    def settled(self) -> bool:
+        """Whether every worker that is alive serves the model that it is to hold."""
+        return all(one.serving == one.target for one in self.queues_present if one.alive)
+
+    @property
     def wanted(self) -> set[int]:
         """The models that workers hold, load or are to load."""
-        return {queue.target for queue in self._queues_present}
+        return {queue.target for queue in self.queues_present}
 
     @property
     def problem(self) -> Exception | None:
@@ -486,7 +499,7 @@ class Fleet:
 
         Raises WorkerError for a model that could not be loaded.
         """
-        able = [queue for queue in self._queues_present if self._table.holds[queue.kind, model]]
+        able = [queue for queue in self.queues_present if self._table.holds[queue.kind, model]]
         broken = [
             self._broken[self._site(queue), model] for queue in able
             if (self._site(queue), model) in self._broken
@@ -540,7 +553,7 @@ class Fleet:
         self._pinned = {model: until for model, until in self._pinned.items() if until > now}
         for model in self._pinned:
             holders = [
-                queue.number for queue in self._queues_present
+                queue.number for queue in self.queues_present
                 if self._can_hold(queue, model)
             ]  # fmt: skip
             if model in given_up or any(targets[number] == model for number in holders):
@@ -575,7 +588,8 @@ class Fleet:
         return queue.number if self._grows else queue.kind
 
     @property
-    def _queues_present(self) -> list[WorkerQueue[Request]]:
+    def queues_present(self) -> list[WorkerQueue[Request]]:
+        """The queues of the workers that have not left."""
         return [queue for queue in self.queues if queue.number not in self._gone]
 
     def _drain(self, queue: WorkerQueue[Request]) -> None:
@@ -690,6 +704,10 @@ class Fleet:
         """End all processes at once. For the end of the program."""
         for worker in self.workers:
             worker.kill()
+
+
+def _handover_steps(batching: Batching) -> float:
+    return HANDOVER_STEPS if batching.stepwise else BATCH_HANDOVER_STEPS
 
 
 def _requests(queue: WorkerQueue[Request]) -> list[Request]:
