@@ -21,7 +21,7 @@ from tests.server.running import wait_until
 ROOT = Path(__file__).parents[1]
 MOST_BYTES = 100_000_000  # that PyPI takes
 
-pytestmark = pytest.mark.cluster
+pytestmark = pytest.mark.slow
 
 
 @pytest.fixture(scope="module")

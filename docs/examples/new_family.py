@@ -2,8 +2,8 @@
 
     python docs/examples/new_family.py
 
-`argus serve --family docs/examples/family.yaml` serves it, by `nirvana` and with no promise until it
-is measured: `argus profile`, `argus calibrate` and `argus train` take the file's path, too.
+`argus serve --family docs/examples/family.yaml` serves it, by `nirvana` and without a promise
+until it is measured: `argus profile`, `argus calibrate` and `argus train` take the file's path.
 """
 
 from __future__ import annotations

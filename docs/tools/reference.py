@@ -21,12 +21,14 @@ from pydantic_core import PydanticUndefined
 
 from argus.config import FILE_VARIABLE, PREFIX, Settings
 
+Rows = list[tuple[str, ...]]  # the first is the head
+
 SERVER = Path(__file__).parents[2] / "src" / "argus" / "server"
 
 
 def settings_table() -> str:
     """Every setting: variable, type, default and meaning; then the objects that settings hold."""
-    rows = [("setting", "type", "default", "meaning")]
+    rows: Rows = [("setting", "type", "default", "meaning")]
     inner: dict[str, type[BaseModel]] = {}
     for name, field in Settings.model_fields.items():
         inner |= {model.__name__: model for model in _models(field.annotation)}
@@ -87,7 +89,7 @@ def error_table() -> str:
             if isinstance(call, ast.Call) and getattr(call.func, "id", None) == "ApiError":
                 for code, status, message in _error(call):
                     found.setdefault((code, status), []).append(message)
-    rows = [("code", "status", "message")]
+    rows: Rows = [("code", "status", "message")]
     for (code, status), messages in sorted(found.items(), key=lambda one: (one[0][1], one[0])):
         rows.append((f"`{code}`", str(int(status)), "<br>".join(dict.fromkeys(messages))))
     return _table(rows)
@@ -97,8 +99,8 @@ def _error(call: ast.Call) -> Iterator[tuple[str, int, str]]:
     """Code, status and message of an `ApiError(...)` whose status and code are written out."""
     status, message, code = call.args[:3]
     if isinstance(code, ast.Constant):
-        if isinstance(status, ast.Constant):
-            yield str(code.value), HTTPStatus(status.value), _message(message)
+        if isinstance(status, ast.Constant) and isinstance(status.value, int):
+            yield str(code.value), status.value, _message(message)
         elif isinstance(status, ast.Attribute):
             yield str(code.value), HTTPStatus[status.attr], _message(message)
 
@@ -117,7 +119,7 @@ def _operation(method: str, path: str, operation: Mapping[str, Any]) -> Iterator
     yield _sentence(operation.get("description") or operation.get("summary") or "")
     parameters = operation.get("parameters", [])
     if parameters:
-        rows = [("parameter", "in", "type", "default", "meaning")]
+        rows: Rows = [("parameter", "in", "type", "default", "meaning")]
         for one in parameters:
             rows.append(
                 (
@@ -156,7 +158,7 @@ def _phrase(status: str) -> str:
 
 
 def _properties(body: Mapping[str, Any]) -> str:
-    rows = [("field", "type", "default", "meaning")]
+    rows: Rows = [("field", "type", "default", "meaning")]
     required = body.get("required", [])
     for name, one in body.get("properties", {}).items():
         rows.append(
@@ -210,7 +212,7 @@ def _schema_default(schema: Mapping[str, Any], required: bool) -> str:
 
 
 def _fields(model: type[BaseModel]) -> str:
-    rows = [("field", "type", "default")]
+    rows: Rows = [("field", "type", "default")]
     for name, field in model.model_fields.items():
         rows.append((f"`{name}`", _type_of(field.annotation), _default_of(field)))
     return _table(rows)
@@ -279,7 +281,7 @@ def _models(annotation: Any) -> Iterator[type[BaseModel]]:
         yield from _models(one)
 
 
-def _table(rows: list[tuple[str, ...]]) -> str:
+def _table(rows: Rows) -> str:
     head, *body = [[_cell(cell) for cell in row] for row in rows]
     lines = [head, ["---"] * len(head), *body]
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)

@@ -27,7 +27,7 @@ from playwright.sync_api import Browser, Page, expect, sync_playwright
 COMMAND = [sys.executable, "-c", "from argus.cli.main import main; main()"]
 PROMPTS = ("a large red fish in the sea", "one large red fish, in the sea")
 DESK, PHONE = {"width": 1280, "height": 900}, {"width": 390, "height": 844}
-BURST_S, CALM_S = 40, 15  # seconds of the burst, and of what is watched before and after it
+BURST_S, WATCHED = 60, 0.7  # seconds of the burst, and the share of it before it is photographed
 LIMIT_S = 300.0
 
 
@@ -78,14 +78,21 @@ def painted(page: Page, prompt: str) -> None:
     expect(page.get_by_role("button", name="Make it exact")).to_be_visible(timeout=LIMIT_S * 1000)
 
 
+def saved(page: Page, file: Path) -> None:
+    """A screenshot of the whole page, in a window that is as high, so that nothing floats in it."""
+    height = page.evaluate("document.documentElement.scrollHeight")
+    page.set_viewport_size({"width": DESK["width"], "height": height})
+    page.evaluate("scrollTo(0, 0)")
+    page.screenshot(path=file)
+
+
 def burst(page: Page, rate: float) -> None:
-    """Start the built-in burst in the live view, and wait until it is half over."""
+    """Start the built-in burst in the live view, and wait until most of it is over."""
     page.get_by_role("link", name="Live").click()
-    page.wait_for_timeout(1000 * CALM_S)
     page.get_by_label("Burst, requests/s").fill(f"{rate:.1f}")
     page.get_by_label("for seconds").fill(str(BURST_S))
     page.get_by_role("button", name="Start burst").click()
-    page.wait_for_timeout(1000 * BURST_S / 2)
+    page.wait_for_timeout(1000 * WATCHED * BURST_S)
 
 
 def main(
@@ -99,20 +106,17 @@ def main(
     said: list[str] = []
     with served() as url, sync_playwright() as playwright:
         browser = playwright.chromium.launch(executable_path=chromium, args=["--no-sandbox"])
-        page = opened(browser, url, dark=False, phone=False, said=said)
-        for prompt in PROMPTS:
-            painted(page, prompt)
-        page.screenshot(path=folder / "playground.png", full_page=True)
-        report = httpx.get(f"{url}/v1/argus/live").json()
-        carried = report["history"]["exact_rate"][-1]
-        burst(page, times * carried)
-        page.screenshot(path=folder / "burst.png", full_page=True)
-        page.get_by_role("button", name="Stop", exact=True).click()
+        desk = opened(browser, url, dark=False, phone=False, said=said)
         phone = opened(browser, url, dark=True, phone=True, said=said)
+        for prompt in PROMPTS:
+            painted(desk, prompt)
+        saved(desk, folder / "playground.png")
         painted(phone, PROMPTS[0])
         phone.screenshot(path=folder / "phone.png")
         phone.get_by_role("link", name="Live").click()
-        phone.wait_for_timeout(1000 * CALM_S)
+        carried = httpx.get(f"{url}/v1/argus/live").json()["history"]["exact_rate"][-1]
+        burst(desk, times * carried)
+        saved(desk, folder / "burst.png")
         phone.screenshot(path=folder / "phone-live.png")
         browser.close()
     if said:

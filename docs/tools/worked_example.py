@@ -33,7 +33,8 @@ from argus.server.model import ServedFamily
 PROMPTS, WORKERS, MULTIPLE = 400, 2, 3.0
 LOADS = (0.5, 1.5, 3.0)  # multiples of what exact pictures alone can carry
 WAITS = (0.0, 0.2, 0.5)  # shares of the deadline that a new request waits
-REQUESTS = (  # a prompt, and the one in the cache that is nearest to it
+# a prompt, and the one in the cache that is nearest to it
+REQUESTS: tuple[tuple[str, str | None], ...] = (
     ("a red fish in the sea", "one red fish, in the sea"),
     ("three striped blue cups left of a house", None),
 )
@@ -95,8 +96,9 @@ class Example:
     def _predicted(self, prompt: str, similarity: float | None) -> Numbers:
         """The predicted quality (v,) of every variant; 0 for skips without a neighbour."""
         vector = self._encoder.embed(prompt).vector
-        mean = self._predictor.predict(vector, similarity).mean[self._order]
-        return np.nan_to_num(mean.astype(float))
+        mean = self._predictor.predict(vector, similarity).mean[self._order].astype(float)
+        known: Numbers = np.nan_to_num(mean)
+        return known
 
     def case(self, prompt: str, neighbour: str | None, load: float, wait_share: float) -> Case:
         """The decision for a prompt after a plan for a load, with a queue of a share of the
@@ -149,7 +151,7 @@ class Example:
             joined = cluster.running[worker] + (wait_s == 0)
             size = max(1, min(joined, int(table.best_batch[0, model])))
             step_s = table.batch_step_s(0, model, size)
-            for v in np.flatnonzero((table.model == model) & request.allowed):
+            for v in np.flatnonzero((table.model == model) & request.allowed).tolist():
                 share = (wait_s + table.steps[v] * step_s) / request.slack_s
                 if share <= 1:
                     quality, cost_s = request.quality[v], float(policy.costs_s[v, 0])
@@ -166,9 +168,9 @@ class Example:
 def cases(example: Example) -> list[Case]:
     """The decisions of the example: as load and queue grow, for both requests."""
     return [
-        example.case(*asked, load, wait)
+        example.case(prompt, neighbour, load, wait)
         for load, wait in zip(LOADS, WAITS, strict=True)
-        for asked in REQUESTS
+        for prompt, neighbour in REQUESTS
     ]
 
 

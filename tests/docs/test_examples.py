@@ -71,7 +71,7 @@ def test_a_scorer_of_one_s_own_judges_by_the_prompt(examples: Path) -> None:
     assert scores.dtype == np.float32 and scores.tolist() == [1.0, 0.0, 0.0]
 
 
-@pytest.mark.cluster
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["new_policy", "new_sampler", "new_family", "new_scorer"])
 def test_an_example_runs_as_its_first_lines_say(name: str, tmp_path: Path) -> None:
     ran = subprocess.run(

@@ -29,7 +29,7 @@ from tests.workers.test_contract import (  # noqa: F401
 
 FILE = Path(__file__).parents[2] / "docs" / "examples" / "new_worker.py"
 
-pytestmark = pytest.mark.cluster  # every process of it imports torch anew
+pytestmark = pytest.mark.slow  # every process of it imports torch anew
 
 
 def example() -> Any:
