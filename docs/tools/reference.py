@@ -97,7 +97,9 @@ def error_table() -> str:
 
 def _error(call: ast.Call) -> Iterator[tuple[str, int, str]]:
     """Code, status and message of an `ApiError(...)` whose status and code are written out."""
-    status, message, code = call.args[:3]
+    given = dict(zip(("status", "message", "code"), call.args, strict=False))
+    given |= {one.arg: one.value for one in call.keywords if one.arg is not None}
+    status, message, code = given["status"], given["message"], given["code"]
     if isinstance(code, ast.Constant):
         if isinstance(status, ast.Constant) and isinstance(status.value, int):
             yield str(code.value), status.value, _message(message)
