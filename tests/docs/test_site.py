@@ -66,11 +66,25 @@ def test_every_policy_has_a_section(site: Path) -> None:
     assert sections == list(POLICIES)
 
 
-def test_every_example_is_shown(site: Path) -> None:
-    text = (site / "extending.html").read_text()
-    for example in (ROOT / "docs" / "examples").iterdir():
-        if example.is_file():
-            assert f"docs/examples/{example.name}" in text
+class Text(HTMLParser):
+    """What a page says, without its tags."""
+
+    def __init__(self, page: Path) -> None:
+        super().__init__()
+        self.said = ""
+        self.feed(page.read_text())
+
+    def handle_data(self, data: str) -> None:
+        self.said += data
+
+
+def test_every_example_is_shown_whole(site: Path) -> None:
+    said = Text(site / "extending.html").said
+    examples = [one for one in (ROOT / "docs" / "examples").iterdir() if one.is_file()]
+    assert len(examples) == 6
+    for example in examples:
+        assert f"docs/examples/{example.name}" in said
+        assert example.read_text().strip() in said
 
 
 class Fetched(HTMLParser):
