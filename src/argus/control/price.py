@@ -70,7 +70,7 @@ class PriceTuning:
 
 
 class Price(Base):
-    """DESIGN.md section 4: the plan's prices rise with the queue; the best value less cost wins.
+    """The plan's prices rise with the queue; the variant of most value, less its cost, wins.
 
     The value of a picture is its quality times the probability that it is in time. The less slack
     it leaves, the lower that is: requests take fewer steps while a burst builds up.

@@ -156,13 +156,18 @@ def _api_routes(app: FastAPI, service: Service) -> None:
     async def models(_: Tenant) -> ModelList:
         return ModelList(data=[_model(service, name) for name in service.model_names])
 
-    @app.get("/v1/models/{name:path}", responses={s: ERRORS[s] for s in (401, 404)})
+    @app.get(
+        "/v1/models/{name:path}",
+        summary="A family or a variant",
+        responses={s: ERRORS[s] for s in (401, 404)},
+    )
     async def model(name: str, _: Tenant) -> ModelData:
         service.variant_of(name)
         return _model(service, name)
 
     @app.post(
         GENERATIONS,
+        summary="Make pictures",
         response_model=GenerationResponse | JobReport,
         response_model_exclude_none=True,
         responses=ERRORS
@@ -249,7 +254,7 @@ def _job_routes(app: FastAPI, service: Service) -> None:
         status: ERRORS[status] for status in (400, 401, 404, 503)
     }
 
-    @app.get(JOBS, response_model_exclude_none=True, responses=errors)
+    @app.get(JOBS, summary="Background jobs", response_model_exclude_none=True, responses=errors)
     async def jobs(
         tenant: Tenant,
         limit: Annotated[int, Query(ge=1, le=MOST_LISTED)] = 20,
@@ -257,11 +262,21 @@ def _job_routes(app: FastAPI, service: Service) -> None:
     ) -> JobList:
         return await service.jobs.newest(tenant, limit, after)
 
-    @app.get(JOBS + "/{job}", response_model_exclude_none=True, responses=errors)
+    @app.get(
+        JOBS + "/{job}",
+        summary="A background job",
+        response_model_exclude_none=True,
+        responses=errors,
+    )
     async def job(job: str, request: Request, tenant: Tenant) -> JobReport:
         return await service.jobs.read(job, tenant, str(request.base_url))
 
-    @app.post(JOBS + "/{job}/cancel", response_model_exclude_none=True, responses=errors)
+    @app.post(
+        JOBS + "/{job}/cancel",
+        summary="Cancel a background job",
+        response_model_exclude_none=True,
+        responses=errors,
+    )
     async def cancel(job: str, request: Request, tenant: Tenant) -> JobReport:
         return await service.jobs.cancel(job, tenant, str(request.base_url))
 
