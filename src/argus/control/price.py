@@ -204,21 +204,13 @@ class Price(Base):
         return request.quality
 
     def route(self, request: Request, cluster: Cluster) -> Decision:
-        best_wait: dict[tuple[int, int], tuple[float, int, int]] = {}
-        for worker, model in enumerate(cluster.models):
-            if model >= 0:
-                place = (cluster.kinds[worker], model)
-                wait = cluster.wait_s[worker]
-                known = best_wait.get(place)
-                if known is None or (wait, cluster.running[worker]) < known[:2]:
-                    best_wait[place] = (wait, cluster.running[worker], worker)
         floor = self.slos[request.slo].floor
         quality, allowed = self.quality_of(request), request.allowed
         slack_s, size_factor = max(1e-9, request.slack_s), request.size_factor
         tuning = self.tuning
         options: list[tuple[float, int, int, float, float]] = []
         best = -float("inf")
-        for (kind, model), (wait, running, worker) in best_wait.items():
+        for (kind, model), (wait, running, worker) in cluster.soonest().items():
             price = self._price(kind, model, wait, running)
             joined = running if wait > 0 else running + 1  # one is done before it runs
             size = max(1, min(joined, self._best_batch[kind][model]))
