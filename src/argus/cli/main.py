@@ -10,7 +10,7 @@ import typer
 from rich.markup import escape
 
 from argus import __version__
-from argus.cli import cache, config, doctor, generate, lab, load, serve, simulate
+from argus.cli import cache, config, doctor, generate, lab, load, plan, serve, simulate
 from argus.cli.consoles import err, out
 from argus.core.errors import ArgusError, BadRequest, InUse, ModelError, NotEnoughMemory
 
@@ -51,6 +51,9 @@ app.command(epilog="Example: argus train pictogram --out predictor")(lab.train)
 app.command(
     epilog="Example: argus simulate --world paper-a100 --trace bursty --policies price,argus"
 )(simulate.simulate)
+app.command(
+    epilog="Example: argus plan --world paper-a100 --peak-qpm 400 --min-quality 0.95 --slo 3x"
+)(plan.plan)
 app.add_typer(cache.app, name="cache")
 app.add_typer(config.app, name="config")
 

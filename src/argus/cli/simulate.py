@@ -11,14 +11,13 @@ from rich.box import SIMPLE_HEAD
 from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
+from argus.cli import worlds
 from argus.cli.consoles import err, out
 from argus.core.errors import BadRequest
 
 
 def simulate(
-    world: Annotated[
-        str, typer.Option(help="A world's name, or the path of its YAML file.")
-    ] = "paper-a100",
+    world: worlds.WorldOption = "paper-a100",
     trace: Annotated[
         str,
         typer.Option(
@@ -32,12 +31,7 @@ def simulate(
     workers: Annotated[
         str | None, typer.Option(help="Workers, or of each type, as 4,8. Default: the world's.")
     ] = None,
-    slo: Annotated[
-        str | None,
-        typer.Option(
-            help="The deadline: 3x the exact variant's latency, or 12s. Default: the world's."
-        ),
-    ] = None,
+    slo: worlds.SloOption = None,
     scale: Annotated[
         bool,
         typer.Option(
@@ -64,46 +58,13 @@ def simulate(
         int | None, typer.Option(help="Use only so many first minutes of the trace.", min=1)
     ] = None,
     seed: Annotated[int, typer.Option(help="Random seed; the same one repeats a run.")] = 0,
-    table: Annotated[
-        Path | None,
-        typer.Option(
-            help="Instead of a world: scores of your own models' pictures, parquet or CSV, with "
-            "columns prompt, seed and one for each variant (docs/your-models.md)."
-        ),
-    ] = None,
-    profile: Annotated[
-        Path | None,
-        typer.Option(help="With --table: YAML or JSON of each variant's seconds a picture."),
-    ] = None,
-    scores: Annotated[
-        Path | None, typer.Option(help="The file of scores of the world sd35 (not part of Argus).")
-    ] = None,
-    predictor: Annotated[
-        Path | None,
-        typer.Option(
-            help="With --table or --scores: what `argus train --table` wrote. Default: trained now."
-        ),
-    ] = None,
-    encoder: Annotated[
-        str | None,
-        typer.Option(
-            help="With --table or --scores: words (the default), or the folder or hub id of a "
-            "sentence encoder."
-        ),
-    ] = None,
-    ranks: Annotated[
-        bool,
-        typer.Option(
-            "--ranks", help="With --table or --scores: quality by the scores' ranks instead."
-        ),
-    ] = False,
-    unrelated: Annotated[
-        float | None,
-        typer.Option(
-            help="With --table: the mean score of pictures of other prompts, quality 0. Default: "
-            "what 1 % of the exact variant's pictures score less than."
-        ),
-    ] = None,
+    table: worlds.TableOption = None,
+    profile: worlds.ProfileOption = None,
+    scores: worlds.ScoresOption = None,
+    predictor: worlds.PredictorOption = None,
+    encoder: worlds.EncoderOption = None,
+    ranks: worlds.RanksOption = False,
+    unrelated: worlds.UnrelatedOption = None,
     output: Annotated[
         Path | None, typer.Option("--out", "-o", help="Folder for tables and the figure.")
     ] = None,
@@ -123,41 +84,22 @@ def simulate(
     """Serve a trace with every policy on a virtual cluster, and compare them."""
     from argus.simulator.runs import Scenario, Target, kinds_of, most_load
     from argus.simulator.runs import simulate as run
-    from argus.simulator.scored import WORDS, Source, world_of_table
     from argus.simulator.traces import load_trace
-    from argus.simulator.worlds import load_world, workers_of
 
-    own = table or scores or predictor or encoder or ranks
-    source = Source(table or scores, predictor, encoder or WORDS, ranks) if own else None
-    if table is None:
-        if profile is not None or unrelated is not None:
-            raise BadRequest("--profile and --unrelated go with --table.")
-        with err.status(f"Preparing {world} …"):
-            here, counts = load_world(world, source), workers_of(world)
-    else:
-        if profile is None or scores is not None:
-            raise BadRequest(
-                "--table needs --profile, a file with each variant's seconds a picture, and goes "
-                "without --scores (docs/your-models.md)."
-            )
-        world = str(table)
-        with err.status("Training on the scores …"):
-            here, counts = world_of_table(source or Source(table), profile, unrelated)
+    here, counts = worlds.prepared(
+        world, table, profile, scores, predictor, encoder, ranks, unrelated
+    )
     if load <= 0:
         raise BadRequest(f"--load is {load:g}; it multiplies the rates and must be more than 0.")
     if noise is not None:
         here = here.with_noise(noise, seed + 1)
-    counts = counts if workers is None else _counts(workers)
-    if len(counts) != len(here.table.types):
-        raise BadRequest(
-            f"{world} has workers of {', '.join(here.table.types)}: give as many numbers."
-        )
+    counts = worlds.counts_of(workers, counts, here)
     asked = load_trace(trace).first(minutes)
     scenario = Scenario(
         here,
         kinds_of(counts),
         asked.rates,
-        _multiple(slo, here.table.slo_s) if slo else here.slo,
+        worlds.multiple_of(slo, here),
         seed,
         load,
         own=asked.own and not scale,
@@ -165,7 +107,7 @@ def simulate(
         topics=asked.topics,
         compressed=asked.compressed,
     )
-    names = _names(policies)
+    names = worlds.policies_of(policies)
     progress = Progress(
         TextColumn("{task.description}"), BarColumn(), TaskProgressColumn(), TimeRemainingColumn(),
         console=err, transient=True,
@@ -198,36 +140,6 @@ def simulate(
             out.print(f"wrote {file}", highlight=False)
     if as_json:
         print(json.dumps({name: r.to_json() for name, r in reports.items()}))
-
-
-def _names(policies: str) -> list[str]:
-    from argus.control.policies import POLICIES
-
-    names = list(POLICIES) if policies == "all" else policies.split(",")
-    for name in names:
-        if name not in POLICIES:
-            raise BadRequest(f"There is no policy {name!r}: use {', '.join(POLICIES)}, or all.")
-    return names
-
-
-def _counts(workers: str) -> list[int]:
-    try:
-        counts = [int(count) for count in workers.split(",")]
-    except ValueError as error:
-        raise BadRequest(f"--workers takes numbers such as 8 or 4,8, not {workers!r}.") from error
-    if min(counts) < 0 or not sum(counts):
-        raise BadRequest("--workers must give at least one worker.")
-    return counts
-
-
-def _multiple(slo: str, exact_s: float) -> float:
-    try:
-        value = float(slo[:-1])
-        if slo[-1] in "xs" and value > 0:
-            return value if slo[-1] == "x" else value / exact_s
-    except ValueError:
-        pass
-    raise BadRequest(f"--slo takes 3x or 12s, not {slo!r}.")
 
 
 def _table(reports: dict[str, Any]) -> Table:

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from argus.control.batching import AdditiveIncrease
+from argus.control.batching import AdditiveIncrease, Batching
 from argus.control.policy import (
     Base,
     Cluster,
@@ -24,7 +24,7 @@ from argus.control.variants import EXACT, VariantTable
 class ClipperHA(Base):
     """Highest accuracy: the exact variant serves every prompt; batches grow additively."""
 
-    batching = AdditiveIncrease()
+    batching: Batching = AdditiveIncrease()
     variant = EXACT
     reason = "this policy serves every prompt exactly"
 

@@ -5,7 +5,7 @@ Axes of arrays: p prompts, v variants, w workers.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Protocol
 
@@ -22,6 +22,8 @@ NOTHING = -1  # the model of a worker that is dead or loading
 # the price of the worker's second, the share of the slack that wait and work take, and the cost in
 # worker-seconds of the variant table. A tuple, since every decision makes a dozen.
 Option = tuple[float, int, int, float, float, float]
+Place = tuple[int, int]  # type of device and model
+Soonest = tuple[float, int, int]  # wait in seconds, number of running requests, worker
 
 
 @dataclass(frozen=True)
@@ -66,22 +68,38 @@ class Cluster:
     `models` are what they can serve now (`NOTHING` for one that loads or is dead), `wait_s` the
     predicted wait of a request sent there now, in seconds of the variant table, `running` the
     numbers of running requests. `slowness` is the time that the workers take as a multiple of the
-    table's.
+    table's. `index` finds what `soonest` gives without looking at all workers.
     """
 
     now_s: float
     kinds: list[int]
     models: list[int]
-    wait_s: list[float]
+    wait_s: Sequence[float]
     running: list[int]
     slowness: float = 1.0
+    index: Callable[[], dict[Place, Soonest]] | None = None
+
+    def soonest(self) -> dict[Place, Soonest]:
+        """Of each type and model the worker that begins soonest, among equals the one with fewest
+        running requests."""
+        if self.index is not None:
+            return self.index()
+        best: dict[Place, Soonest] = {}
+        for worker, model in enumerate(self.models):
+            if model >= 0:
+                place = self.kinds[worker], model
+                wait, running = self.wait_s[worker], self.running[worker]
+                known = best.get(place)
+                if known is None or (wait, running) < known[:2]:
+                    best[place] = wait, running, worker
+        return best
 
     def without(self, numbers: Collection[int]) -> Cluster:
         """The workers, of which some serve nothing; all as they are if no other serves."""
         models = [NOTHING if w in numbers else held for w, held in enumerate(self.models)]
         if all(held == NOTHING for held in models):
             return self
-        return replace(self, models=models)
+        return replace(self, models=models, index=None)
 
 
 @dataclass(frozen=True, slots=True)
@@ -185,8 +203,8 @@ class Base:
 
 def first_free(cluster: Cluster, model: int) -> int | None:
     """The worker that holds a model and begins soonest; None if no worker holds it."""
-    able = [worker for worker, held in enumerate(cluster.models) if held == model]
-    return soonest(able, cluster)
+    able = [one for (_, held), one in cluster.soonest().items() if held == model]
+    return min(able)[2] if able else None
 
 
 def soonest(workers: Iterable[int], cluster: Cluster) -> int | None:

@@ -207,14 +207,13 @@ class Price(Base):
         return request.quality
 
     def route(self, request: Request, cluster: Cluster) -> Decision:
-        best_wait = _best_wait(cluster)
         floor = self.slos[request.slo].floor
         quality, allowed = self.quality_of(request), request.allowed
         slack_s, size_factor = max(1e-9, request.slack_s), request.size_factor
         tuning = self.tuning
         options: list[Option] = []
         best = -float("inf")
-        for (kind, model), (wait, running, worker) in best_wait.items():
+        for (kind, model), (wait, running, worker) in cluster.soonest().items():
             price = self._price(kind, model, wait, running)
             joined = running if wait > 0 else running + 1  # one is done before it runs
             size = max(1, min(joined, self._best_batch[kind][model]))
@@ -249,7 +248,7 @@ class Price(Base):
 
     def prices(self, cluster: Cluster) -> Mapping[int, float]:
         found: dict[int, float] = {}
-        for (kind, model), (wait, running, _) in _best_wait(cluster).items():
+        for (kind, model), (wait, running, _) in cluster.soonest().items():
             price = self._price(kind, model, wait, running)
             found[model] = min(price, found.get(model, price))
         return found
@@ -271,20 +270,6 @@ class Price(Base):
         pressed = self.tuning.pressed * self.deadline_s
         pressure = min(1.0, max(0.0, (wait - calm) / (pressed - calm)))
         return price + pressure * max(0.0, highest - price)
-
-
-def _best_wait(cluster: Cluster) -> dict[tuple[int, int], tuple[float, int, int]]:
-    """The shortest wait, the number of running requests and the worker that has them, by type of
-    device and model."""
-    best: dict[tuple[int, int], tuple[float, int, int]] = {}
-    for worker, model in enumerate(cluster.models):
-        if model >= 0:
-            place = (cluster.kinds[worker], model)
-            wait = cluster.wait_s[worker]
-            known = best.get(place)
-            if known is None or (wait, cluster.running[worker]) < known[:2]:
-                best[place] = (wait, cluster.running[worker], worker)
-    return best
 
 
 class PriceBlind(Price):

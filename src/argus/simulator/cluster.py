@@ -13,12 +13,13 @@ import numpy as np
 
 from argus.control.breaker import FETCH_SHARE, LEAST_S, PROBE_S, Breaker
 from argus.control.controller import Controller
-from argus.control.policy import Cluster, Policy, Slo, first_free
+from argus.control.policy import Cluster, Place, Policy, Slo, Soonest, first_free
 from argus.control.slowness import LOOKS
 from argus.control.variants import EXACT
 from argus.control.worker_queue import mean_slowness
 from argus.simulator.cache import SimilarityCache, VirtualCache
 from argus.simulator.requests import DROPPED, LATE, ON_TIME, SHED, Requests, SimulatedRequest
+from argus.simulator.soonest import SoonestWorkers, Waits
 from argus.simulator.workers import Worker
 from argus.simulator.world import World
 
@@ -29,14 +30,15 @@ Happening = Callable[["Simulation"], None]
 
 @dataclass
 class Ledger:
-    """What a run counts besides its requests."""
+    """What a run counts besides its requests. `placements` are (seconds, number of workers that
+    hold or load each model), one for each plan."""
 
     loads: int = 0
     plans: int = 0
     rerouted: int = 0
     hits: int = 0
     lookups: int = 0
-    series: list[dict[str, float]] = field(default_factory=list)
+    placements: list[tuple[float, list[int]]] = field(default_factory=list)
 
 
 @dataclass(frozen=True)
@@ -135,12 +137,13 @@ class Simulation:
         self._heap: list[tuple[float, int, Callable[..., None], tuple[Any, ...]]] = []
         self._order = itertools.count()
         self.now = 0.0
+        count = len(self.workers)
+        self._free_at_s, self._waits = [0.0] * count, Waits(self._all_waits)
         self._cluster = Cluster(
-            0.0,
-            list(setup.kinds),
-            [worker.serving for worker in self.workers],
-            [0.0] * len(self.workers),
-            [0] * len(self.workers),
+            0.0, list(setup.kinds), [first] * count, self._waits, [0] * count, index=self._soonest
+        )
+        self._index = SoonestWorkers(
+            self._cluster.kinds, self._cluster.models, self._cluster.running, self._free_at_s
         )
         for at, happening in setup.events:
             self._at(at, happening, self)
@@ -229,7 +232,9 @@ class Simulation:
         if not self._skips[variant]:
             self._enqueue(request, number)
             return
-        self.workers[number].reserve(request, self.now)
+        worker = self.workers[number]
+        worker.reserve(request, self.now)
+        self._changed(worker)
         limit_s = FETCH_SHARE * max(0.0, request.deadline_s - self.now)
         self._fetch(limit_s, lambda came: self._fetched(request, number, came))
 
@@ -298,6 +303,7 @@ class Simulation:
             self._drop(request)
         at = worker.next_s(self.now)
         self._cluster.running[worker.number] = len(worker.running)
+        self._changed(worker)
         if at < math.inf:
             self._at(at, self._wake, worker, worker.version)
 
@@ -365,13 +371,21 @@ class Simulation:
     # --- the cluster
 
     def _state(self) -> Cluster:
-        cluster, now = self._cluster, self.now
-        cluster.now_s = now
-        cluster.wait_s = [
-            (worker.free_at_s - now) / cluster.slowness if worker.free_at_s > now else 0.0
-            for worker in self.workers
-        ]
-        return cluster
+        self._cluster.now_s = self.now
+        self._waits.forget()
+        return self._cluster
+
+    def _changed(self, worker: Worker) -> None:
+        """Take notice that a worker's `free_at_s`, or what policies are shown of it, changed."""
+        self._free_at_s[worker.number] = worker.free_at_s
+        self._index.update(worker.number)
+
+    def _all_waits(self) -> list[float]:
+        now, slowness = self.now, self._cluster.slowness
+        return [(free - now) / slowness if free > now else 0.0 for free in self._free_at_s]
+
+    def _soonest(self) -> dict[Place, Soonest]:
+        return self._index.at(self.now, self._cluster.slowness)
 
     def _look(self) -> None:
         """Look at the load and at the workers' slowness; every `LOOKS`th look ends a window."""
@@ -396,14 +410,15 @@ class Simulation:
             worker.target = model
             if worker.moves:
                 self._drain(worker)
-        rate = self._controller.rate(self.now)
-        self.ledger.series.append({"at_s": self.now, "rate": rate, **plan.figures})
+        held = np.bincount(plan.models, minlength=len(self.world.table.models))
+        self.ledger.placements.append((self.now, held.tolist()))
 
     def _drain(self, worker: Worker) -> None:
         """Route queued requests again, finish running ones, then load."""
         self._settle(worker, worker.finished_by(self.now))
         evicted = worker.drain()
         self._cluster.models[worker.number] = worker.serving
+        self._changed(worker)
         for request in evicted:
             self._again(request)
         if worker.running:
@@ -426,6 +441,7 @@ class Simulation:
             return
         worker.ready, worker.at_s = True, self.now
         self._cluster.models[worker.number] = worker.serving
+        self._changed(worker)
         self._go_on(worker)
 
     # --- what can happen
@@ -439,6 +455,7 @@ class Simulation:
         worker.alive = False
         worker.version += 1
         self._cluster.models[number] = worker.serving
+        self._changed(worker)
         for request in worker.evict(running=True):
             self.ledger.rerouted += 1
             self._again(request)

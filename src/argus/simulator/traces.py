@@ -95,6 +95,45 @@ class Trace:
         topics = None if self.topics is None else self.topics[early]
         return replace(self, rates=self.rates[:minutes], at_s=self.at_s[early], topics=topics)
 
+    def at_peak(self, qpm: float) -> Trace:
+        """The trace with `qpm` requests in its highest minute, used as it is.
+
+        Rates are multiplied; known arrivals are then drawn at random, unless that is their own
+        highest minute. `compressed` ones come in less time instead, and meet `qpm` about.
+        """
+        if self.at_s is None or not self.compressed:
+            highest = float(self.rates.max())
+            if self.at_s is not None and qpm == highest:
+                return replace(self, own=True)
+            return replace(self, rates=self.rates * (qpm / highest), own=True, at_s=None)
+        slowest, fastest = 1e-4, 1e4
+        for _ in range(50):
+            middle = (slowest * fastest) ** 0.5
+            if _by_minute(self.at_s / middle).max() < qpm:
+                slowest = middle
+            else:
+                fastest = middle
+        at_s = self.at_s / fastest
+        return Trace(_by_minute(at_s), own=True, at_s=at_s, topics=self.topics)
+
+    def busiest(self, minutes: int, lead: int) -> tuple[Trace, int]:
+        """The `minutes` consecutive minutes with most requests, the first such ones, and up to
+        `lead` minutes before them; and the number of those. Where rates begin later, their first
+        minute is what comes before."""
+        minutes = min(minutes, len(self.rates))
+        sums = np.convolve(self.rates, np.ones(minutes), "valid")
+        begin = int(np.argmax(np.round(sums, 6)))
+        if self.at_s is None:
+            before = self.rates[np.maximum(0, np.arange(begin - lead, begin))]
+            rates = np.concatenate([before, self.rates[begin : begin + minutes]])
+            return replace(self, rates=rates), lead
+        lead = min(lead, begin)
+        rates = self.rates[begin - lead : begin + minutes]
+        from_s, to_s = 60.0 * (begin - lead), 60.0 * (begin + minutes)
+        chosen = (self.at_s >= from_s) & (self.at_s < to_s)
+        topics = None if self.topics is None else self.topics[chosen]
+        return replace(self, rates=rates, at_s=self.at_s[chosen] - from_s, topics=topics), lead
+
 
 def load_trace(name: str) -> Trace:
     """A trace by name, or from a CSV file.
@@ -125,7 +164,7 @@ def load_trace(name: str) -> Trace:
                 f"The column at_s of {file} ends {at_s[-1] / 86400:.0f} days from the trace's "
                 "beginning: it counts seconds from there, not from 1970, and not milliseconds."
             )
-        return Trace(np.bincount((at_s // 60).astype(int)).astype(float), own=True, at_s=at_s)
+        return Trace(_by_minute(at_s), own=True, at_s=at_s)
     if "requests" in table:
         return Trace(twitter(_numbers(file, table["requests"])))
     raise BadRequest(f"{file} needs a column at_s (seconds), per_minute (rates) or requests.")
@@ -157,13 +196,18 @@ def gentd26(file: Path) -> Trace:
     at_s = np.repeat(_numbers(file, table["at_s"]), count)
     minutes = len(at_s) / (GENTD26_SHARE * PAPER_CAPACITY)
     at_s = (at_s - at_s[0]) * 60.0 * minutes / max(float(at_s[-1] - at_s[0]), 1.0)
-    rates = np.bincount((at_s // 60).astype(int)).astype(float)
+    rates = _by_minute(at_s)
     return Trace(rates, at_s=at_s, topics=np.repeat(users.to_numpy(int), count), compressed=True)
 
 
 def rates_of(name: str) -> Numbers:
     """Requests a minute (minutes,) of a trace. Raises as `load_trace`."""
     return load_trace(name).rates
+
+
+def _by_minute(at_s: Numbers) -> Numbers:
+    """Requests a minute (minutes,) of arrivals."""
+    return np.bincount((at_s // 60).astype(int)).astype(float)
 
 
 def _numbers(file: Path, column: pd.Series[Any]) -> Numbers:
