@@ -5,7 +5,7 @@ VENV   ?= .venv
 BIN    := $(VENV)/bin
 READY  := $(VENV)/.ready
 
-.PHONY: help setup serve picture grid test slow-test cluster-test faults lint bench compat clean
+.PHONY: help setup serve picture grid test slow-test cluster-test faults lint bench docs screenshots wheel compat clean
 
 help: ## what can be made
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 16
@@ -47,8 +47,8 @@ cluster-test: $(READY) ## the tests of several nodes and servers (Ray, PostgreSQ
 
 lint: $(READY) ## ruff and mypy
 	@echo "Checking style and types ..."
-	@$(BIN)/ruff check src tests benchmarks
-	@$(BIN)/ruff format --check src tests benchmarks
+	@$(BIN)/ruff check src tests benchmarks docs
+	@$(BIN)/ruff format --check src tests benchmarks docs
 	@$(BIN)/mypy
 
 bench: $(READY) ## every benchmark of benchmarks/ (many minutes)
@@ -62,6 +62,18 @@ bench: $(READY) ## every benchmark of benchmarks/ (many minutes)
 	@for one in planner router forecast feedback simulator drift; do $(BIN)/python benchmarks/$$one.py; done
 	@for one in parts events scale; do $(BIN)/python benchmarks/evaluation.py $$one; done
 
+docs: $(READY) ## the documentation as a site, in site/
+	@echo "Building the documentation ..."
+	@NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
+
+screenshots: $(READY) ## docs/screenshots: the page with a picture and in a burst (needs Chromium)
+	@echo "Photographing the page ..."
+	@$(BIN)/python docs/tools/screenshots.py docs/screenshots
+
+wheel: $(READY) ## dist/*.whl, with the bundled model's weights
+	@echo "Building the wheel ..."
+	@$(BIN)/pip wheel --quiet --disable-pip-version-check --no-deps --wheel-dir dist .
+
 compat: $(READY) ## other people's clients against a server (docs/compatibility.md)
 	@echo "Setting up $(VENV)-compat (downloads the clients) ..."
 	@$(PYTHON) -m venv $(VENV)-compat
@@ -71,5 +83,5 @@ compat: $(READY) ## other people's clients against a server (docs/compatibility.
 
 clean: ## remove the virtual environment and caches
 	@echo "Removing $(VENV) and caches ..."
-	@rm -rf $(VENV) $(VENV)-compat .pytest_cache .mypy_cache .ruff_cache .hypothesis dist
+	@rm -rf $(VENV) $(VENV)-compat .pytest_cache .mypy_cache .ruff_cache .hypothesis dist site
 	@find src tests -name __pycache__ -prune -exec rm -rf {} +
