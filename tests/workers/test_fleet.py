@@ -125,7 +125,7 @@ def test_an_idle_worker_gives_up_a_pinned_model_for_another_pin(measured_family:
         fleet.require(0)
         held = asyncio.create_task(fleet.run(request(LONG), LONG, 0, 0))
         await until(lambda: fleet.cluster().running[0] == 1)
-        waiting = asyncio.create_task(fleet.holding(1, 60.0))
+        waiting = asyncio.create_task(fleet.holding(1, 280.0))
         fleet.require(1)
         assert fleet.targets[0] == 0  # not while it is busy
         assert isinstance(await held, Finished)

@@ -15,7 +15,7 @@ from argus.server.model import ServedFamily
 log = logging.getLogger(__name__)
 
 ASKED_LIMIT_S = 10.0
-MOST_ASKED = 32  # pictures at a time that clients ask to be scored
+MOST_ASKED = 16  # pictures at a time that clients ask to be scored
 
 if TYPE_CHECKING:
     from argus.quality.scorer import Scorer

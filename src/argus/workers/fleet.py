@@ -39,7 +39,7 @@ MOST_TRIALS, TRIALS_S = 7, 3.0
 CALIBRATIONS = 3  # tries, where workers die in them
 STRAGGLE = 3.0  # times of the first measured worker, for which the others are waited for
 HELD_S = 60.0  # for which a pinned model stays loaded
-PINNED_LOOK_S = 0.5  # between looks whether a worker is free for a pinned model
+PINNED_LOOK_S = 0.5  # between looks whether a worker can give up a pinned model for another one
 MOST_FAILURES = 3  # of workers at the same job, after which it fails
 DEADLY = 2  # deaths of workers at the same job, after which it runs alone
 SILENT_STEPS = 10  # of the largest batch, for which a busy worker may be silent
@@ -106,6 +106,7 @@ class Fleet:
         self._runs: dict[Request, _Run] = {}  # of queued and running requests
         self._tasks: dict[Request, asyncio.Task[None]] = {}  # of running ones
         self._pinned: dict[int, float] = {}
+        self._loaded_at: dict[int, float] = {}
         self._broken: dict[tuple[int, int], Exception] = {}  # by `_site` and model
         self._reserved: dict[Request, WorkerQueue[Request]] = {}
         self._timers: dict[int, asyncio.TimerHandle] = {}
@@ -573,9 +574,12 @@ class Fleet:
         return targets
 
     def _is_idle(self, number: int) -> bool:
-        """Whether a worker serves, and has no requests."""
+        """Whether a worker serves, and has no requests; not at once after a load, since those that
+        waited for it are only on their way."""
         queue = self.queues[number]
-        return queue.serving >= 0 and not _requests(queue) and queue.queued_s <= 0
+        loaded_s = time.monotonic() - self._loaded_at.get(number, -math.inf)
+        idle = queue.serving >= 0 and not _requests(queue) and queue.queued_s <= 0
+        return idle and loaded_s >= PINNED_LOOK_S
 
     def _can_hold(self, queue: WorkerQueue[Request], model: int) -> bool:
         """Whether a worker can hold a model, as far as is known."""
@@ -622,6 +626,7 @@ class Fleet:
         if queue.model == target:
             queue.advance(time.monotonic())
             queue.ready = True
+            self._loaded_at[queue.number] = time.monotonic()
         elif not queue.running:
             queue.model = target
             self.loads += 1
