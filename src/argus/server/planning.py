@@ -101,12 +101,13 @@ class Planning:
             [queue.alive for queue in fleet.queues],
             self._usable(),
         )
-        self._report(plan, time.perf_counter() - begun)
+        took_s = time.perf_counter() - begun
         models = [int(model) for model in plan.models]
         if self._moves:
             fleet.move(models)
         else:
             self._planned = models
+        self._report(plan, took_s)
 
     def _report(self, plan: Plan, took_s: float) -> None:
         metrics, table = self._metrics, self._table

@@ -345,7 +345,7 @@ class Service:
     async def close(self) -> None:
         """Fail unanswered requests and end the workers. May be called twice.
 
-        Takes at most `STOP_S`, whatever hangs.
+        Takes at most `STOP_S` and `TRACES_S`, whatever hangs.
         """
         self.drain()
         self.dispatcher.close()
