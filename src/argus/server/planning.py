@@ -115,10 +115,13 @@ class Planning:
         metrics.planned_at.set_to_current_time()
         if plan.source != KEPT:
             metrics.plan_seconds.observe(took_s)
+            metrics.figures.clear()
+            metrics.plan_price.clear()
+            if plan.prices is None:  # another policy has been adopted
+                metrics.price.clear()
         for name, value in plan.figures.items():
             metrics.figures.labels(name.replace(" ", "_")).set(value)
         if plan.prices is not None:
-            metrics.plan_price.clear()
             for d, m in np.argwhere(~np.isnan(plan.prices)).tolist():
                 metrics.plan_price.labels(table.types[d], table.models[m]).set(plan.prices[d, m])
         metrics.rate.set(self.controller.rate(time.monotonic()))
