@@ -345,7 +345,6 @@ class Dispatcher:
 
     async def _again(self, request: ImageRequest, reason: Exception) -> None:
         """Prepare a request to be routed again. Raises the error that ends it if it cannot be."""
-        self._metrics.rerouted.labels(REROUTED[type(reason)]).inc()
         if isinstance(reason, LatentsUnusable):
             request.latents_unusable = True
         elif isinstance(reason, TooLate):
@@ -357,6 +356,7 @@ class Dispatcher:
             if time.monotonic() >= request.limit_s:
                 raise Expired("The deadline passed while workers changed.") from None
             await asyncio.sleep(0)
+        self._metrics.rerouted.labels(REROUTED[type(reason)]).inc()
 
     def _finish(
         self,

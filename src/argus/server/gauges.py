@@ -9,6 +9,7 @@ import math
 from collections import Counter
 from typing import TYPE_CHECKING
 
+from argus import __version__
 from argus.server.router import shortest_wait_s
 from argus.workers.upstream import UpstreamWorker
 from argus.workers.worker import State
@@ -22,6 +23,8 @@ STARTING_S = 5.0  # the expected wait while no worker serves
 def measure(service: Service) -> None:
     """Set a server's gauges."""
     metrics, retrieval, health = service.metrics, service.retrieval, service.health
+    facts = {"version": __version__, "family": service.family.name, "policy": service.policy}
+    metrics.server.info(facts)
     metrics.ready.set(service.ready)
     _workers(service)
     _signals(service)

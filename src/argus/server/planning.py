@@ -101,12 +101,13 @@ class Planning:
             [queue.alive for queue in fleet.queues],
             self._usable(),
         )
-        self._report(plan, time.perf_counter() - begun)
+        took_s = time.perf_counter() - begun
         models = [int(model) for model in plan.models]
         if self._moves:
             fleet.move(models)
         else:
             self._planned = models
+        self._report(plan, took_s)
 
     def _report(self, plan: Plan, took_s: float) -> None:
         metrics, table = self._metrics, self._table
@@ -114,10 +115,13 @@ class Planning:
         metrics.planned_at.set_to_current_time()
         if plan.source != KEPT:
             metrics.plan_seconds.observe(took_s)
+            metrics.figures.clear()
+            metrics.plan_price.clear()
+            if plan.prices is None:  # another policy has been adopted
+                metrics.price.clear()
         for name, value in plan.figures.items():
             metrics.figures.labels(name.replace(" ", "_")).set(value)
         if plan.prices is not None:
-            metrics.plan_price.clear()
             for d, m in np.argwhere(~np.isnan(plan.prices)).tolist():
                 metrics.plan_price.labels(table.types[d], table.models[m]).set(plan.prices[d, m])
         metrics.rate.set(self.controller.rate(time.monotonic()))

@@ -17,7 +17,6 @@ from typing import TYPE_CHECKING
 
 from PIL import Image
 
-from argus import __version__
 from argus.config import Settings
 from argus.control.batching import StepBatching
 from argus.control.breaker import FETCH_SHARE
@@ -103,8 +102,6 @@ class Service:
             self.fleet.add(UpstreamWorker(one, held, device_type=kind))
         self.metrics = Metrics(self.family.name, settings.router_metrics)
         self.metrics.expect({DEFAULT, *settings.slo}, model.table.variants)
-        facts = {"version": __version__, "family": self.family.name, "policy": self.policy}
-        self.metrics.server.info(facts)
         self.tracing = Tracing.of(settings)
         self.cache = open_cache(settings, serving=True)
         self.health = StorageHealth()
@@ -345,7 +342,7 @@ class Service:
     async def close(self) -> None:
         """Fail unanswered requests and end the workers. May be called twice.
 
-        Takes at most `STOP_S`, whatever hangs.
+        Takes at most `STOP_S` and `TRACES_S`, whatever hangs.
         """
         self.drain()
         self.dispatcher.close()

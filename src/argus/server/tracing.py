@@ -97,9 +97,11 @@ def note_stages(timings_ms: Mapping[str, float]) -> None:
     tracer = _TRACER.get()
     if tracer is None:
         return
-    at, end = _current().start_time or 0, time.time_ns()
-    work = sum(timings_ms.values())
-    queue_ms = max(0.0, (end - at) * 1000 / NS - work)
+    current, end = _current(), time.time_ns()
+    if not current.is_recording():  # of a trace that is not sampled
+        return
+    at = current.start_time or end
+    queue_ms = max(0.0, (end - at) * 1000 / NS - sum(timings_ms.values()))
     for name, ms in {"queue": queue_ms, **timings_ms}.items():
         stage = tracer.start_span(name, start_time=at)
         at = min(end, at + int(ms * NS / 1000))

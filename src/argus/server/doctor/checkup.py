@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Callable, Iterable
-from contextlib import suppress
+import logging
+from collections.abc import AsyncIterator, Callable, Iterable, Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 
 from argus.config import Settings, without_passwords
@@ -37,7 +38,7 @@ CHECKS = (
     Check("predictor", family.predictor, 30.0),
     Check("quality table", family.table),
     Check("policy", family.policy),
-    Check("data folder", storage.folder),
+    Check("data folder", storage.folder, 60.0),
     Check("database", storage.database, 15.0),
     Check("latent store", storage.latents, 20.0),
     Check("port", network.port),
@@ -54,12 +55,24 @@ async def check_all(settings: Settings) -> AsyncIterator[Finding]:
     with suppress(ArgusError):
         found = family.of(settings)
     first, *others = CHECKS
-    for finding in await _limited(first, settings, found):
-        yield finding
-    running = [asyncio.create_task(_limited(one, settings, found)) for one in others]
-    for task in running:
-        for finding in await task:
+    with _quietly():
+        for finding in await _limited(first, settings, found):
             yield finding
+        running = [asyncio.create_task(_limited(one, settings, found)) for one in others]
+        for task in running:
+            for finding in await task:
+                yield finding
+
+
+@contextmanager
+def _quietly() -> Iterator[None]:
+    """Without the log of the code that is called: what it says is a finding."""
+    before = logging.root.manager.disable
+    logging.disable(logging.CRITICAL)
+    try:
+        yield
+    finally:
+        logging.disable(before)
 
 
 async def _limited(check: Check, settings: Settings, found: Family | None) -> list[Finding]:

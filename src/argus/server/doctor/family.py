@@ -13,7 +13,7 @@ from argus.core.errors import ModelError
 from argus.core.family import UPSTREAM, Family
 from argus.core.profile import Profile
 from argus.families.catalog import default_family, find_family
-from argus.server.doctor.finding import Finding, ok, problem, quietly, warning
+from argus.server.doctor.finding import Finding, ok, problem, warning
 
 DAY_S = 86400.0
 OLD_DAYS = 180
@@ -130,8 +130,7 @@ def profile(settings: Settings, family: Family | None) -> Iterator[Finding]:
             yield warning("profile", "none: costs are guesses, and the policy is nirvana", make)
         return
     where, dtype = settled(settings.device, settings.dtype)
-    with quietly():
-        found = profile_of(settings.profile, family, where, own_models(family))
+    found = profile_of(settings.profile, family, where, own_models(family))
     if found is None:
         whole = Profile.read(file)
         lacking = sorted(set(own_models(family)) - set(whole.models))

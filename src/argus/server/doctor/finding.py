@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import enum
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 
 
@@ -45,16 +43,3 @@ def sized(size_bytes: float) -> str:
         if size_bytes >= factor:
             return f"{size_bytes / factor:.3g} {unit}"
     return f"{size_bytes / 1e3:.3g} kB"
-
-
-@contextmanager
-def quietly() -> Iterator[None]:
-    """Without the warnings of the code that is called: what they say is a finding."""
-    import logging
-
-    before = logging.root.manager.disable
-    logging.disable(logging.CRITICAL)
-    try:
-        yield
-    finally:
-        logging.disable(before)

@@ -12,7 +12,7 @@ from pathlib import Path
 from argus.config import Settings
 from argus.core.family import UPSTREAM, Family
 from argus.core.profile import Profile
-from argus.server.doctor.finding import Finding, ok, problem, quietly, sized, warning
+from argus.server.doctor.finding import Finding, ok, problem, sized, warning
 
 START_S = 20.0  # for a process
 GPUS = "nvidia[0-9]*"  # in /dev
@@ -97,6 +97,8 @@ def memory(settings: Settings, family: Family | None) -> Iterator[Finding]:
     import torch
 
     from argus.engine.sources import settled
+    from argus.server.model import CPU_WORKERS
+    from argus.server.upstreams import own_models
 
     if family is None or not runs_here(settings, family):
         return
@@ -107,7 +109,8 @@ def memory(settings: Settings, family: Family | None) -> Iterator[Finding]:
         what, workers = "GPU", 1
     else:
         free, total = psutil.virtual_memory().available, psutil.virtual_memory().total
-        what, workers = "memory", settings.workers if isinstance(settings.workers, int) else 2
+        usual = 1 if len(own_models(family)) == 1 else CPU_WORKERS
+        what, workers = "memory", settings.workers if isinstance(settings.workers, int) else usual
     needs = _needs(settings, family, cuda)
     has = f"{sized(free)} of {sized(total)} of the {what} are free"
     if not needs:
@@ -139,10 +142,9 @@ def _needs(settings: Settings, family: Family, cuda: bool) -> dict[str, int]:
     file = settings.profile or Path(family.folder) / PROFILE
     if not file.is_file():
         return {}
-    with quietly():
-        profile: Profile | None = profile_of(
-            settings.profile, family, "cuda" if cuda else "cpu", own_models(family)
-        )
+    profile: Profile | None = profile_of(
+        settings.profile, family, "cuda" if cuda else "cpu", own_models(family)
+    )
     return {} if profile is None else {m: one.peak_bytes for m, one in profile.models.items()}
 
 

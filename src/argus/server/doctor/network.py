@@ -11,7 +11,7 @@ from urllib.parse import urlsplit
 from argus.config import Settings, Upstream, WorkerType
 from argus.core.errors import BadRequest
 from argus.core.family import Family
-from argus.server.doctor.finding import Finding, ok, problem, quietly, warning
+from argus.server.doctor.finding import Finding, ok, problem, warning
 
 CONNECT_S = 3.0
 LOOK_S = 2.0
@@ -45,7 +45,7 @@ def port(settings: Settings, _: Family | None) -> Iterator[Finding]:
 def _is_argus(host: str, number: int) -> bool:
     import httpx
 
-    with suppress(httpx.HTTPError, ValueError):
+    with suppress(httpx.HTTPError, httpx.InvalidURL, ValueError):
         return "version" in httpx.get(f"http://{host}:{number}/health", timeout=LOOK_S).json()
     return False
 
@@ -139,8 +139,7 @@ def _joined(settings: Settings) -> Iterator[Finding]:
     from argus.server.cluster import open_cluster
 
     types = settings.worker_types or {"gpu": WorkerType(gpus=1), "cpu": WorkerType()}
-    with quietly():
-        cluster = open_cluster(settings.model_copy(update={"worker_types": types}))
+    cluster = open_cluster(settings.model_copy(update={"worker_types": types}))
     assert cluster is not None  # `workers` is ray
     try:
         count = len(cluster.slots())
