@@ -10,77 +10,19 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from argus import server as server_package
 from argus.config import Settings, SloClass
+from argus.server.live import EVENTS, LIVE
 from tests.server.running import Running, running, wait_until
 
 if TYPE_CHECKING:
-    from playwright.sync_api import Page, Route
+    from playwright.sync_api import Page
 
 CHROMIUM = Path("/usr/bin/chromium")
-PAGE = Path(server_package.__file__).parent / "page"
 
 pytestmark = pytest.mark.skipif(
     not CHROMIUM.exists() or find_spec("playwright") is None,
     reason="needs Debian's chromium and Python's playwright",
 )
-
-# What the view needs of the page that it is a part of.
-SHELL = {
-    "index.html": """<!doctype html><html lang="en"><head><meta charset="utf-8">
-<meta name="viewport" content="width=device-width, initial-scale=1">
-<link rel="icon" href="data:,"><link rel="stylesheet" href="style.css">
-<script type="module" src="app.js"></script></head><body><main id="main"></main></body></html>""",
-    "style.css": """:root { --ink: #111; --paper: #fff; --card: #fff; --muted: #666; --line: #ddd;
---soft: #eee; --accent: #15c; --good: #080; --warn: #850; --bad: #b00; --radius: 8px; --v0: #135;
---v1: #068; --v2: #186; --v3: #54a; --v4: #b51; } body { margin: 0; } * { box-sizing: border-box; }
-[hidden] { display: none; }""",
-    "app.js": """import { mount } from "./live.js";
-async function ask(method, path, body, options = {}) {
-  const headers = { "content-type": "application/json" };
-  const text = JSON.stringify(body);
-  const answer = await fetch(`/${path}`, { method, headers, ...options, body: text });
-  if (answer.ok) return answer;
-  const { error } = await answer.json();
-  throw Object.assign(new Error(error.message), { status: answer.status });
-}
-const json = async (...of) => (await ask(...of)).json();
-export const api = {
-  get: (path, options) => json("GET", path, undefined, options),
-  post: (path, body) => json("POST", path, body),
-  delete: (path) => json("DELETE", path),
-  async events(path, { onEvent, signal }) {
-    const answer = await ask("GET", path, undefined, { signal });
-    let text = "";
-    for await (const part of answer.body.pipeThrough(new TextDecoderStream())) {
-      const events = (text + part).split("\\n\\n");
-      text = events.pop();
-      for (const event of events) onEvent("sample", JSON.parse(event.split("\\ndata: ")[1]));
-    }
-  },
-};
-const names = [];
-export function colourOf(variant) {
-  if (!names.includes(variant)) names.push(variant);
-  const name = `--v${names.indexOf(variant) % 5}`;
-  return getComputedStyle(document.documentElement).getPropertyValue(name);
-}
-mount(document.getElementById("main"), api);""",
-    "dom.js": """export function h(tag, props = {}, ...children) {
-  const element = document.createElement(tag);
-  for (const [name, value] of Object.entries(props)) {
-    if (value === undefined || value === null || value === false) continue;
-    if (name.startsWith("on")) element.addEventListener(name.slice(2), value);
-    else if (name === "style") {
-      for (const [key, css] of Object.entries(value)) element.style.setProperty(key, css);
-    } else element.setAttribute(name, value === true ? "" : value);
-  }
-  element.append(...children.flat().filter((child) => child));
-  return element;
-}
-export const ms = (value) => `${Math.round(value)} ms`;
-export const num = (value, digits = 2) => value.toFixed(digits);""",
-}
 
 
 @pytest.fixture(scope="module")
@@ -107,20 +49,11 @@ def page(argus: Running) -> Iterator[Page]:
         page.set_default_timeout(60_000)
         page.on("console", lambda message: said.append(message.text))
         page.on("pageerror", lambda error: said.append(str(error)))
-        if not (PAGE / "index.html").is_file():
-            page.route("**/ui/**", stand_in)
-        page.goto(f"{argus.url}/ui/#live")
+        page.goto(f"{argus.url}/ui#live")
         page.get_by_role("button", name="Start burst").wait_for()
         yield page
         browser.close()
     assert said == []
-
-
-def stand_in(route: Route) -> None:
-    name = re.sub(r".*/ui/|#.*", "", route.request.url) or "index.html"
-    kinds = {".html": "text/html", ".css": "text/css", ".js": "text/javascript"}
-    body = SHELL.get(name) or (PAGE / name).read_text()
-    route.fulfill(body=body, content_type=kinds[Path(name).suffix])
 
 
 def test_a_burst_is_watched_from_its_first_request_to_its_last(argus: Running, page: Page) -> None:
@@ -145,7 +78,9 @@ def test_a_burst_is_watched_from_its_first_request_to_its_last(argus: Running, p
     assert page.locator(".workers tbody tr").count() == 2
 
 
-def test_a_burst_is_stopped_and_a_wrong_one_refused_in_words(argus: Running, page: Page) -> None:
+def test_a_burst_is_stopped_and_one_beyond_the_limits_is_not_sent(
+    argus: Running, page: Page
+) -> None:
     page.locator("#live-rate").fill("5")
     page.locator("#live-seconds").fill("600")
     page.get_by_role("button", name="Start burst").click()
@@ -172,7 +107,7 @@ def test_the_policy_is_chosen_by_keyboard(argus: Running, page: Page) -> None:
     page.keyboard.press("Enter")
     wait_until(lambda: argus.service.policy == "price-blind")
     argus.service.loop.call_soon_threadsafe(argus.service.switch, "price")  # by somebody else
-    page.wait_for_function("document.getElementById('live-policy').value === 'price'")
+    wait_until(lambda: policy.input_value() == "price")
 
 
 def test_a_hidden_page_pauses_and_catches_up(argus: Running, page: Page) -> None:
@@ -184,13 +119,11 @@ def test_a_hidden_page_pauses_and_catches_up(argus: Running, page: Page) -> None
     }"""
     page.evaluate(hide, True)
     assert argus.generate("a fish that nobody watches").status_code == 200
-    wait_until(
-        lambda: sum(map(sum, argus.http.get("/v1/argus/live").json()["history"]["variants"])) > 0
-    )
-    assert asked == []
-    page.evaluate(hide, False)
-    page.wait_for_function("document.querySelector('.keys').innerText.includes('offered')")
-    wait_until(lambda: set(asked) == {"/v1/argus/live", "/v1/argus/live/events"})
+    wait_until(lambda: sum(map(sum, argus.http.get(LIVE).json()["history"]["variants"])) > 0)
+    assert not [path for path in asked if path.startswith(LIVE)]
+    with page.expect_request(f"**{EVENTS}"), page.expect_request(f"**{LIVE}"):
+        page.evaluate(hide, False)
+    page.locator(".keys", has_text="offered").wait_for()
 
 
 def test_nothing_is_wider_than_a_phone(page: Page) -> None:
@@ -199,6 +132,6 @@ def test_nothing_is_wider_than_a_phone(page: Page) -> None:
 
 
 def _made(server: Running) -> dict[str, int]:
-    found = server.http.get("/v1/argus/live").json()
+    found = server.http.get(LIVE).json()
     names = [one["name"] for one in found["variants"]]
     return dict(zip(names, map(sum, zip(*found["history"]["variants"], strict=True)), strict=True))

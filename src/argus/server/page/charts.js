@@ -62,7 +62,7 @@ export function newChart({ title, unit, format, range, tick = plain }) {
       {
         width: plot.clientWidth || 320,
         height: HEIGHT,
-        padding: [8, 10, 0, 0],
+        padding: [8, 26, 0, 0],
         legend: { show: false },
         cursor: { sync: { key: cursors.key, setSeries: false }, drag: { setScale: false, x: false, y: false }, y: false, points: { show: false } },
         scales: { x: { time: true, range: () => now.span }, y: { range: (_, low, high) => range(low, high) } },
