@@ -125,6 +125,15 @@ def test_composed_services_mount_what_is_there_and_listen_on_this_machine_alone(
             assert "PASSWORD" not in variable or value.startswith("${"), "no secret in the file"
 
 
+def test_the_composed_prometheus_scrapes_the_server_as_the_other_one_does() -> None:
+    content, alone = read("compose.yaml"), read("prometheus/prometheus.yaml")
+    composed = yaml.safe_load(content["configs"]["prometheus"]["content"])
+    (job,), (other,) = composed.pop("scrape_configs"), alone.pop("scrape_configs")
+    assert composed == alone and job["job_name"] == other["job_name"]
+    assert job["static_configs"] == [{"targets": ["argus:8000"]}]
+    assert "argus" in content["services"]
+
+
 def test_grafana_shows_the_dashboard_from_the_prometheus_that_is_composed() -> None:
     provisioning = DEPLOY / "grafana" / "provisioning"
     (source,) = yaml.safe_load((provisioning / "datasources/prometheus.yaml").read_text())[

@@ -47,7 +47,7 @@ def scripts(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     others = sysconfig.get_paths()["purelib"]
     # A .pth file names a folder, whose own .pth files are not read: not the one of a checkout.
     (Path(paths["purelib"]) / "others.pth").write_text(f"{others}\n")
-    pip = [sys.executable, "-m", "pip", "--python", folder / "bin" / "python"]
+    pip: list[str | Path] = [sys.executable, "-m", "pip", "--python", folder / "bin" / "python"]
     subprocess.run([*pip, "install", "--quiet", "--no-deps", "--no-index", wheel], check=True)
     return folder / "bin"
 
