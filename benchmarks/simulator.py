@@ -2,7 +2,8 @@
 
     python benchmarks/simulator.py [--requests 100000] [--policy price] [--json]
 
-Memory is the growth of the process over the run, by request.
+Memory is the growth of the process over the run, by request. Beside it the throughput, violations
+and effective quality of the run: `docs/scale.md` has those of 1,000 and 10,000 workers.
 """
 
 from __future__ import annotations
@@ -34,12 +35,15 @@ def main(
     scenario = Scenario(
         world, (0,) * workers, np.full(minutes, middle), world.slo, load=workers / 8
     )
-    results = {}
-    table = Table("policy", "requests", "seconds", "requests/s", "bytes a request", "plans")
+    results: dict[str, dict[str, float]] = {}
+    table = Table(
+        "policy", "requests", "seconds", "requests/s", "bytes a request", "plans", "on time /min",
+        "violations", "effective quality",
+    )  # fmt: skip
     for name in policy.split(","):
         before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
         begun = time.perf_counter()
-        _, simulation = simulate(scenario, name)
+        report, simulation = simulate(scenario, name)
         took = time.perf_counter() - begun
         grown = 1024 * (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before)
         count = len(simulation.requests.outcome)
@@ -47,10 +51,14 @@ def main(
             "requests_per_s": count / took,
             "bytes_per_request": grown / count,
             "plans": simulation.ledger.plans,
+            "throughput_qpm": report.whole.throughput_qpm,
+            "violations": report.whole.violation_ratio,
+            "effective_quality": report.whole.effective_quality,
         }
         table.add_row(
             name, str(count), f"{took:.1f}", f"{count / took:.0f}", f"{grown / count:.0f}",
-            str(simulation.ledger.plans),
+            str(simulation.ledger.plans), f"{report.whole.throughput_qpm:,.0f}",
+            f"{report.whole.violation_ratio:.2%}", f"{report.whole.effective_quality:.3f}",
         )  # fmt: skip
     Console().print(table)
     if as_json:

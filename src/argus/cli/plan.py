@@ -122,7 +122,7 @@ def plan(
         worlds.multiple_of(slo, here),
         Target(max_violations, min_quality),
     )
-    planning.check(setting)
+    planning.check(setting, height)
     ladders = {}
     for name in dict.fromkeys((*names, planning.ALONE)):
         if workers is not None:
@@ -137,7 +137,8 @@ def plan(
         console=err, transient=True,
     )  # fmt: skip
     with progress:
-        tasks = {name: progress.add_task(name, total=None) for name, _ in ladders}
+        names_once = dict.fromkeys(name for name, _ in ladders)
+        tasks = {name: progress.add_task(name, total=None) for name in names_once}
 
         def show(job: planning.Job) -> None:
             load = f"{sum(job.counts)} workers, {job.peak_qpm:.0f} a minute"
@@ -190,7 +191,7 @@ def _table(planned: Planned) -> Table:
 
     inverse, priced = planned.inverse, planned.rows[0].prices is not None
     table = Table(
-        "policy", "on", "peak load /min" if inverse else "needed", "alone", "violations",
+        "policy", "type", "peak load /min" if inverse else "needed", "single runs", "violations",
         "effective quality", "p99", "holds", "load 2 % higher" if inverse else "one less",
         box=SIMPLE_HEAD,
     )  # fmt: skip

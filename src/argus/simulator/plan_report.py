@@ -240,6 +240,9 @@ class Planned:
         bars.margins(x=0.15)
         least = self.setting.target.quality
         curves.axhline(least, color="0.5", lw=1, ls="--")
+        shown = [row.found.high for row in self.rows if row.found is not None]
+        if shown:
+            curves.set_xlim(0, 1.3 * max(shown))
         curves.set_ylim(bottom=max(curves.get_ylim()[0], least - 0.25))
         curves.set_xlabel(
             "peak load, pictures a minute" if self.inverse else f"{self.rows[0].thing}s"

@@ -24,6 +24,7 @@ from argus.simulator.world import World
 
 ALONE = "exact"  # the name of `Exact`
 LEAST_MINUTES, LEAD_MINUTES = 20, 5
+FEWEST = 100  # requests of a run that is judged
 REQUESTS = 8000  # of a run that is judged, if the trace has as many
 
 
@@ -216,9 +217,18 @@ def _run(job: Job) -> Run:
     return run(_setting, job)
 
 
-def check(setting: Setting) -> None:
-    """Raises BadRequest for a promise that no number of workers keeps."""
+def check(setting: Setting, peak_qpm: float) -> None:
+    """Raises BadRequest for a promise that no number of workers keeps, and for a load of too few
+    requests to say so."""
     world, target = setting.world, setting.target
+    cut, lead = setting.workload.at(peak_qpm)
+    expected = cut.rates[lead:].sum()
+    if expected < FEWEST:
+        raise BadRequest(
+            f"About {expected:.0f} requests come in the minutes that are judged, which are "
+            f"{len(cut.rates) - lead}; it takes {FEWEST} to judge a promise: give a longer trace, "
+            "more --minutes or a higher --peak-qpm."
+        )
     fastest_s = float(world.table.alone_s.min())
     if fastest_s > setting.deadline_s:
         raise BadRequest(

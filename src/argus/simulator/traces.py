@@ -121,8 +121,8 @@ class Trace:
         `lead` minutes before them; and the number of those. Where rates begin later, their first
         minute is what comes before."""
         minutes = min(minutes, len(self.rates))
-        sums = np.convolve(self.rates, np.ones(minutes), "valid")
-        begin = int(np.argmax(np.round(sums, 6)))
+        until = np.concatenate([[0.0], np.cumsum(self.rates)])
+        begin = int(np.argmax(np.round(until[minutes:] - until[:-minutes], 6)))
         if self.at_s is None:
             before = self.rates[np.maximum(0, np.arange(begin - lead, begin))]
             rates = np.concatenate([before, self.rates[begin : begin + minutes]])
