@@ -28,7 +28,7 @@ COMMAND = [sys.executable, "-c", "from argus.cli.main import main; main()"]
 PROMPTS, SEED = ("a red fish in the sea", "one red fish, in the sea"), 1
 DESK, PHONE = {"width": 1280, "height": 900}, {"width": 390, "height": 844}
 BURST_S, WATCHED = 60, 0.7  # seconds of the burst, and the share of it before it is photographed
-LIMIT_S = 300.0
+LIMIT_S = 200.0
 
 
 @contextmanager
@@ -74,7 +74,12 @@ def opened(browser: Browser, url: str, dark: bool, phone: bool, said: list[str])
 def painted(page: Page, prompt: str) -> None:
     """Make a picture in the playground, and wait until it is there with its account."""
     page.get_by_label("Prompt", exact=True).fill(prompt)
-    page.get_by_label("Seed", exact=True).fill(str(SEED))
+    seed, settings = page.get_by_label("Seed", exact=True), page.get_by_text("Settings", exact=True)
+    if folded := not seed.is_visible():  # on a phone
+        settings.click()
+    seed.fill(str(SEED))
+    if folded:
+        settings.click()
     page.get_by_role("button", name="Paint", exact=True).click()
     for there in (
         page.get_by_text(prompt, exact=True).first,
