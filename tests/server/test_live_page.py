@@ -78,9 +78,7 @@ def test_a_burst_is_watched_from_its_first_request_to_its_last(argus: Running, p
     assert page.locator(".workers tbody tr").count() == 2
 
 
-def test_a_burst_is_stopped_and_one_beyond_the_limits_is_not_sent(
-    argus: Running, page: Page
-) -> None:
+def test_a_burst_is_stopped_and_one_beyond_the_limits_not_sent(argus: Running, page: Page) -> None:
     page.locator("#live-rate").fill("5")
     page.locator("#live-seconds").fill("600")
     page.get_by_role("button", name="Start burst").click()
