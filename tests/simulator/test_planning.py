@@ -197,7 +197,7 @@ def test_processes_make_the_runs_that_one_does() -> None:
 
 def planned(of: Setting, policies: Sequence[str], prices: tuple[float, ...] | None) -> Planned:
     ladders = {
-        (policy, kind): workers_ladder(of, policy, kind, 60.0, 0)
+        (policy, kind): workers_ladder(of, policy, kind, 150.0, 0)
         for policy in (*policies, "exact")
         for kind in range(len(of.world.table.types))
     }
@@ -213,7 +213,7 @@ def planned(of: Setting, policies: Sequence[str], prices: tuple[float, ...] | No
         Row(of.world.table.types[kind], one, ladder, False, prices)
         for ((_, kind), ladder), one in zip(ladders.items(), answers, strict=True)
     ]
-    return Planned(of, rows, policies[0], "a test", 60.0, judge)
+    return Planned(of, rows, policies[0], "a test", 150.0, judge)
 
 
 def test_of_two_types_the_cheapest_is_named() -> None:

@@ -159,9 +159,10 @@ class Planned:
             f"{setting.deadline_s:.3g} s ({setting.deadline:.3g}x), and an effective quality of at "
             f"least {target.quality:g}: the qualities of pictures in time, summed, by the number "
             "of requests; exact is 1.",
-            f"Judged by {len(self.seeds)} runs of about {some.requests / len(some.runs):.0f} "
-            f"requests together (seeds {self.seeds[0]} to {self.seeds[-1]}), of which the search "
-            "used none. In brackets: the least and the most that one of these runs alone needs.",
+            f"Judged by {len(self.seeds)} runs (seeds {self.seeds[0]} to {self.seeds[-1]}), of "
+            "which the search used none, all their requests together: about "
+            f"{some.requests / len(some.runs):.0f} a run. In brackets: the least and the most that "
+            "one of these runs alone needs or carries.",
             "exact: every picture by the exact variant, in batches that are joined at any step, or "
             "clipper-ha if that needs less.",
             NOT_MODELLED,
