@@ -176,7 +176,8 @@ def load_ladder(setting: Setting, policy: str, counts: Sequence[int]) -> Ladder:
     def carried_qpm(of: Callable[[Numbers], float]) -> float:
         return sum((60 * n / of(cost_s[:, d]) for d, n in enumerate(counts) if n), 0.0)
 
-    highest = 1.3 * carried_qpm(lambda costs: float(costs.min()))
+    served = 1 - setting.target.violations
+    highest = 1.3 * carried_qpm(lambda costs: float(costs.min())) / served
     lowest = carried_qpm(lambda costs: float(costs[EXACT])) / 50
     guess = carried_qpm(lambda costs: _typical(policy, costs))
 
