@@ -337,7 +337,8 @@ class Settings(BaseSettings):
     currency: str = Field("USD", description="The currency of `cost_per_hour`, for answers.")
     admin_keys: list[str] = Field(
         [],
-        description="Names of API keys that may see the usage of all keys.",
+        description="Names of API keys that may see the usage of all keys, watch the live view, switch "
+        "the policy and start bursts.",
         examples=['["operator"]'],
     )
     metrics_by_key: bool = Field(
