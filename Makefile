@@ -4,6 +4,7 @@ PYTHON ?= python3
 VENV   ?= .venv
 BIN    := $(VENV)/bin
 READY  := $(VENV)/.ready
+PIP    := $(BIN)/pip install --quiet --disable-pip-version-check --no-compile
 
 .PHONY: help setup serve picture grid test slow-test cluster-test faults lint bench docs screenshots wheel compat clean
 
@@ -13,9 +14,10 @@ help: ## what can be made
 $(READY): pyproject.toml constraints.txt
 	@echo "Setting up $(VENV) (downloads PyTorch and diffusers) ..."
 	@$(PYTHON) -m venv $(VENV)
-	@$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt torch
-	@$(BIN)/pip install --quiet --disable-pip-version-check --no-deps -r constraints.txt
-	@$(BIN)/pip install --quiet --disable-pip-version-check --no-deps --editable .
+	@$(PIP) -c constraints.txt torch
+	@$(PIP) --no-deps -r constraints.txt
+	@$(PIP) --no-deps --editable .
+	@$(BIN)/python -m compileall -qq -j 0 $(VENV)/lib src || true  # on every core; some templates are no Python
 	@touch $@
 
 setup: $(READY) ## a virtual environment in .venv with everything in it
