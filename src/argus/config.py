@@ -63,6 +63,7 @@ Share = Annotated[float, BeforeValidator(_share), Field(ge=0, le=1)]
 def without_passwords(value: str) -> str:
     """A value with the password of a URL removed."""
     value = re.sub(r"(:/+[^:/@]*):.*@", r"\1:***@", value)  # one slash is misspelt, and a password
+    value = re.sub(r"(https?://)[^:/@]+@", r"\1***@", value)  # a token
     return re.sub(r"([?&;][^=&;]*(?:pass|secret|token|key)[^=&;]*=)[^&;]*", r"\1***", value)
 
 
@@ -337,8 +338,8 @@ class Settings(BaseSettings):
     currency: str = Field("USD", description="The currency of `cost_per_hour`, for answers.")
     admin_keys: list[str] = Field(
         [],
-        description="Names of API keys that may see the usage of all keys, watch the live view, switch "
-        "the policy and start bursts.",
+        description="Names of API keys that may see the usage of all keys, watch the live view, "
+        "switch the policy and start bursts.",
         examples=['["operator"]'],
     )
     metrics_by_key: bool = Field(

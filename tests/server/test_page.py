@@ -278,6 +278,7 @@ def test_a_resumed_picture_shows_its_neighbour_and_stands_beside_the_exact_one(
     page.get_by_role("button", name="Paint", exact=True).click()
     neighbour = page.locator(".neighbour")
     assert "a cached fish" in neighbour.inner_text()
+    neighbour.get_by_role("button", name="Paint it").click()
     neighbour.get_by_role("img").wait_for()
     page.get_by_role("button", name="Make it exact").click()
     beside = page.get_by_label("Beside the exact picture")

@@ -292,7 +292,17 @@ def _live_routes(app: FastAPI, service: Service) -> None:
                 HTTPStatus.FORBIDDEN, "This needs one of the admin_keys.", "not_an_admin_key"
             )
 
-    only = [Depends(admin)]
+    async def operator(tenant: Tenant) -> None:
+        await admin(tenant)
+        if not service.operable:
+            raise ApiError(
+                HTTPStatus.FORBIDDEN,
+                "Anyone may reach this server: set api_key_file and admin_keys to switch the "
+                "policy and to start bursts here, or let it listen on 127.0.0.1.",
+                "not_an_admin_key",
+            )
+
+    only, changes = [Depends(admin)], [Depends(operator)]
 
     @app.get(LIVE, summary="The server now, and in the last minutes", dependencies=only,
              response_model=LiveReport, responses=errors)  # fmt: skip
@@ -312,7 +322,7 @@ def _live_routes(app: FastAPI, service: Service) -> None:
         headers = {"Cache-Control": "no-store"}
         return StreamingResponse(sent(), media_type="text/event-stream", headers=headers)
 
-    @app.post(POLICY, summary="Have another policy decide", dependencies=only,
+    @app.post(POLICY, summary="Have another policy decide", dependencies=changes,
               responses=refusals)  # fmt: skip
     async def policy(body: PolicyRequest) -> PolicyAnswer:
         before = service.policy
@@ -322,7 +332,7 @@ def _live_routes(app: FastAPI, service: Service) -> None:
             raise invalid(str(error), "policy") from error
         return PolicyAnswer(policy=service.policy, before=before)
 
-    @app.post(BURST, summary="Send a burst of requests, for a demonstration", dependencies=only,
+    @app.post(BURST, summary="Send a burst of requests, for a demonstration", dependencies=changes,
               status_code=HTTPStatus.ACCEPTED,
               responses={**refusals, 409: {"model": ErrorBody}})  # fmt: skip
     async def burst(body: BurstRequest) -> BurstReport:
@@ -331,7 +341,7 @@ def _live_routes(app: FastAPI, service: Service) -> None:
         except (BadRequest, ModelError) as error:
             raise invalid(str(error), None) from error
 
-    @app.delete(BURST, summary="End the burst; answers with the last one", dependencies=only,
+    @app.delete(BURST, summary="End the burst; answers with the last one", dependencies=changes,
                 responses=errors)  # fmt: skip
     async def end_burst() -> BurstReport | None:
         return await service.bursts.stop()

@@ -18,6 +18,7 @@ from argus.loadgen.sender import poisson_times
 from argus.server.asked import image_request
 from argus.server.dispatcher import outcome_of
 from argus.server.errors import ApiError, invalid
+from argus.server.keys import BURST
 from argus.server.live_schema import BurstDefaults, BurstReport
 from argus.server.schema import GenerationRequest
 
@@ -26,7 +27,6 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-KEY = "(burst)"  # in the usage and the cache; no API key can have this name
 TIMES_EXACT = 2.5  # the usual rate, as a multiple of what the workers can make exactly
 USUAL_S = 40.0
 MOST_RATE, MOST_S = 500.0, 600.0
@@ -91,6 +91,9 @@ class Bursts:
             self._prompts = (one.prompt for one in asked)
         if service.router is None or service.leaving:
             raise service.unavailable()
+        if self._last is not None and self._last.failed:  # its prompts ended with the error
+            asked = workload(ideas_of(service.family), seed=random.getrandbits(32))
+            self._prompts = (one.prompt for one in asked)
         self._last = _Burst(service, self._prompts, rate, seconds)
         log.info("A burst begins: %g requests a second for %g s", rate, seconds)
         return self._last.report
@@ -120,6 +123,7 @@ class _Burst:
         self._begun_s = time.monotonic()
         self._ended_s: float | None = None
         self._sent, self._outcomes = 0, Counter[str]()
+        self.failed = False  # by an error in the prompts
         self._task = asyncio.create_task(self._run())
 
     @property
@@ -151,6 +155,9 @@ class _Burst:
                 for at_s in itertools.takewhile(lambda at_s: at_s < self._seconds, times):
                     await asyncio.sleep(max(0.0, self._begun_s + at_s - time.monotonic()))
                     sent.create_task(self._send(next(self._prompts)))
+        except Exception:
+            self.failed = True
+            log.exception("A burst ends early: the family's prompts cannot be made")
         finally:
             self._ended_s = time.monotonic()
             log.info("The burst is over: %d sent, %s", self._sent, dict(self._outcomes))
@@ -159,7 +166,8 @@ class _Burst:
         """Send a request and count its outcome."""
         self._sent += 1
         try:
-            request = image_request(self._service, GenerationRequest(prompt=prompt), KEY)
+            request = image_request(self._service, GenerationRequest(prompt=prompt), BURST)
+            request.namespace = BURST  # clients' pictures and these do not resume from each other
             (picture,) = await self._service.dispatcher.serve(request)
         except Exception as error:
             self._outcomes[outcome_of(error)] += 1

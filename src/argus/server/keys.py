@@ -14,6 +14,7 @@ from argus.core.errors import BadRequest
 log = logging.getLogger(__name__)
 
 EVERYONE = "everyone"  # the namespace of a server without keys
+BURST = "(burst)"  # in the usage and the cache, for the server's own load; no key has this name
 SHARED = "shared"  # the namespace of all keys when the operator shares the cache
 _LINE = re.compile(r"(?P<name>[\w.@-]{1,64})\s+(?P<hash>[0-9a-f]{64})")
 

@@ -23,6 +23,7 @@ from argus.lab.retraining import FEWEST_SAMPLES, NO_BETTER, SOURCE
 from argus.quality.drift import Drift
 from argus.quality.predictor import Predictor
 from argus.server.health import StorageHealth
+from argus.server.keys import BURST
 from argus.server.metrics import Metrics
 from argus.server.model import PREDICTOR, ServedFamily
 from argus.server.predictions import Predictions
@@ -90,7 +91,7 @@ class Learning:
     def saw(self, picture: Picture) -> None:
         """Sample a served picture, perhaps, and test its prompt for drift."""
         predictor, request = self._predictions.predictor, picture.request
-        if predictor is None:
+        if predictor is None or request.key == BURST:  # invented prompts teach nothing
             return
         self.drift.saw_prompt(request.embedding.vector)
         self._served += 1

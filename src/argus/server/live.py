@@ -45,6 +45,7 @@ EVENTS = LIVE + "/events"
 POLICY, BURST = "/v1/argus/policy", "/v1/argus/burst"
 EVERY_S = 1.0
 KEPT = 900  # samples: a quarter of an hour
+STREAM_S = 600.0  # then a reader asks again, and is let in or not
 LATENCY_WINDOW_S = 10.0
 OUTCOMES = {
     "on_time": "on time", "late": "late", "shed": "shed", "dropped": "dropped",
@@ -101,9 +102,10 @@ class Live:
         self._changed = asyncio.Event()
 
     async def events(self) -> AsyncIterator[LiveEvent]:
-        """Every new sample, until `end`; for a slow reader at most the last `KEPT`."""
-        seen = self._taken
-        while not self._ended:
+        """Every new sample, for `STREAM_S` or until `end`; for a slow reader at most the last
+        `KEPT`."""
+        seen, until = self._taken, time.monotonic() + STREAM_S
+        while not self._ended and time.monotonic() < until:
             if seen == self._taken:
                 await self._changed.wait()
                 continue

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import math
 import time
 from collections.abc import Callable
 
@@ -41,7 +42,7 @@ class Planning:
         self._metrics = metrics
         self._usable, self._moves = usable, moves
         self._planned: list[int] = []  # only with `moves` off
-        self._settling = False
+        self._settling_until = -math.inf
         self.changed = asyncio.Event()
 
     def cluster(self) -> Cluster:
@@ -58,15 +59,17 @@ class Planning:
     def adopt(self, policy: Policy) -> None:
         """Have another policy plan, at once, and route."""
         self.controller.adopt(policy)
-        self._settling = True
+        loads_s = 2 * float(self._table.load_s.max()) * max(1.0, self._fleet.scale)
+        self._settling_until = time.monotonic() + self.controller.look_s + loads_s
         self.changed.set()
 
     @property
     def settling(self) -> bool:
-        """Whether workers do not hold the models yet that a newly adopted policy wants."""
-        due = self.changed.is_set()
-        self._settling = self._settling and (due or not self._fleet.settled)
-        return self._settling
+        """Whether workers do not hold the models yet that a newly adopted policy wants: at most for
+        about as long as two loads take."""
+        if not self.changed.is_set() and self._fleet.settled:
+            self._settling_until = -math.inf
+        return time.monotonic() < self._settling_until
 
     async def run(self) -> None:
         """Plan at every window, and at once when the controller or a worker's change requires it;
@@ -87,6 +90,8 @@ class Planning:
             self.changed.clear()
             try:
                 self.plan()
+                if self._fleet.settled:
+                    self._settling_until = -math.inf
             except Exception:
                 self._metrics.plans.labels("failed").inc()
                 log.exception("Planning failed; the last plan stays in force")

@@ -65,6 +65,7 @@ TRIAL = "a picture to see how long one takes"
 STOP_S = 10.0  # for the workers' processes to end
 LOADING_S = 5.0  # for the prompt encoder, if it is still being loaded
 SETTLE_S = 5.0  # to store the last pictures' latents; dropping them costs only cache hits
+LOOPBACK = ("127.0.0.1", "::1", "localhost")
 TRACES_S = 2.0  # to send the last traces
 RETRY_S = "5"
 CALIBRATE_AGAIN_S = 5.0  # after no worker made a picture
@@ -86,6 +87,7 @@ class Service:
         batching = live_policy(self.policy, model.table, [Slo(math.inf)]).batching
         if settings.policy is None:  # a paper's own batching only where its policy is set
             batching = StepBatching()
+        self._at_start = self.policy, batching
         self._encoder: Future[PromptEncoder] = Future()
         self._router: Future[Router] = Future()
         grows = self.cluster is not None
@@ -315,7 +317,9 @@ class Service:
             return
         policy = live_policy(name, self.model.table, router.classes.slos(self.fleet.scale))
         router.planning.adopt(policy)
-        self.fleet.rebatch(policy.batching)
+        if not self.settings.shadow:
+            first, batching = self._at_start
+            self.fleet.rebatch(batching if name == first else policy.batching)
         log.info("The policy is now %s; it was %s", name, self.policy)
         self.policy = name
 
@@ -323,6 +327,12 @@ class Service:
         """Whether a tenant may see and change what concerns all: one of `admin_keys`, or anyone
         where there are no keys."""
         return self.keys is None or tenant in self.settings.admin_keys
+
+    @property
+    def operable(self) -> bool:
+        """Whether the API may switch the policy and start bursts: with keys, or where only this
+        machine reaches the server."""
+        return self.keys is not None or self.settings.host in LOOPBACK
 
     def _replan(self) -> None:
         if self.router is not None:
@@ -342,7 +352,7 @@ class Service:
     async def close(self) -> None:
         """Fail unanswered requests and end the workers. May be called twice.
 
-        Takes at most `STOP_S` and `TRACES_S`, whatever hangs.
+        Takes at most `STOP_S` and `LOADING_S`, whatever hangs.
         """
         self.drain()
         self.dispatcher.close()
@@ -354,6 +364,7 @@ class Service:
             self.retrieval.close(SETTLE_S),
             self.usage.close(SETTLE_S),
             self.jobs.runner.close(SETTLE_S),
+            *([] if self.tracing is None else [self.tracing.close(TRACES_S)]),
         )
         with suppress(TimeoutError):
             async with asyncio.timeout(STOP_S):
@@ -361,8 +372,6 @@ class Service:
                 if self.cluster is not None:
                     await asyncio.to_thread(self.cluster.close)
         await settled
-        if self.tracing is not None:
-            await self.tracing.close(TRACES_S)
         with suppress(Exception, TimeoutError):  # a thread that loads must not outlive Python
             async with asyncio.timeout(LOADING_S):
                 await loaded(self._encoder)

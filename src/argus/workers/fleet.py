@@ -631,6 +631,8 @@ class Fleet:
             queue.model = target
             self.loads += 1
             worker.load(replace(self._models[queue.kind][target], device=worker.model.device))
+        else:
+            return
         self._tell()
 
     def changed(self, number: int) -> None:

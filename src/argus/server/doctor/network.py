@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from contextlib import suppress
 from urllib.parse import urlsplit
 
-from argus.config import Settings, Upstream, WorkerType
+from argus.config import Settings, Upstream, WorkerType, without_passwords
 from argus.core.errors import BadRequest
 from argus.core.family import Family
 from argus.server.doctor.finding import Finding, ok, problem, warning
@@ -158,14 +158,14 @@ def collector(settings: Settings, _: Family | None) -> Iterator[Finding]:
     """Whether the collector of traces can be reached."""
     if settings.otlp_endpoint is None:
         return
-    parts = urlsplit(settings.otlp_endpoint)
+    parts, shown = urlsplit(settings.otlp_endpoint), without_passwords(settings.otlp_endpoint)
     number = parts.port or (443 if parts.scheme == "https" else 80)
     wrong = _unreachable(f"{parts.hostname}:{number}")
     if wrong is None:
-        yield ok("traces", f"{settings.otlp_endpoint} can be reached")
+        yield ok("traces", f"{shown} can be reached")
     else:
         yield warning(
-            "traces", f"{settings.otlp_endpoint} cannot be reached: {wrong}",
+            "traces", f"{shown} cannot be reached: {wrong}",
             "Start the collector (OTLP over HTTP, port 4318). Pictures are made without it.",
         )  # fmt: skip
 

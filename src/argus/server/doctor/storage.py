@@ -7,6 +7,7 @@ import shutil
 import time
 import uuid
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 
 from argus.cache.migrations import HEAD
@@ -79,7 +80,11 @@ def _size(folder: Path) -> int:
     """Bytes of the files in a folder."""
     if not folder.is_dir():
         return 0
-    return sum(one.stat().st_size for one in os.scandir(folder) if one.is_file())
+    found = 0
+    for one in os.scandir(folder):
+        with suppress(FileNotFoundError):  # a server beside may evict it
+            found += one.stat().st_size if one.is_file() else 0
+    return found
 
 
 def database(settings: Settings, _: Family | None) -> Iterator[Finding]:

@@ -57,7 +57,14 @@ class View {
     document.addEventListener("visibilitychange", () => this.follow(), { signal });
     this.dark.addEventListener("change", () => this.restyle(), { signal });
     // The shell knows the variants, and so their colours, once it has read what is served.
-    document.addEventListener("served", () => this.restyle(), { signal });
+    document.addEventListener(
+      "served",
+      () => {
+        this.restyle();
+        if (this.refused) this.follow(); // perhaps with another key
+      },
+      { signal },
+    );
     this.follow();
   }
 
@@ -75,6 +82,7 @@ class View {
     this.following?.abort();
     if (document.hidden || this.ended.signal.aborted) return;
     this.following = new AbortController();
+    this.refused = false;
     const { signal } = this.following;
     for (let tries = 0; !signal.aborted; tries += 1) {
       const one = new AbortController();
@@ -97,7 +105,8 @@ class View {
       } catch (error) {
         if (signal.aborted) return;
         this.say(error.status === 403 ? `${error.message} Take another key to see this view.` : error.message, true);
-        if (error.status === 401 || error.status === 403) return;
+        this.refused = error.status === 401 || error.status === 403;
+        if (this.refused) return;
       } finally {
         one.abort();
       }

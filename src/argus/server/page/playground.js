@@ -387,19 +387,23 @@ function facts(account) {
   return rows;
 }
 
-const neighbours = new Map(); // promises of their pictures, by entry of the cache
+const neighbours = new Map(); // promises of their pictures, by entry of the cache and size
+const MOST_NEIGHBOURS = 12;
+document.addEventListener("served", () => neighbours.clear()); // perhaps with another key
 
 // The picture of a cached prompt: what its deepest cached latents finish to with its own prompt,
 // which takes the fewest steps; null if another entry is nearest by now.
 function finished(prompt, entry, size) {
-  if (!neighbours.has(entry)) {
+  const known = `${entry} ${size}`;
+  if (!neighbours.has(known)) {
+    if (neighbours.size >= MOST_NEIGHBOURS) neighbours.delete(neighbours.keys().next().value);
     const deepest = api.served.variants.filter((one) => one.strategy === "cache").at(-1);
     const painting = painted({ prompt, size, n: 1, seed: null, variant: deepest.name, cache: true })
       .then(([found]) => (found.account.neighbour?.entry === entry ? found.url : null));
-    neighbours.set(entry, painting);
-    painting.catch(() => neighbours.delete(entry));
+    neighbours.set(known, painting);
+    painting.catch(() => neighbours.delete(known));
   }
-  return neighbours.get(entry);
+  return neighbours.get(known);
 }
 
 // The cached prompt that a picture was resumed from, and its picture.
@@ -410,9 +414,13 @@ function neighbour(asked, account) {
   if (prompt === undefined) {
     return h("div", { class: "neighbour" }, frame, h("p", {}, `A cached prompt, ${similarity}. The cache is shared between keys, so its words are not shown.`));
   }
-  finished(prompt, entry, asked.size)
-    .then((url) => url && frame.append(h("img", { src: url, alt: `The neighbour's picture: ${prompt}` })))
-    .catch(() => {}); // it is an extra: its prompt is there
+  const show = h("button", { type: "button", class: "small", onclick: () => {
+    show.disabled = true;
+    finished(prompt, entry, asked.size)
+      .then((url) => (url ? show.replaceWith(h("img", { src: url, alt: `The neighbour's picture: ${prompt}` })) : show.replaceWith("It is not cached any more.")))
+      .catch((error) => show.replaceWith(wrong(error)));
+  } }, "Paint it");
+  frame.append(show);
   return h("div", { class: "neighbour" }, frame,
     h("div", {}, h("h3", {}, "Neighbour"), h("p", {}, prompt), h("p", { class: "muted small" }, prompt === asked.prompt ? `The same prompt, cached before; ${similarity}` : similarity)));
 }
@@ -582,6 +590,6 @@ function allVariants(asked, one) {
     await Promise.all(Array.from({ length: AT_ONCE }, worker));
   })();
   return h("section", { class: "card", "aria-label": "All variants" },
-    h("div", { class: "head" }, h("h2", {}, "All variants"), h("p", { class: "muted small" }, `Seed ${asked.seed}; what is painted here is not cached.`)),
+    h("div", { class: "head" }, h("h2", {}, "All variants"), h("p", { class: "muted small" }, `Seed ${asked.seed}. A variant that skips steps resumes from the most similar cached prompt, which is this one if its exact picture is cached.`)),
     said, grid);
 }
