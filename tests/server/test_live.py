@@ -251,18 +251,20 @@ def test_a_burst_that_is_stopped_sends_no_more(argus: Running) -> None:
 
 def test_a_burst_without_a_rate_is_more_than_exact_pictures_allow(argus: Running) -> None:
     usual = report(argus)["burst"]["rate"]
+    wait_until(lambda: report(argus)["history"]["exact_rate"][-1] is not None)
     exact = report(argus)["history"]["exact_rate"][-1]
     assert exact > 0
     assert usual > 2 * exact
     assert begin_burst(argus)["rate"] == pytest.approx(usual, rel=0.5)
-    wait_until(lambda: report(argus)["burst"]["sent"] > 0)
+    wait_until(lambda: burst(argus)["sent"] > 0)
     assert_accounted_for(argus.http.delete(BURST).json())
 
 
 def test_a_server_that_others_reach_is_changed_with_keys_only(
     argus: Running, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(argus.service.settings, "host", "0.0.0.0")
+    reached = argus.service.settings.model_copy(update={"host": "0.0.0.0"})
+    monkeypatch.setattr(argus.service, "settings", reached)
     for path, body in ((BURST, {}), (POLICY, {"policy": "price"})):
         answer = argus.http.post(path, json=body)
         assert answer.status_code == 403
