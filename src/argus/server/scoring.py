@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from concurrent.futures import ThreadPoolExecutor
+from threading import Lock
 from typing import TYPE_CHECKING
 
 from PIL import Image
@@ -22,13 +23,15 @@ if TYPE_CHECKING:
 
 
 class ScoringThread:
-    """Scores pictures by the family's scorer, in a thread. The scorer is loaded at the first
-    use."""
+    """Scores pictures by the family's scorer, in a thread, and those that clients ask for in one of
+    their own, so that they delay nothing else. The scorer is loaded at the first use."""
 
     def __init__(self, model: ServedFamily) -> None:
         self._spec = model.family.scorer
         self._scorer: Scorer | None = None
         self._thread = ThreadPoolExecutor(1, "scorer")
+        self._asked_thread = ThreadPoolExecutor(1, "scorer-asked")
+        self._loading = Lock()
         self._asked = 0
 
     @property
@@ -38,8 +41,13 @@ class ScoringThread:
     async def scores(self, prompt: str, images: list[Image.Image]) -> list[float]:
         """The score of each image for the prompt. Raises ModelError if the scorer cannot be
         loaded."""
-        work = asyncio.get_running_loop().run_in_executor(self._thread, self._score, prompt, images)
-        return await work
+        return await self._run(self._thread, prompt, images)
+
+    async def _run(
+        self, thread: ThreadPoolExecutor, prompt: str, images: list[Image.Image]
+    ) -> list[float]:
+        loop = asyncio.get_running_loop()
+        return await loop.run_in_executor(thread, self._score, prompt, images)
 
     async def asked(self, prompt: str, images: list[Image.Image]) -> list[float] | list[None]:
         """As `scores`, for a client: None for each image if they cannot be scored, not within
@@ -48,7 +56,7 @@ class ScoringThread:
         if self._asked + len(images) > MOST_ASKED:
             return unknown
         self._asked += len(images)
-        work = asyncio.create_task(self.scores(prompt, images))
+        work = asyncio.create_task(self._run(self._asked_thread, prompt, images))
         try:
             await asyncio.wait([work], timeout=ASKED_LIMIT_S)
         finally:
@@ -64,14 +72,19 @@ class ScoringThread:
         return unknown
 
     def _score(self, prompt: str, images: list[Image.Image]) -> list[float]:
-        if self._scorer is None:
-            from argus.quality.scorers import load_scorer  # may take seconds to import
-
-            if self._spec is None:
-                raise ModelError("The family names no scorer.")
-            self._scorer = load_scorer(self._spec)
-        found: list[float] = self._scorer.score([prompt] * len(images), images).tolist()
+        found: list[float] = self._loaded().score([prompt] * len(images), images).tolist()
         return found
 
+    def _loaded(self) -> Scorer:
+        with self._loading:
+            if self._scorer is None:
+                from argus.quality.scorers import load_scorer  # may take seconds to import
+
+                if self._spec is None:
+                    raise ModelError("The family names no scorer.")
+                self._scorer = load_scorer(self._spec)
+            return self._scorer
+
     def close(self) -> None:
-        self._thread.shutdown(wait=False, cancel_futures=True)
+        for thread in (self._thread, self._asked_thread):
+            thread.shutdown(wait=False, cancel_futures=True)
