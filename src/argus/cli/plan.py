@@ -136,6 +136,7 @@ def plan(
         SpinnerColumn(), TextColumn("{task.description}"), TextColumn("{task.completed:.0f} runs"),
         console=err, transient=True,
     )  # fmt: skip
+    err.print(f"Simulating {', '.join(dict.fromkeys(name for name, _ in ladders))}: some minutes.")
     with progress:
         names_once = dict.fromkeys(name for name, _ in ladders)
         tasks = {name: progress.add_task(name, total=None) for name in names_once}

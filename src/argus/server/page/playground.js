@@ -359,7 +359,7 @@ function stepsRun(account) {
 function why(account) {
   const reason = account.reason.charAt(0).toUpperCase() + account.reason.slice(1);
   let price = "";
-  if (account.price !== undefined) price = account.price > 0 ? ` A second of a worker cost ${num(account.price, 3)} of quality.` : " A second of a worker cost nothing: there was time to spare.";
+  if (account.price !== undefined) price = account.price > 0 ? ` A second of a worker cost ${num(account.price, 3)} of quality.` : " A second of a worker cost nothing, so quality and waiting decided.";
   return `${reason}.${price}`;
 }
 
