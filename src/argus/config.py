@@ -428,6 +428,11 @@ class Settings(BaseSettings):
         30.0, gt=0, description="Seconds after `drain_s` in which accepted requests may finish."
     )
 
+    @property
+    def only_local(self) -> bool:
+        """Whether only this machine reaches the server."""
+        return self.host in ("127.0.0.1", "::1", "localhost")
+
 
 class _Environment(EnvSettingsSource):
     """Settings from environment variables; lists and mappings are JSON."""

@@ -136,10 +136,10 @@ def plan(
         SpinnerColumn(), TextColumn("{task.description}"), TextColumn("{task.completed:.0f} runs"),
         console=err, transient=True,
     )  # fmt: skip
-    err.print(f"Simulating {', '.join(dict.fromkeys(name for name, _ in ladders))}: some minutes.")
+    compared = list(dict.fromkeys(name for name, _ in ladders))
+    err.print(f"Simulating {', '.join(compared)}: some minutes.")
     with progress:
-        names_once = dict.fromkeys(name for name, _ in ladders)
-        tasks = {name: progress.add_task(name, total=None) for name in names_once}
+        tasks = {name: progress.add_task(name, total=None) for name in compared}
 
         def show(job: planning.Job) -> None:
             load = f"{sum(job.counts)} workers, {job.peak_qpm:.0f} a minute"

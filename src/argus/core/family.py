@@ -50,10 +50,11 @@ class Variant:
         """The sides at which it makes a picture of some size, in pixels."""
         if self.scale == 1.0:
             return width, height
-        of_step = self.scale / SIDE_STEP
-        return SIDE_STEP * max(1, round(width * of_step)), SIDE_STEP * max(
-            1, round(height * of_step)
-        )
+
+        def scaled(side: int) -> int:
+            return SIDE_STEP * max(1, round(side * self.scale / SIDE_STEP))
+
+        return scaled(width), scaled(height)
 
     def job(self, prompt: str, seed: int) -> Job:
         """The job of a picture by this variant."""

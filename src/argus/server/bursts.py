@@ -86,14 +86,12 @@ class Bursts:
                 "A burst runs already: wait for its end, or end it by a DELETE.",
                 "burst_runs",
             )
-        if self._prompts is None:  # may raise: this family may have none
+        ended = self._last is not None and self._last.failed  # its prompts end with an error
+        if self._prompts is None or ended:  # may raise: this family may have none
             asked = workload(ideas_of(service.family), seed=random.getrandbits(32))
             self._prompts = (one.prompt for one in asked)
         if service.router is None or service.leaving:
             raise service.unavailable()
-        if self._last is not None and self._last.failed:  # its prompts ended with the error
-            asked = workload(ideas_of(service.family), seed=random.getrandbits(32))
-            self._prompts = (one.prompt for one in asked)
         self._last = _Burst(service, self._prompts, rate, seconds)
         log.info("A burst begins: %g requests a second for %g s", rate, seconds)
         return self._last.report

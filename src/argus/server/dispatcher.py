@@ -81,6 +81,11 @@ class Dispatcher:
         return self._in_flight
 
     @property
+    def waiting(self) -> int:
+        """Pictures that were accepted and that no worker makes yet."""
+        return max(0, self.unmade - self._fleet.running)
+
+    @property
     def unmade(self) -> int:
         """Number of accepted pictures that no worker has made yet."""
         return self._in_flight - len(self._made)

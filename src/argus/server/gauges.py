@@ -101,13 +101,12 @@ def _classes(service: Service) -> None:
 def _signals(service: Service) -> None:
     """What routers in front of this server read."""
     metrics, fleet = service.metrics, service.fleet
-    running = fleet.running
     cluster, router = fleet.cluster(), service.router
     wait_s = shortest_wait_s(cluster)
     deadline_s = math.inf if router is None else router.classes.shortest_s
     queue_s = STARTING_S if wait_s is None else wait_s * cluster.slowness
-    metrics.signal("running", running)
-    metrics.signal("waiting", max(0, service.dispatcher.unmade - running))
+    metrics.signal("running", fleet.running)
+    metrics.signal("waiting", service.dispatcher.waiting)
     metrics.signal("queue_seconds", queue_s)
     metrics.signal("backlog_seconds", fleet.backlog_s)
     metrics.signal("saturation", 1.0 if wait_s is None else min(1.0, queue_s / deadline_s))

@@ -251,7 +251,7 @@ class Live:
             ],
             forecast=_rounded(forecast),
             exact_rate=None if exact_rate is None else _rounded(exact_rate),
-            waiting=max(0, service.dispatcher.unmade - fleet.running),
+            waiting=service.dispatcher.waiting,
             running=fleet.running,
             wait_s=None if wait_s is None else _rounded(wait_s * cluster.slowness),
             latency_p50_s=half_s,

@@ -65,7 +65,6 @@ TRIAL = "a picture to see how long one takes"
 STOP_S = 10.0  # for the workers' processes to end
 LOADING_S = 5.0  # for the prompt encoder, if it is still being loaded
 SETTLE_S = 5.0  # to store the last pictures' latents; dropping them costs only cache hits
-LOOPBACK = ("127.0.0.1", "::1", "localhost")
 TRACES_S = 2.0  # to send the last traces
 RETRY_S = "5"
 CALIBRATE_AGAIN_S = 5.0  # after no worker made a picture
@@ -332,7 +331,7 @@ class Service:
     def operable(self) -> bool:
         """Whether the API may switch the policy and start bursts: with keys, or where only this
         machine reaches the server."""
-        return self.keys is not None or self.settings.host in LOOPBACK
+        return self.keys is not None or self.settings.only_local
 
     def _replan(self) -> None:
         if self.router is not None:

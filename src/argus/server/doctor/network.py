@@ -15,7 +15,6 @@ from argus.server.doctor.finding import Finding, ok, problem, warning
 
 CONNECT_S = 3.0
 LOOK_S = 2.0
-LOCAL = ("127.0.0.1", "localhost", "::1")
 
 
 def port(settings: Settings, _: Family | None) -> Iterator[Finding]:
@@ -67,7 +66,7 @@ def keys(settings: Settings, _: Family | None) -> Iterator[Finding]:
         for name in settings.admin_keys:
             if name not in names:
                 yield warning("keys", f"admin_keys names {name}, which is no key", "Add the key.")
-    elif settings.host in LOCAL:
+    elif settings.only_local:
         yield ok("keys", "none: only this machine reaches the server")
     else:
         yield warning(
