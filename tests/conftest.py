@@ -194,8 +194,7 @@ def constant_predictor(made_for: str, quality: dict[str, float]) -> Predictor:
     weights = {
         "w1": np.zeros((1, width, hidden)), "b1": np.zeros((1, hidden)),
         "w2": np.zeros((1, hidden, hidden)), "b2": np.zeros((1, hidden)),
-        "w3": np.zeros((1, hidden, 2 * count)),
-        "b3": np.concatenate([list(quality.values()), np.full(count, -20.0)])[None],
+        "w3": np.zeros((1, hidden, count)), "b3": np.array([list(quality.values())]),
         "knots": np.zeros(1), "usual": np.array(list(quality.values())),
         "trust": np.ones(count), "widening": np.full(count, 0.1),
         "centre": np.zeros(width), "spread": np.eye(width), "scores": np.array([0.1, 0.2]),

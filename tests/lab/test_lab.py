@@ -8,12 +8,14 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import pytest
+from PIL import Image
 
 from argus.core.errors import BadRequest, ModelError
 from argus.core.family import ScorerSpec
@@ -22,6 +24,7 @@ from argus.families.catalog import find_family
 from argus.lab import profiling
 from argus.lab.calibration import CHUNK, Calibration, calibrate
 from argus.quality import table
+from argus.quality.scorer import Scores
 
 ARGUS = [sys.executable, "-c", "from argus.cli.main import main; main()"]
 PROMPTS = [f"prompt number {i}" for i in range(CHUNK + 4)]
@@ -70,6 +73,44 @@ def test_quality_is_made_of_scores_as_defined(measured: Path) -> None:
     known = rows["quality"].notna()
     np.testing.assert_allclose(rows["quality"][known], expected[known], rtol=1e-3, atol=1e-3)
     np.testing.assert_allclose(rows["raw_ratio"], rows["score"] / rows["s_exact"], rtol=1e-5)
+
+
+class BrightAndClear:
+    """A scorer that counts bright pictures and also says how bright they are."""
+
+    @classmethod
+    def load(cls, source: str | None, device: str) -> BrightAndClear:
+        return cls()
+
+    def score(self, prompts: Sequence[str], images: Sequence[Image.Image]) -> Scores:
+        return self.scores(prompts, images)["bright"]
+
+    def scores(self, prompts: Sequence[str], images: Sequence[Image.Image]) -> dict[str, Scores]:
+        light = np.array([np.asarray(image).mean() / 255 for image in images], np.float32)
+        return {"bright": (light > 0.5).astype(np.float32), "light": light}
+
+
+def test_a_table_keeps_every_score_of_its_scorer(tiny_family: Path, tmp_path: Path) -> None:
+    two = asked(tiny_family, seeds=1)
+    spec = ScorerSpec(f"{__name__}:BrightAndClear")
+    small = replace(two, prompts=two.prompts[:2], donors=two.donors[:2])
+    tables = {}
+    for name in (None, "light"):
+        family = replace(two.family, scorer=replace(spec, score=name))
+        out = tmp_path / f"{name}.parquet"
+        tables[name] = calibrate(replace(small, family=family), out)
+    counted, light = tables.values()
+    assert set(counted["score"]) <= {0.0, 1.0}
+    np.testing.assert_array_equal(counted["score"], counted["bright"])
+    np.testing.assert_allclose(light["score"], light["light"])
+    np.testing.assert_allclose(counted["light"], light["light"])
+    other = table.scored_by(counted, "light")
+    for column in ("score", "s0", "s_exact", "quality", "bright", "light"):
+        np.testing.assert_allclose(other[column], light[column], rtol=1e-5, atol=1e-6)
+    back = table.scored_by(other, "bright")
+    np.testing.assert_allclose(back["quality"], counted["quality"], atol=1e-6)
+    with pytest.raises(BadRequest, match="no score 'dark', but"):
+        table.scored_by(counted, "dark")
 
 
 def test_another_measurement_is_not_mixed_in(tiny_family: Path, tmp_path: Path) -> None:

@@ -11,7 +11,7 @@ from transformers import CLIPModel, CLIPProcessor
 
 from argus.core.errors import ModelError
 from argus.core.family import ScorerSpec
-from argus.quality.scorer import Scores, quality, raw_ratio, unrelated_score
+from argus.quality.scorer import Scores, all_scores, quality, raw_ratio, unrelated_score
 from argus.quality.scorers import load_scorer
 
 PROMPTS = ["a red house", "a blue fish at sea", "a much longer prompt than the model reads " * 3]
@@ -34,6 +34,32 @@ class Redness:
 
     def score(self, prompts: Sequence[str], images: Sequence[Image.Image]) -> Scores:
         return np.array([np.asarray(im.convert("RGB"))[..., 0].mean() for im in images], np.float32)
+
+
+class RedAndBright(Redness):
+    """A scorer that values pictures in two ways."""
+
+    def scores(self, prompts: Sequence[str], images: Sequence[Image.Image]) -> dict[str, Scores]:
+        red = self.score(prompts, images)
+        return {"red enough": (red > 120).astype(np.float32), "red": red}
+
+    @classmethod
+    def load(cls, source: str | None, device: str) -> RedAndBright:
+        return cls()
+
+
+def test_a_family_chooses_among_the_scores_of_its_scorer() -> None:
+    kind = f"{__name__}:RedAndBright"
+    plain = load_scorer(ScorerSpec(kind))
+    assert list(all_scores(plain, PROMPTS, IMAGES)) == ["red enough", "red"]
+    chosen = load_scorer(ScorerSpec(kind, score="red"))
+    assert list(all_scores(chosen, PROMPTS, IMAGES)) == ["red", "red enough"]
+    np.testing.assert_array_equal(chosen.score(PROMPTS, IMAGES), Redness().score(PROMPTS, IMAGES))
+    with pytest.raises(ModelError, match="no score 'green', but red enough, red"):
+        load_scorer(ScorerSpec(kind, score="green")).score(PROMPTS, IMAGES)
+    with pytest.raises(ModelError, match="one score only"):
+        load_scorer(ScorerSpec(f"{__name__}:Redness", score="red"))
+    assert list(all_scores(Redness(), PROMPTS, IMAGES)) == ["score"]
 
 
 def test_clip_scores_are_cosines_of_the_model_s_own_features(tiny_clip: Path) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Annotated
 
@@ -124,6 +124,13 @@ def calibrate(
         str | None,
         typer.Option(help="Cached prompts, given as --prompts. Default: half as many, own."),
     ] = None,
+    score: Annotated[
+        str | None,
+        typer.Option(
+            help="Which of the scorer's scores quality is made of, if it has several (as `right` "
+            "and `parts`); the table keeps all. Default: as the family says."
+        ),
+    ] = None,
     device: Device = None,
     dtype: Precision = None,
     config: Gateway = None,
@@ -133,6 +140,8 @@ def calibrate(
     Run again with the same options, it resumes where it was stopped.
     """
     chosen = find_family(family)
+    if score is not None and chosen.scorer is not None:
+        chosen = replace(chosen, scorer=replace(chosen.scorer, score=score))
     _check_folder(output)
     servers = _servers(chosen, config)
     from argus.engine.sources import settled
@@ -158,12 +167,12 @@ def calibrate(
     shown.caption = f"of mean scores; unrelated pictures score {s0:.3f}"
     for name in chosen.variants:
         rows = table[table["variant"] == name]
-        score = rows["score"].mean()
+        scored = rows["score"].mean()
         shown.add_row(
             name,
-            f"{(score - s0) / (best - s0):.3f}",
-            f"{score / best:.3f}",
-            f"{score:.3f}",
+            f"{(scored - s0) / (best - s0):.3f}",
+            f"{scored / best:.3f}",
+            f"{scored:.3f}",
             f"{1000 * rows['seconds'].mean():.0f}",
             f"{len(rows):,}",
         )

@@ -68,14 +68,16 @@ class Variant:
 class ScorerSpec:
     """Which scorer judges a family's pictures.
 
-    `kind` is `clip`, `pickscore`, or `module:Class` for a user's own; `source` is the folder or hub
-    id of its weights, if it needs one. `unrelated` is s₀, its mean score of pictures of unrelated
-    prompts, once that is measured.
+    `kind` is `clip`, `pickscore`, or `module:Class` for one of your own; `source` is the folder or
+    hub id of its weights, if it needs one. A scorer may value a picture in several ways: `score` is
+    the one that quality is made of, None its first. `unrelated` is s₀, its mean score of pictures
+    of unrelated prompts, once that is measured.
     """
 
     kind: str
     source: str | None = None
     unrelated: float | None = None
+    score: str | None = None
 
 
 @dataclass(frozen=True)

@@ -57,6 +57,7 @@ class _ScorerFile(_Part):
     kind: str = Field(pattern=r"^(clip|pickscore|[\w.]+:\w+)$")
     source: str | None = None
     unrelated: float | None = None
+    score: str | None = None
 
 
 class _SizesFile(_Part):

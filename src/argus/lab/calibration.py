@@ -38,7 +38,7 @@ from argus.lab.gateway import Gateway
 from argus.lab.painting import Commission, paint
 from argus.quality import table
 from argus.quality.encoder import PromptEncoder
-from argus.quality.scorer import Scorer
+from argus.quality.scorer import Scorer, Scores, all_scores
 from argus.quality.scorers import load_scorer
 from argus.workers.worker import Finished
 
@@ -246,7 +246,7 @@ class _Bench:
                 self._progress.add(one.job.steps_run)
             seconds = (time.perf_counter() - begun) / max(1, len(pictures))
             rows += self._rows(name, variant, pictures, neighbours, seconds)
-        return pd.DataFrame(rows, columns=list(table.MEASURED))
+        return pd.DataFrame(rows, columns=None if rows else list(table.MEASURED))
 
     def _painted(
         self, variant: Variant, commissions: Sequence[Commission[tuple[str, int]]]
@@ -277,10 +277,12 @@ class _Bench:
     ) -> list[dict[str, object]]:
         keys, images = list(pictures), list(pictures.values())
         prompts = [prompt for prompt, _ in keys]
-        scores = self._scorer.score(prompts, images)
-        unrelated = None
+        scores = all_scores(self._scorer, prompts, images)
+        chosen = next(iter(scores))
+        unrelated = {}
         if name == EXACT:
-            unrelated = self._scorer.score(_others(prompts, self._asked.prompts), images)
+            others = _others(prompts, self._asked.prompts)
+            unrelated = all_scores(self._scorer, others, images)
         rows: list[dict[str, object]] = []
         for i, (prompt, seed) in enumerate(keys):
             neighbour = neighbours[prompt] if variant.skip else None
@@ -291,10 +293,11 @@ class _Bench:
                     "seed": seed,
                     "similarity": None if neighbour is None else neighbour.similarity,
                     "neighbour": None if neighbour is None else neighbour.prompt,
-                    "score": float(scores[i]),
-                    "unrelated": None if unrelated is None else float(unrelated[i]),
+                    "score": float(scores[chosen][i]),
+                    "unrelated": float(unrelated[chosen][i]) if unrelated else None,
                     "seconds": seconds,
                 }
+                | _by_name(scores, unrelated, i)
             )
         return rows
 
@@ -304,6 +307,16 @@ def _others(prompts: Sequence[str], all_prompts: Sequence[str]) -> list[str]:
     at = {prompt: i for i, prompt in enumerate(all_prompts)}
     far = max(1, len(all_prompts) // 2)
     return [all_prompts[(at[prompt] + far) % len(all_prompts)] for prompt in prompts]
+
+
+def _by_name(scores: dict[str, Scores], unrelated: dict[str, Scores], i: int) -> dict[str, object]:
+    """Picture i's scores of a scorer that has several."""
+    if len(scores) == 1:
+        return {}
+    own: dict[str, object] = {name: float(values[i]) for name, values in scores.items()}
+    return own | {
+        f"unrelated {name}": float(unrelated[name][i]) if unrelated else None for name in scores
+    }
 
 
 class _Donors:

@@ -13,7 +13,7 @@ from scipy.stats import spearmanr
 from argus.core.family import Family
 from argus.core.profile import Profile
 from argus.lab.mixes import believed, judged, judged_by, judged_knowing
-from argus.lab.training import Examples, Trained
+from argus.lab.training import Examples, Trained, group_means
 from argus.quality import table
 
 LOADS = (1.0, 1.5, 2.0, 3.0, 4.0, 6.0)
@@ -22,9 +22,9 @@ Numbers = NDArray[np.float64]
 
 @dataclass(frozen=True)
 class Errors:
-    """Of one variant: the mean absolute error of the predicted quality (against the mean over
-    seeds, whose noise it contains), Spearman's rank correlation with it, and the share of pictures
-    that reach the bound."""
+    """Of one variant: the mean absolute error of the expected quality (against the mean over
+    seeds, whose noise it contains), Spearman's rank correlation with it, and the share of groups of
+    prompts with like expectations that are not worth less than their bound on average."""
 
     error: float
     rank: float
@@ -69,7 +69,7 @@ def errors(data: Examples, trained: Trained) -> dict[str, Errors]:
         result[name] = Errors(
             float(np.abs(truth - mean).mean()),
             float(spearmanr(truth, mean).statistic) if told_apart else 0.0,
-            float((measured[known] >= trained.low[known, v, None]).mean()),
+            float(np.mean([b <= got for b, got in group_means(data, trained.low[:, v], v)])),
         )
     return result
 

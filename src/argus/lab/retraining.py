@@ -10,7 +10,7 @@ import pandas as pd
 
 from argus.core.errors import BadRequest
 from argus.core.family import EXACT, Family
-from argus.lab.training import EPOCHS, Examples, OnEpoch, Single, train
+from argus.lab.training import EPOCHS, Examples, Numbers, OnEpoch, Single, train
 from argus.quality.encoder import PromptEncoder
 from argus.quality.predictor import Predictor
 
@@ -65,7 +65,8 @@ def retrain(
             f"{(~judging).sum()} of others: samples of more prompts are needed."
         )
     vectors = np.stack([encoder.embed(prompt).vector for prompt in samples["prompt"]])
-    seen = _examples(samples[~judging], vectors[~judging], family)
+    scores = old.weights.get("scores")
+    seen = _examples(samples[~judging], vectors[~judging], family, scores)
     data = seen if table is None else _joined(table, seen)
     new = train(data, old.made_for, seed, epochs, on_epoch).predictor
     if "scores" in old.weights:  # what scores mean does not change by training
@@ -79,13 +80,22 @@ def is_held_out(prompt: str) -> bool:
     return zlib.crc32(prompt.encode()) % HELD_OUT == 0
 
 
-def _examples(samples: pd.DataFrame, vectors: Single, family: Family) -> Examples:
-    """One example for each sample: quality 1 of the exact variant, the measured one, else NaN."""
+def _examples(
+    samples: pd.DataFrame, vectors: Single, family: Family, scores: Single | None
+) -> Examples:
+    """One example for each sample: quality 1 of the exact variant, the measured one, else NaN.
+    `scores` (2,) are s₀ and the mean gain, if they are known."""
     variants = tuple(family.variants)
-    quality = np.full((len(samples), len(variants), 1), np.nan)
-    quality[:, variants.index(EXACT)] = 1.0
-    column = [variants.index(name) for name in samples["variant"]]
-    quality[np.arange(len(samples)), column, 0] = samples["quality"]
+
+    def spread(exact: pd.Series[float] | float, measured: pd.Series[float]) -> Numbers:
+        found = np.full((len(samples), len(variants), 1), np.nan)
+        found[:, variants.index(EXACT), 0] = exact
+        column = [variants.index(name) for name in samples["variant"]]
+        found[np.arange(len(samples)), column, 0] = measured
+        return found
+
+    quality = spread(1.0, samples["quality"])
+    counted = scores is not None and samples[["score", "s_exact"]].isin((0, 1)).all(axis=None)
     return Examples(
         tuple(samples["prompt"]),
         variants,
@@ -93,13 +103,18 @@ def _examples(samples: pd.DataFrame, vectors: Single, family: Family) -> Example
         vectors,
         samples["similarity"].to_numpy(np.float32),
         quality,
+        right=spread(samples["s_exact"], samples["score"]) if counted else None,
+        gain=1.0 if scores is None else float(scores[1]),
     )
 
 
 def _joined(table: Examples, seen: Examples) -> Examples:
-    """Both as one, the `seen` examples with a share `SEEN_SHARE` of the weight."""
+    """Both, the seen ones with `SEEN_SHARE` of the weight of all that was measured."""
     seeds = table.quality.shape[2]
     padding = np.full((*seen.quality.shape[:2], seeds - 1), np.nan)
+    right = None
+    if table.right is not None and seen.right is not None:
+        right = np.concatenate([table.right, np.concatenate([seen.right, padding], axis=2)])
     known, others = (int((~np.isnan(one.quality[:, 1:])).sum()) for one in (seen, table))
     weight = SEEN_SHARE / (1 - SEEN_SHARE) * others / max(1, known)
     return replace(
@@ -109,6 +124,7 @@ def _joined(table: Examples, seen: Examples) -> Examples:
         similarity=np.concatenate([table.similarity, seen.similarity]),
         quality=np.concatenate([table.quality, np.concatenate([seen.quality, padding], axis=2)]),
         weight=np.concatenate([table.weights, np.full(len(seen.prompts), weight, np.float32)]),
+        right=right,
     )
 
 

@@ -7,7 +7,7 @@ each prompt is held out once, and the predictor learns from all of them.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import pandas as pd
@@ -30,7 +30,8 @@ KNOTS = (0.0, 0.3, 0.6, 0.85, 0.95, 0.98, 1.0)  # shares of the examples' simila
 HIDDEN = 48
 EPOCHS = 150
 RATE, DECAY, DROPOUT = 3e-3, 0.03, 0.4
-MISSES = 0.1  # share of pictures whose quality is below the bound
+MISSES = 0.1  # of groups are worth less than their bound on average
+GROUP = 40  # prompts with like expectations
 FEWEST = 50
 # Of kernel regressions, chosen for every fold on a part of up to so many of its training prompts.
 SHARPNESS, RIDGES = (0.5, 1.0, 2.0, 4.0), (0.2, 0.5, 1.0, 2.0, 5.0)
@@ -46,6 +47,8 @@ class Examples:
     """Measurements of p prompts: their embeddings `vectors` (p, d), the `similarity` (p,) of the
     neighbour that their pictures were resumed from, and `quality` (p, v, s) of every variant and
     seed, NaN where there is none (`table.by_prompt`). `weight` (p,) is their weight; None: equal.
+    Of a scorer that says right or wrong, `right` (p, v, s) is what it said, 1 or 0, and quality is
+    1 + (right - right_exact) / `gain`.
     """
 
     prompts: tuple[str, ...]
@@ -55,6 +58,8 @@ class Examples:
     similarity: Single
     quality: Numbers
     weight: Single | None = None
+    right: Numbers | None = None
+    gain: float = 1.0
 
     @property
     def weights(self) -> Single:
@@ -87,6 +92,8 @@ def examples(rows: pd.DataFrame, family: Family, encoder: PromptEncoder) -> Exam
         np.stack([encoder.embed(prompt).vector for prompt in prompts]),
         similarity,
         measured,
+        right=_right(rows, variants, measured),
+        gain=float(scores_of(rows)[1]),
     )
 
 
@@ -107,6 +114,14 @@ def scored(scores: Scores, quality: Numbers, encoder: Encoder) -> Examples:
 def _enough(prompts: int) -> None:
     if prompts < FEWEST:
         raise BadRequest(f"The table holds {prompts} prompts; training needs {FEWEST} or more.")
+
+
+def _right(rows: pd.DataFrame, variants: tuple[str, ...], measured: Numbers) -> Numbers | None:
+    """The scores (p, v, s) if all of them are 0 or 1."""
+    if not rows["score"].isin((0, 1)).all():
+        return None
+    scores = table.scores_by_prompt(rows, variants)
+    return np.where(np.isnan(measured), np.nan, scores)
 
 
 def scores_of(rows: pd.DataFrame) -> Single:
@@ -141,6 +156,8 @@ def train(
     plain = {"knots": knots, "usual": usual, "trust": full, "widening": none}
     if kernel:
         plain["anchors"] = data.vectors
+    if data.right is not None:
+        plain["gain"] = np.array([data.gain], np.float32)
 
     def held_out(extra: dict[str, Single]) -> tuple[Numbers, Numbers]:
         mean, low = (np.empty((len(data.prompts), len(usual))) for _ in range(2))
@@ -154,12 +171,12 @@ def train(
     if not kernel:  # whose ridge is chosen for prompts that are held out
         mean, _ = held_out(plain)
         plain["trust"] = _trust(data, mean, usual)
-    mean, wide = held_out(plain)
+    mean, _ = held_out(plain)
     every_row = np.ones(len(fold), dtype=bool)
-    plain["widening"] = _widening(data, wide, every_row)
-    low = wide.copy()
+    plain["widening"] = _widening(data, mean, every_row)
+    low = mean.copy()
     for e in range(FOLDS):  # from the other prompts, so that bounds are held out as well
-        low[fold == e] -= _widening(data, wide, fold != e)
+        low[fold == e] -= _widening(data, mean, fold != e)
     centre, spread = moments(data.vectors, data.weights)
     plain |= {"centre": centre, "spread": spread}
     return Trained(Predictor(data.variants, data.skips, made_for, weights | plain), mean, low)
@@ -202,28 +219,46 @@ def _trust(data: Examples, mean: Numbers, usual: Single) -> Single:
     return bounded
 
 
-def _widening(data: Examples, low: Numbers, chosen: NDArray[np.bool_]) -> Single:
-    """How much lower each variant's bounds (v,) must be for nine tenths of the `chosen` prompts'
-    (p,) held-out pictures to reach them (conformalised quantile regression: Romano et al. 2019,
-    arXiv 1905.03222)."""
-    quality, low = data.quality[chosen], low[chosen]
-    result = np.zeros(quality.shape[1], np.float32)
-    weights = np.broadcast_to(data.weights[chosen, None], quality[:, 0].shape)
-    for v in range(1, quality.shape[1]):
-        excess = low[:, v, None] - quality[:, v]
-        known = ~np.isnan(excess)
-        if known.any():
-            result[v] = _quantile(excess[known], weights[known], 1 - MISSES)
+def _widening(data: Examples, mean: Numbers, chosen: NDArray[np.bool_]) -> Single:
+    """How much lower than the held-out `mean` (p, v) each variant's bounds must be for nine tenths
+    of the groups of `chosen` prompts (p,) to be worth more on average (split conformal prediction,
+    Vovk et al. 2005, of groups instead of single prompts)."""
+    result = np.zeros(mean.shape[1], np.float32)
+    for v in range(1, mean.shape[1]):
+        excess = [
+            foretold - measured
+            for foretold, measured in group_means(data, mean[:, v], v, chosen, overlap=4)
+        ]
+        if excess:
+            result[v] = max(0.0, float(np.quantile(excess, 1 - MISSES)))
     return result
 
 
-def _quantile(values: Numbers, weights: Single, share: float) -> float:
-    """The weighted quantile of values (n,)."""
-    if np.ptp(weights) == 0:
-        return float(np.quantile(values, share))
-    order = values.argsort()
-    reached = np.cumsum(weights[order]) / weights.sum()
-    return float(values[order][min(len(values) - 1, int(np.searchsorted(reached, share)))])
+def group_means(
+    data: Examples,
+    guess: Numbers,
+    v: int,
+    chosen: NDArray[np.bool_] | None = None,
+    overlap: int = 1,
+) -> list[tuple[float, float]]:
+    """The means of `guess` (p,) and of the measured quality of variant v, over groups of `chosen`
+    prompts with like guesses; each prompt is in so many groups as `overlap` says."""
+    quality = data.quality[:, v]
+    known = ~np.isnan(quality)
+    some = known.any(1) & ~np.isnan(guess)
+    if chosen is not None:
+        some &= chosen
+    at = np.flatnonzero(some)
+    at = at[np.argsort(guess[at], kind="stable")]
+    size = min(GROUP, max(1, len(at) // 10))
+    weights = known * data.weights[:, None]
+    found = []
+    for begin in range(0, len(at) - size + 1, max(1, size // overlap)):
+        of = at[begin : begin + size]
+        w = weights[of]
+        foretold = np.average(guess[of], weights=w.sum(1))
+        found.append((float(foretold), float(np.average(np.nan_to_num(quality[of]), weights=w))))
+    return found
 
 
 def _fit(
@@ -234,21 +269,29 @@ def _fit(
     variants, d = len(data.variants), data.vectors.shape[1]
     centre, spread = data.vectors.mean(0), data.vectors.std(0) + 1e-6
     x = torch.from_numpy((data.vectors - centre) / spread)
-    known = torch.from_numpy(~np.isnan(data.quality))
-    target = torch.from_numpy(np.nan_to_num(data.quality)).float()
+    counted = data.right is not None
+    measured = data.quality if data.right is None else data.right
+    known = torch.from_numpy(~np.isnan(measured))
+    target = torch.from_numpy(np.nan_to_num(measured)).float()
     counts = known * (torch.arange(FOLDS)[:, None] != torch.from_numpy(fold))[:, :, None, None]
     counts = counts * torch.from_numpy(data.weights)[:, None, None]
-    w = _start(d, variants, len(knots), _usual(data))
+    usual = _usual(replace(data, quality=measured))
+    if counted:
+        shares = np.clip(usual, 0.01, 0.99)
+        usual = np.log(shares / (1 - shares))
+    w = _start(d, variants, len(knots), usual)
     optimiser = torch.optim.AdamW(w.values(), lr=RATE, weight_decay=DECAY)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimiser, RATE, total_steps=max(1, epochs))
     place = torch.from_numpy(np.nan_to_num(places(knots, data.skips, data.similarity)))
     for epoch in range(epochs):
-        mean, gap = _outputs(w, x, variants)
-        mean, gap = (mean * place).sum(3), (gap * place).sum(3)
-        error = target - mean[..., None]
-        below = target - (mean.detach() - gap)[..., None]
-        pinball = torch.maximum((1 - MISSES) * -below, MISSES * below)
-        loss = ((error.square() + pinball) * counts).sum() / counts.sum() * variants
+        out = _outputs(w, x, variants)
+        mean = ((out.sigmoid() if counted else out) * place).sum(3)[..., None]
+        if counted:
+            sure = mean.clamp(1e-6, 1 - 1e-6)
+            loss = -(target * sure.log() + (1 - target) * (1 - sure).log())
+        else:
+            loss = (target - mean).square()
+        loss = (loss * counts).sum() / counts.sum() * variants
         optimiser.zero_grad()
         loss.backward()  # type: ignore[no-untyped-call]
         optimiser.step()
@@ -302,23 +345,22 @@ def _ridge(near: Numbers, target: Numbers, ridge: float) -> Numbers:
 
 
 def _start(d: int, variants: int, knots: int, means: Numbers) -> dict[str, Tensor]:
-    """Weights of networks that predict every variant's mean for every prompt."""
-    shapes = {"w1": (d, HIDDEN), "w2": (HIDDEN, HIDDEN), "w3": (HIDDEN, 2 * variants * knots)}
+    """Weights of networks that say the same of every prompt: `means` (v,)."""
+    shapes = {"w1": (d, HIDDEN), "w2": (HIDDEN, HIDDEN), "w3": (HIDDEN, variants * knots)}
     w = {name: torch.randn(FOLDS, *s) * s[0] ** -0.5 for name, s in shapes.items()}
     w["w3"] *= 0.1
-    for name, size in (("b1", HIDDEN), ("b2", HIDDEN), ("b3", 2 * variants * knots)):
+    for name, size in (("b1", HIDDEN), ("b2", HIDDEN), ("b3", variants * knots)):
         w[name] = torch.zeros(FOLDS, size)
-    w["b3"][:, : variants * knots] = torch.from_numpy(means).float().repeat_interleave(knots)
+    w["b3"][:] = torch.from_numpy(means).float().repeat_interleave(knots)
     for value in w.values():
         value.requires_grad_()
     return w
 
 
-def _outputs(w: dict[str, Tensor], x: Tensor, variants: int) -> tuple[Tensor, Tensor]:
-    """The predictor's outputs (e, n, v, k) of every network, with dropout."""
+def _outputs(w: dict[str, Tensor], x: Tensor, variants: int) -> Tensor:
+    """As the predictor's, of every network (e, n, v, k), with dropout."""
     drop = torch.nn.functional.dropout
     hidden = drop(torch.relu(x @ w["w1"] + w["b1"][:, None]), DROPOUT)
     hidden = drop(torch.relu(hidden @ w["w2"] + w["b2"][:, None]), DROPOUT)
     out = hidden @ w["w3"] + w["b3"][:, None]
-    mean, gap = out.view(FOLDS, len(x), 2, variants, -1).unbind(2)
-    return mean, torch.nn.functional.softplus(gap)
+    return out.view(FOLDS, len(x), variants, -1)

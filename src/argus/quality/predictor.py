@@ -22,9 +22,10 @@ WEIGHTS, FACTS = "predictor.safetensors", "predictor.json"
 
 @dataclass(frozen=True)
 class Prediction:
-    """Of every variant (v,): the expected quality of its picture, and the lower bound that nine
-    pictures of ten reach. The exact variant's quality is 1. A variant that skips has NaN where
-    there is no neighbour."""
+    """Of every variant (v,): the expected quality of its picture, and a lower bound of what such
+    prompts get on average: of ten groups of prompts with similar expectations, nine are above.
+    (Where a picture is right or wrong, a bound of single pictures would say nothing.) The exact
+    variant's quality is 1. A variant that skips has NaN where there is no neighbour."""
 
     mean: Numbers
     low: Numbers
@@ -33,15 +34,16 @@ class Prediction:
 class Predictor:
     """The average of several small networks that were trained on different prompts.
 
-    They take a prompt's embedding (d,) and return for every variant a mean and a bound at each of a
-    few similarities, the `knots`; both are linear between two knots and constant beyond the last.
-    Only variants that skip use more than one. `weights` are
+    They take a prompt's embedding (d,) and return for every variant a mean at each of a few
+    similarities, the `knots`; it is linear between two knots and constant beyond the last. Only
+    variants that skip use more than one. `weights` are
 
     - `w1` (e, d, h), `b1` (e, h), `w2` (e, h, h), `b2` (e, h): two hidden layers of e networks
-    - `w3` (e, h, 2·v·k), `b3` (e, 2·v·k): means, then how far the bounds are below them
+    - `w3` (e, h, v·k), `b3` (e, v·k): means; with `gain` (1,), of a scorer that says right or
+      wrong, the log-odds of a right picture, and quality is 1 + (p_v - p_exact) / gain
     - `knots` (k,); `usual` (v,), the mean quality over prompts, and `trust` (v,), from 0 to 1, the
       factor of the networks' difference from it
-    - `widening` (v,): what is subtracted from the bounds, so that they hold for new prompts
+    - `widening` (v,): how far bounds are below means, so that they hold for new prompts
     - `centre` (d,) and `spread` (d, d): mean and covariance of the training prompts' embeddings
     - `scores` (2,): s₀ and the mean of s_exact - s₀, by which a score becomes quality
 
@@ -96,12 +98,16 @@ class Predictor:
     def _predicted(self, vectors: Numbers, place: Numbers) -> tuple[Numbers, Numbers]:
         """`place` (n, v, k) as `places` gives it."""
         w = self.weights
-        mean, gap = _outputs(w, vectors, len(self.variants))
-        mean, gap = (mean * place).sum(2), (gap * place).sum(2)
+        mean = _outputs(w, vectors, len(self.variants))
+        if "gain" in w:
+            mean = (1 / (1 + np.exp(-mean))).astype(np.float32)
+        mean = (mean * place).sum(2)
+        if "gain" in w:
+            mean = 1 + (mean - mean[:, :1]) / w["gain"]
         if "anchors" in w:
             mean = kernel_mean(w, vectors)
         mean = w["usual"] + w["trust"] * (mean - w["usual"])
-        low = mean - gap - w["widening"]
+        low = mean - w["widening"]
         mean[:, 0], low[:, 0] = 1.0, 1.0  # by definition
         return mean, low
 
@@ -133,6 +139,12 @@ class Predictor:
                 f"The predictor in {folder} was trained for other variants, weights or another "
                 "text encoder: train one for this family (`argus train`)."
             )
+        outputs = len(found.variants) * found.weights["knots"].size
+        if found.weights["b3"].shape[1] != outputs:
+            raise ModelError(
+                f"The predictor in {folder} is of an earlier version of Argus, whose bounds were "
+                "of single pictures: train it again (`argus train`)."
+            )
         return found
 
 
@@ -147,13 +159,12 @@ def facts_of(folder: Path) -> dict[str, Any]:
     return dict(facts)
 
 
-def _outputs(w: Mapping[str, Numbers], vectors: Numbers, count: int) -> tuple[Numbers, Numbers]:
-    """Means and gaps (n, v, k) of the networks' average, for embeddings (n, d)."""
+def _outputs(w: Mapping[str, Numbers], vectors: Numbers, count: int) -> Numbers:
+    """The networks' average (n, v, k), for embeddings (n, d)."""
     hidden = np.maximum(np.einsum("nd,edh->enh", vectors, w["w1"]) + w["b1"][:, None], 0)
     hidden = np.maximum(np.einsum("enh,ehi->eni", hidden, w["w2"]) + w["b2"][:, None], 0)
-    out = (np.einsum("enh,eho->eno", hidden, w["w3"]) + w["b3"][:, None]).mean(0)
-    mean, gap = out.reshape(len(vectors), 2, count, -1).transpose(1, 0, 2, 3)
-    return mean, np.logaddexp(gap, 0).astype(np.float32)
+    out: Numbers = (np.einsum("enh,eho->eno", hidden, w["w3"]) + w["b3"][:, None]).mean(0)
+    return out.reshape(len(vectors), count, -1)
 
 
 def kernel_mean(w: Mapping[str, Numbers], vectors: Numbers) -> Numbers:

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Protocol
+from dataclasses import dataclass
+from typing import Protocol, runtime_checkable
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
+
+from argus.core.errors import ModelError
 
 Scores = NDArray[np.float32]
 
@@ -17,6 +20,41 @@ class Scorer(Protocol):
 
     def score(self, prompts: Sequence[str], images: Sequence[Image.Image]) -> Scores:
         """The score (n,) of each picture for the prompt at the same place."""
+
+
+@runtime_checkable
+class ManyScorer(Protocol):
+    """A scorer that values pictures in several ways; `score` is the first of them."""
+
+    def scores(self, prompts: Sequence[str], images: Sequence[Image.Image]) -> dict[str, Scores]:
+        """Scores (n,) by name, as `Scorer.score`."""
+
+
+def all_scores(
+    scorer: Scorer, prompts: Sequence[str], images: Sequence[Image.Image]
+) -> dict[str, Scores]:
+    """Every score (n,) of each picture by name; of a scorer with one only, `score`."""
+    if isinstance(scorer, ManyScorer):
+        return scorer.scores(prompts, images)
+    return {"score": scorer.score(prompts, images)}
+
+
+@dataclass(frozen=True)
+class ChosenScore:
+    """A scorer whose score is one of its several, by name."""
+
+    scorer: ManyScorer
+    name: str
+
+    def score(self, prompts: Sequence[str], images: Sequence[Image.Image]) -> Scores:
+        return self.scores(prompts, images)[self.name]
+
+    def scores(self, prompts: Sequence[str], images: Sequence[Image.Image]) -> dict[str, Scores]:
+        """The chosen one first. Raises ModelError if there is no such score."""
+        found = self.scorer.scores(prompts, images)
+        if self.name not in found:
+            raise ModelError(f"The scorer has no score {self.name!r}, but {', '.join(found)}.")
+        return {self.name: found[self.name], **found}
 
 
 def unrelated_score(

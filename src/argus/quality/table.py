@@ -25,6 +25,9 @@ def finish(measured: pd.DataFrame) -> pd.DataFrame:
 
     s₀ is the mean of `unrelated`, the scores of exact pictures for another prompt. s_exact is the
     mean of a prompt's exact scores over its seeds.
+
+    A scorer's other scores NAME, with `unrelated NAME` of exact pictures, are kept as NAME and
+    `s0 NAME`, for `scored_by`.
     """
     table = measured.copy()
     exact = table[table["variant"] == EXACT]
@@ -33,7 +36,35 @@ def finish(measured: pd.DataFrame) -> pd.DataFrame:
     score, best = (table[name].to_numpy(np.float32) for name in ("score", "s_exact"))
     table["quality"] = quality(score, best, float(table["s0"].iloc[0]))
     table["raw_ratio"] = raw_ratio(score, best)
-    return table[list(COLUMNS)]
+    others = _others(table.columns)
+    for name in others:
+        table[f"s0 {name}"] = np.float32(exact[f"unrelated {name}"].mean())
+    return table[[*COLUMNS, *others, *(f"s0 {name}" for name in others)]]
+
+
+def scored_by(table: pd.DataFrame, name: str) -> pd.DataFrame:
+    """The table as if it had been made with another of its scorer's scores.
+
+    Raises BadRequest if it does not hold that one.
+    """
+    if name not in table or f"s0 {name}" not in table:
+        raise BadRequest(
+            f"The table holds no score {name!r}, but {', '.join(_scores(table)) or 'one only'}."
+        )
+    measured = table.copy()
+    measured["score"], measured["unrelated"] = measured[name], measured[f"s0 {name}"]
+    for other in _scores(table):
+        measured[f"unrelated {other}"] = measured[f"s0 {other}"]
+    return finish(measured)
+
+
+def _scores(table: pd.DataFrame) -> list[str]:
+    """The names of a finished table's scores."""
+    return [str(name).removeprefix("s0 ") for name in table.columns if str(name).startswith("s0 ")]
+
+
+def _others(columns: pd.Index[str]) -> list[str]:
+    return [str(c).removeprefix("unrelated ") for c in columns if str(c).startswith("unrelated ")]
 
 
 def by_prompt(
@@ -53,14 +84,19 @@ def by_prompt(
             f"The table has no rows of {lacking[0]!r}: it is not of the family as it is now. "
             "Calibrate again."
         )
-    wide = table.pivot_table(index="prompt", columns=["variant", "seed"], values="score")
-    seeds = sorted(table["seed"].unique())
-    columns = pd.MultiIndex.from_product([variants, seeds])
-    scores = wide.reindex(columns=columns).to_numpy(float).reshape(len(wide), len(variants), -1)
+    scores = scores_by_prompt(table, variants)
     exact = scores[:, [list(variants).index(EXACT)]]
     quality = 1 + (scores - exact) / np.nanmean(exact - float(table["s0"].iloc[0]))
-    similarity = table.groupby("prompt")["similarity"].first().reindex(wide.index)
-    return [str(prompt) for prompt in wide.index], quality, similarity.to_numpy(np.float32)
+    similarity = table.groupby("prompt")["similarity"].first()
+    return [str(prompt) for prompt in similarity.index], quality, similarity.to_numpy(np.float32)
+
+
+def scores_by_prompt(table: pd.DataFrame, variants: Sequence[str]) -> NDArray[np.float64]:
+    """The score (p, v, s) of every variant and seed, NaN where nothing was made; prompts in the
+    order of `by_prompt`."""
+    wide = table.pivot_table(index="prompt", columns=["variant", "seed"], values="score")
+    columns = pd.MultiIndex.from_product([variants, sorted(table["seed"].unique())])
+    return wide.reindex(columns=columns).to_numpy(float).reshape(len(wide), len(variants), -1)
 
 
 def steady(table: pd.DataFrame) -> pd.Series[float]:

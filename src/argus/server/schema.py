@@ -28,7 +28,10 @@ class ArgusOptions(BaseModel):
     cache: bool = Field(True, description="Whether the cache may serve and keep this prompt.")
     slo: str | None = Field(None, description="The SLO class; the API key's by default.")
     min_quality: float | None = Field(
-        None, ge=0, le=1, description="Only variants that are worth so much, by their lower bound."
+        None,
+        ge=0,
+        le=1,
+        description="Only variants that are worth so much on average, by their lower bound.",
     )
     variant: str | None = Field(None, description="Pins a variant, as `model` FAMILY/VARIANT does.")
     exact: bool = Field(
@@ -139,8 +142,9 @@ class PictureReport(BaseModel):
     the exact variant; `painted_at` the size from which the picture was resized. `timings_ms` has
     queue, encode, retrieve, denoise and decode.
 
-    `predicted_quality` is relative to the exact picture's 1, within the limit of steps, and nine of
-    ten such pictures are not below `quality_bound`. `price` is that of a worker-second at the
+    `predicted_quality` is relative to the exact picture's 1, within the limit of steps, and
+    `quality_bound` a lower bound of what such prompts get on average: of ten groups of prompts with
+    similar predictions, nine are above. `price` is that of a worker-second at the
     decision, in quality; `saved_ms` is the worker time that the variant saved. `decision_ms` has
     the parts of the decision: embed, search, predict, route and fetch.
 

@@ -4,7 +4,7 @@ import pytest
 
 from argus.families.pictogram.prompts import read_prompt
 from argus.families.pictogram.scene.detector import Sight, Thing
-from argus.families.pictogram.scene.scorer import atoms_of, mean
+from argus.families.pictogram.scene.scorer import atoms_of, mean, right
 
 PROMPT = "two small red fish below a striped blue boat at sea"
 FISH = Thing("fish", "red", "plain", "small", 20, 48)
@@ -25,8 +25,9 @@ def changed(thing: Thing, **looks: object) -> Thing:
     return Thing(**{**vars(thing), **looks})
 
 
-def test_what_was_asked_for_scores_1() -> None:
+def test_what_was_asked_for_is_right() -> None:
     assert score(PROMPT, BOAT, OTHER_FISH, FISH) == 1
+    assert right(atoms_of(read_prompt(PROMPT), Sight("sea", (BOAT, OTHER_FISH, FISH))))
 
 
 @pytest.mark.parametrize(
@@ -45,6 +46,7 @@ def test_what_was_asked_for_scores_1() -> None:
 def test_each_flaw_costs_the_atoms_it_breaks(things: tuple[Thing, ...], parts: list[str]) -> None:
     assert failed(PROMPT, *things) == parts
     assert 0.4 < score(PROMPT, *things) < 1
+    assert not right(atoms_of(read_prompt(PROMPT), Sight("sea", things)))
 
 
 def test_another_background_is_a_flaw() -> None:
@@ -77,3 +79,38 @@ def test_the_things_of_two_groups_of_one_kind_are_told_apart() -> None:
 def test_relations_are_about_places(prompt: str, x: float, y: float, parts: list[str]) -> None:
     boat, cup = changed(BOAT, x=12), Thing("cup", "green", "plain", "small", 52, 20)
     assert failed(prompt, changed(FISH, x=x, y=y), boat, cup) == parts
+
+
+CUP = Thing("cup", "red", "plain", "small", 32, 32, "blue")
+
+
+@pytest.mark.parametrize(
+    ("prompt", "second", "parts"),
+    [
+        ("a red cup with a blue handle", "blue", []),
+        ("a red cup with a blue handle", "green", ["second"]),
+        ("a red cup with a blue handle", None, ["second"]),
+        ("a red cup", "blue", []),
+        ("a red cup with a handle", "blue", []),
+    ],
+)
+def test_a_part_s_colour_counts_where_it_is_named(
+    prompt: str, second: str | None, parts: list[str]
+) -> None:
+    assert failed(prompt, changed(CUP, second=second)) == parts
+
+
+@pytest.mark.parametrize(
+    ("prompt", "colours", "parts"),
+    [
+        ("a cup and a red cup", ("red", "green"), []),
+        ("a cup and a red cup", ("red", "red"), []),
+        ("a green cup and two red cups", ("red", "green", "red"), []),
+        ("a green cup and two red cups", ("red", "green", "green"), ["colour", "count", "count"]),
+    ],
+)
+def test_groups_of_one_kind_are_counted_by_colour(
+    prompt: str, colours: tuple[str, ...], parts: list[str]
+) -> None:
+    cups = [changed(CUP, colour=colour, x=16.0 * i) for i, colour in enumerate(colours)]
+    assert failed(prompt, *cups) == parts

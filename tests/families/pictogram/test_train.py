@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import threading
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -14,13 +16,26 @@ from torch import Tensor
 from typer.testing import CliRunner
 
 from argus.families.pictogram import BASE
-from argus.families.pictogram.networks import LATENT_CHANNELS, new_scheduler, new_unet
+from argus.families.pictogram.networks import (
+    LATENT_CHANNELS,
+    new_scheduler,
+    new_text_encoder,
+    new_unet,
+)
+from argus.families.pictogram.scene.detector import load_detector
+from argus.families.pictogram.tokenizer import learn_tokenizer
 from argus.families.pictogram.train.__main__ import app
 from argus.families.pictogram.train.components import PATCH, Components, find_components
 from argus.families.pictogram.train.drawing import pictures, training_scenes
+from argus.families.pictogram.train.everything import app as everything
+from argus.families.pictogram.train.growing import grow, grow_text_encoder
+from argus.families.pictogram.train.halves import Halves
 from argus.families.pictogram.train.lessons import cells_of_things
-from argus.families.pictogram.train.losses import Denoising, Leaps, Teacher
-from argus.families.pictogram.train.reading import GROUPS, facts_of
+from argus.families.pictogram.train.losses import Chance, Denoising, Leaps, Teacher
+from argus.families.pictogram.train.painter import Average
+from argus.families.pictogram.train.progress import Progress
+from argus.families.pictogram.train.reading import GROUPS, NOTHING, cells_of, facts_of
+from argus.families.pictogram.world import COLOURS, FILLS, KINDS, Group, Scene
 
 
 @pytest.fixture(scope="module")
@@ -68,6 +83,21 @@ def test_the_shipped_base_teaches_the_other_models(model: str, steps: int, tmp_p
     assert not [text for text in configs if str(BASE.parent) in text]
 
 
+def test_every_network_of_the_family_is_trained_in_turn(tmp_path: Path) -> None:
+    """At the least size there is, from the shipped weights to a small model and a detector."""
+    options = ["--share", "0.0001", "--device", "cpu", "--scenes", "64"]
+    result = CliRunner().invoke(everything, ["--work", str(tmp_path), *options])
+    assert result.exit_code == 0, result.output
+    for stage in ("guided", "small", "tiny"):
+        pipeline = StableDiffusionPipeline.from_pretrained(tmp_path / stage / "weights")
+        picture = pipeline("a red house", num_inference_steps=2, guidance_scale=1.0)
+        assert picture.images[0].size == (64, 64)
+        assert pipeline.unet.config["in_channels"] == LATENT_CHANNELS
+    load_detector(tmp_path / "detector" / "detector.safetensors")
+    again = CliRunner().invoke(everything, ["--work", str(tmp_path), *options])
+    assert "painter" not in again.output
+
+
 def test_going_on_keeps_to_the_noise_schedule_of_the_training(tmp_path: Path) -> None:
     more = ("--vae-steps", "0", "--reader-steps", "0", "--sheet-every", "0")
     train(tmp_path, "--go-on", "--steps", "1", "--closeups", "0", *more)
@@ -91,10 +121,11 @@ class Pointer(torch.nn.Module):
 
 
 def test_a_leap_is_to_end_where_the_steps_of_the_teacher_do() -> None:
-    picture, nothing = torch.randn(32, 8, 8), torch.zeros(1, 40, 128)
+    picture, nothing = torch.randn(LATENT_CHANNELS, 8, 8), torch.zeros(1, 40, 128)
     teacher = Teacher(Pointer(picture), nothing, guidance=4.0)
     loss = Leaps(new_scheduler().alphas_cumprod, teacher)
-    example = torch.randn(500, 32, 8, 8), torch.zeros(500, 8, 8), torch.zeros(500, 40, 128)
+    latents = torch.randn(500, LATENT_CHANNELS, 8, 8)
+    example = latents, torch.zeros(500, 8, 8), torch.zeros(500, 40, 128), Chance.like(latents)
     assert loss(Pointer(picture), *example) < 1e-4
     assert loss(Pointer(0.5 * picture), *example) > 1e-3
 
@@ -103,10 +134,12 @@ def test_a_pupil_that_guesses_as_its_teacher_has_nothing_to_learn() -> None:
     teacher, pupil = new_unet("tiny"), new_unet("tiny")
     alphas, nothing = new_scheduler().alphas_cumprod, torch.randn(1, 40, 128)
     loss = Denoising(alphas, Teacher(teacher, nothing, guidance=1.0))
+    latents = torch.randn(4, LATENT_CHANNELS, 8, 8)
     example = (
-        torch.randn(4, 32, 8, 8),
+        latents,
         torch.zeros(4, 8, 8, dtype=torch.bool),
         torch.randn(4, 40, 128),
+        Chance.like(latents),
     )
     assert loss(pupil, *example) > 0
     pupil.load_state_dict(teacher.state_dict())
@@ -163,4 +196,90 @@ def test_the_cells_of_things_are_where_they_are_drawn() -> None:
 
 def test_the_facts_of_a_scene_have_one_shape() -> None:
     facts = [facts_of(scene) for scene in training_scenes(0, 100)]
-    assert {len(row) for row in facts} == {5 * GROUPS + 2}
+    assert {len(row) for row in facts} == {6 * GROUPS + 2}
+
+
+def test_the_cells_of_a_scene_say_what_they_show() -> None:
+    cup = Group("cup", "red", "striped", "small", ((8, 32),), "blue")
+    fish = Group("fish", "green", "plain", "large", ((48, 32),))
+    kinds, colours, fills, seconds = cells_of(Scene("sea", 0, (cup, fish))).view(4, 8, 8)
+    assert {KINDS[k] for k in kinds[3:5, 0:2].flatten()} == {"cup"}
+    assert {KINDS[k] for k in kinds[3:5, 5:7].flatten()} == {"fish"}
+    assert (kinds == len(KINDS)).sum() == 64 - 4 - 16
+    assert COLOURS[colours[3, 0]] == "red"
+    assert FILLS[fills[3, 0]] == "striped"
+    assert COLOURS[seconds[3, 0]] == "blue"
+    assert seconds[3, 5] == len(COLOURS)
+    assert (colours[kinds == len(KINDS)] == NOTHING).all()
+
+
+def test_gradients_of_parts_are_those_of_the_whole() -> None:
+    """Also laid out as the weights are, which fused optimisers take for granted."""
+    unet = new_unet("tiny").to(memory_format=torch.channels_last)
+    latents = torch.randn(4, LATENT_CHANNELS, 8, 8)
+    inputs = (
+        latents,
+        torch.ones(4, 8, 8, dtype=torch.bool),
+        torch.randn(4, 40, 128),
+    )
+    loss_of = Denoising(new_scheduler().alphas_cumprod)
+    chance = Chance.like(latents)
+    whole = loss_of(unet, *inputs, chance)
+    whole.backward()  # type: ignore[no-untyped-call]
+    expected = {name: x.grad.clone() for name, x in unet.named_parameters() if x.grad is not None}
+    chunks = zip(*(x.chunk(2) for x in (*inputs, chance)), strict=True)
+    mean = Halves(list(unet.parameters()), 2).backward(
+        [partial(loss_of, unet, *chunk) for chunk in chunks]
+    )
+    assert mean == pytest.approx(whole.item(), rel=1e-5)
+    for name, x in unet.named_parameters():
+        assert x.grad is not None
+        assert x.grad.stride() == x.stride()
+        if name in expected:
+            assert torch.allclose(x.grad, expected[name], atol=1e-6)
+
+
+def test_a_network_grows_from_a_smaller_one() -> None:
+    """Before it learns, what it was given more of has no say."""
+    small, large = torch.nn.Conv2d(3, 5, 1), torch.nn.Conv2d(4, 6, 1)
+    grow(large, small.state_dict())
+    x = torch.randn(2, 4, 8, 8)
+    assert torch.allclose(large(x)[:, :5], small(x[:, :3]), atol=1e-6)
+
+
+def test_a_word_of_a_new_vocabulary_begins_as_what_it_was_spelt_with() -> None:
+    old, new = learn_tokenizer(captions=50), learn_tokenizer(captions=2000)
+    kept, grown = new_text_encoder(old), new_text_encoder(new)
+    grow_text_encoder(grown, new, kept, old)
+    before, after = (x.get_input_embeddings().weight for x in (kept, grown))
+    word = next(w for w in new.get_vocab() if w.endswith("</w>") and w not in old.get_vocab())
+    ids = old(word.removesuffix("</w>"), add_special_tokens=False).input_ids
+    assert torch.allclose(after[new.get_vocab()[word]], before[ids].mean(0))
+    assert torch.allclose(after[new.bos_token_id], before[old.bos_token_id])
+
+
+def test_training_waits_while_it_is_told_to_pause(tmp_path: Path) -> None:
+    pause = tmp_path / "PAUSE"
+    pause.touch()
+    progress = Progress("any", 1, 0, pause=pause)
+    waiting = threading.Thread(target=progress.step)
+    waiting.start()
+    waiting.join(0.2)
+    assert waiting.is_alive()
+    pause.unlink()
+    waiting.join(30)
+    assert not waiting.is_alive()
+
+
+def test_an_average_is_worn_for_a_while_only() -> None:
+    network = torch.nn.Linear(2, 2)
+    average = Average(network)
+    before = network.weight.detach().clone()
+    with torch.no_grad():
+        network.weight.add_(1.0)
+    average.update(network)
+    with average.worn_by(network):
+        worn = network.weight.detach().clone()
+    assert torch.allclose(network.weight, before + 1)
+    assert (worn > before).all()
+    assert (worn < before + 1).all()

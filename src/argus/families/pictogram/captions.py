@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import random
 
-from argus.families.pictogram.world import Group, Scene
+from argus.families.pictogram.world import PARTS, Group, Scene
 
 Wordings = tuple[str, ...]
 
@@ -45,6 +45,17 @@ FILL_WORDS: dict[str, Wordings] = {
     "striped": ("striped", "stripy"),
     "dotted": ("dotted", "spotted"),
     "outlined": ("outlined", "hollow"),
+    "checked": ("checked", "chequered"),
+}
+PART_WORDS: dict[str, tuple[tuple[str, str], ...]] = {  # of one thing, of several
+    "rays": (("rays", "rays"),),
+    "centre": (("centre", "centres"), ("middle", "middles")),
+    "roof": (("roof", "roofs"),),
+    "trunk": (("trunk", "trunks"), ("stem", "stems")),
+    "sails": (("sails", "sails"), ("sail", "sails")),
+    "tail": (("tail", "tails"),),
+    "handle": (("handle", "handles"),),
+    "stem": (("stem", "stems"), ("stalk", "stalks")),
 }
 SIZE_WORDS: dict[str, Wordings] = {
     "small": ("small", "little", "tiny"),
@@ -67,6 +78,10 @@ NUMBER_WORDS: dict[int, Wordings] = {
     3: ("three", "three", "three", "3"),
     4: ("four", "four", "four", "4"),
     5: ("five", "five", "five", "5"),
+    6: ("six", "six", "six", "6"),
+    7: ("seven", "seven", "seven", "7"),
+    8: ("eight", "eight", "eight", "8"),
+    9: ("nine", "nine", "nine", "9"),
 }
 LEFT = ("left of", "to the left of", "on the left of")
 RIGHT = ("right of", "to the right of", "on the right of")
@@ -88,28 +103,28 @@ ENDINGS = (
 def caption(scene: Scene, rng: random.Random) -> str:
     """One of the many ways to ask for this scene."""
     text = _things(scene, rng)
+    if rng.random() < 0.06:
+        text = _with_strange_word(text, rng)
     if rng.random() < 0.15:
         text = f"{rng.choice(OPENINGS)} {text}"
     if rng.random() < 0.72:
         text = _with_background(text, rng.choice(BACKGROUND_WORDS[scene.background]), rng)
     if rng.random() < 0.12:
         text = f"{text}, {rng.choice(ENDINGS)}"
-    if rng.random() < 0.06:
-        text = _with_strange_word(text, rng)
     if rng.random() < 0.1:
         text = f"{text}."
     return text[0].upper() + text[1:] if rng.random() < 0.2 else text
 
 
 def _things(scene: Scene, rng: random.Random) -> str:
-    phrases = [_phrase(group, rng) for group in scene.groups]
-    if scene.relation is None or rng.random() < 0.04:
-        rng.shuffle(phrases)
+    """Groups in their order, from which follows where they stand, unless a relation says it."""
+    kinds = [group.kind for group in scene.groups]
+    phrases = [_phrase(group, rng, kinds.count(group.kind) == 1) for group in scene.groups]
+    if scene.relation is None:
         return _listed(phrases, rng)
     if scene.relation == "between":
-        one, other = rng.sample(phrases[1:3], 2)
         link = rng.choice(("between", "in between", "in the middle between"))
-        return f"{phrases[0]} {link} {one} and {other}"
+        return f"{phrases[0]} {link} {phrases[1]} and {phrases[2]}"
     first, second = phrases[0], phrases[1]
     turned = rng.random() < 0.5
     if scene.relation == "in front of":
@@ -131,7 +146,7 @@ def _things(scene: Scene, rng: random.Random) -> str:
     return f"{first} {rng.choice(forward)} {second}"
 
 
-def _phrase(group: Group, rng: random.Random) -> str:
+def _phrase(group: Group, rng: random.Random, may_leave_out_colour: bool) -> str:
     size = rng.random() < (0.12 if group.size == "medium" else 0.5)
     fill = rng.random() < (0.08 if group.fill == "plain" else 0.92)
     words = []
@@ -140,9 +155,8 @@ def _phrase(group: Group, rng: random.Random) -> str:
     looks = []
     if fill:
         looks.append(rng.choice(FILL_WORDS[group.fill]))
-    if rng.random() < 0.92:
-        names = COLOUR_WORDS[group.colour]
-        looks.append(names[0] if rng.random() < 0.8 else rng.choice(names))
+    if rng.random() < 0.92 or not may_leave_out_colour:
+        looks.append(_colour(group.colour, rng))
     if rng.random() < 0.3:
         looks.reverse()
     nouns = KIND_WORDS[group.kind]
@@ -151,7 +165,23 @@ def _phrase(group: Group, rng: random.Random) -> str:
     number = rng.choice(NUMBER_WORDS[group.count])
     if number == "a" and words[0][0] in "aeiou":
         number = "an"
-    return " ".join([number, *words])
+    phrase = " ".join([number, *words])
+    return phrase if group.second is None else f"{phrase} with {_part(group, rng)}"
+
+
+def _part(group: Group, rng: random.Random) -> str:
+    """The part with a colour of its own, which is always named."""
+    assert group.second is not None
+    singular, plural = rng.choice(PART_WORDS[PARTS[group.kind]])
+    colour = _colour(group.second, rng)
+    if group.count > 1 or singular == plural:
+        return f"{colour} {plural}"
+    return f"{'an' if colour[0] in 'aeiou' else 'a'} {colour} {singular}"
+
+
+def _colour(colour: str, rng: random.Random) -> str:
+    names = COLOUR_WORDS[colour]
+    return names[0] if rng.random() < 0.8 else rng.choice(names)
 
 
 def _listed(phrases: list[str], rng: random.Random) -> str:
@@ -172,8 +202,20 @@ def _with_background(text: str, place: str, rng: random.Random) -> str:
 
 
 def _with_strange_word(text: str, rng: random.Random) -> str:
-    """Put in a word that means nothing, so that unknown words in prompts do no harm."""
-    word = "".join(rng.choice("abcdefghijklmnopqrstuvwxyz") for _ in range(rng.randint(3, 9)))
+    """Put in a word that means nothing, so that unknown words in prompts do no harm.
+
+    It stands before a look or a thing, or at either end: not within a phrase such as "left of".
+    """
+    word = "".join(rng.choice("abcdefghijklmnopqrstuvwxyz") for _ in range(rng.randint(4, 9)))
     words = text.split()
-    words.insert(rng.randint(0, len(words)), word)
+    may = [0, len(words), *(i for i, old in enumerate(words) if old in _LOOKS)]
+    words.insert(rng.choice(may), word)
     return " ".join(words)
+
+
+_LOOKS = {
+    word
+    for words in (COLOUR_WORDS, FILL_WORDS, SIZE_WORDS)
+    for alternatives in words.values()
+    for word in alternatives
+}

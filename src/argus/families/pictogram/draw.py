@@ -9,13 +9,14 @@ from __future__ import annotations
 import math
 import random
 from collections.abc import Callable
-from functools import cache
+from functools import cache, lru_cache
 
 from PIL import Image, ImageDraw, ImageFilter
 
 from argus.families.pictogram.world import SIZE, SIZES, Scene
 
 SCALE = 4
+RIM = 2  # of a pattern's thing, in its colour
 RGB = tuple[int, int, int]
 Points = list[tuple[float, float]]
 
@@ -36,7 +37,7 @@ def draw_scene(scene: Scene) -> Image.Image:
     """The scene as an RGB picture of `SIZE` × `SIZE` pixels."""
     canvas = _background(scene.background, scene.variation).copy()
     for group in scene.groups:
-        sticker = _sticker(group.kind, group.colour, group.fill, group.size)
+        sticker = _sticker(group.kind, group.colour, group.fill, group.size, group.second)
         for x, y in group.places:
             corner = (x * SCALE - sticker.width // 2, y * SCALE - sticker.height // 2)
             canvas.paste(sticker, corner, sticker)
@@ -55,7 +56,7 @@ class Pen:
         self._side, self._pad = side, pad
 
     def _at(self, x: float, y: float) -> tuple[float, float]:
-        return self._pad + x * self._side, self._pad + y * self._side
+        return self._pad + x * (self._side - 1), self._pad + y * (self._side - 1)
 
     def polygon(self, points: Points, ink: int = 255) -> None:
         self._draw.polygon([self._at(x, y) for x, y in points], fill=ink)
@@ -71,7 +72,7 @@ class Pen:
         self._draw.pieslice([self._at(x - r, y - r), self._at(x + r, y + r)], start, end, fill=255)
 
 
-Drawing = Callable[[Pen, Pen], None]  # (body, details)
+Drawing = Callable[[Pen, Pen, Pen], None]  # body, named part, details
 
 
 def _spokes(n: int, outer: float, inner: float, turn: float = -90) -> Points:
@@ -82,116 +83,124 @@ def _spokes(n: int, outer: float, inner: float, turn: float = -90) -> Points:
     ]
 
 
-def _circle(body: Pen, _: Pen) -> None:
+def _circle(body: Pen, _: Pen, __: Pen) -> None:
     body.oval(0.5, 0.5, 0.48)
 
 
-def _square(body: Pen, _: Pen) -> None:
+def _square(body: Pen, _: Pen, __: Pen) -> None:
     body.box(0.05, 0.05, 0.95, 0.95)
 
 
-def _triangle(body: Pen, _: Pen) -> None:
+def _triangle(body: Pen, _: Pen, __: Pen) -> None:
     body.polygon([(0.5, 0.02), (0.99, 0.94), (0.01, 0.94)])
 
 
-def _star(body: Pen, _: Pen) -> None:
-    body.polygon([(x, y + 0.04) for x, y in _spokes(5, 0.53, 0.235)])
+def _star(body: Pen, _: Pen, __: Pen) -> None:
+    body.polygon([(x, y + 0.04) for x, y in _spokes(5, 0.525, 0.235)])
 
 
-def _heart(body: Pen, _: Pen) -> None:
+def _heart(body: Pen, _: Pen, __: Pen) -> None:
     body.oval(0.27, 0.31, 0.26)
     body.oval(0.73, 0.31, 0.26)
     body.polygon([(0.06, 0.45), (0.27, 0.31), (0.73, 0.31), (0.94, 0.45), (0.5, 0.97)])
 
 
-def _moon(body: Pen, _: Pen) -> None:
+def _moon(body: Pen, _: Pen, __: Pen) -> None:
     body.oval(0.48, 0.5, 0.48)
     body.oval(0.72, 0.42, 0.40, ink=0)
 
 
-def _sun(body: Pen, details: Pen) -> None:
-    body.polygon(_spokes(10, 0.52, 0.33))
-    body.oval(0.5, 0.5, 0.34)
+def _sun(body: Pen, rays: Pen, details: Pen) -> None:
+    for pen in (body, rays):
+        pen.polygon(_spokes(10, 0.5, 0.31))
+    body.oval(0.5, 0.5, 0.32)
+    rays.oval(0.5, 0.5, 0.30, ink=0)
     details.oval(0.39, 0.44, 0.05)
     details.oval(0.61, 0.44, 0.05)
     details.oval(0.5, 0.60, 0.11, 0.06)
 
 
-def _flower(body: Pen, details: Pen) -> None:
+def _flower(body: Pen, centre: Pen, _: Pen) -> None:
     for i in range(5):
         a = math.radians(-90 + 72 * i)
         body.oval(0.5 + 0.29 * math.cos(a), 0.52 + 0.29 * math.sin(a), 0.215)
     body.oval(0.5, 0.52, 0.2)
-    details.oval(0.5, 0.52, 0.15)
+    centre.oval(0.5, 0.52, 0.19)
 
 
-def _house(body: Pen, details: Pen) -> None:
-    body.polygon([(0.5, 0.0), (1.0, 0.44), (0.0, 0.44)])
+def _house(body: Pen, roof: Pen, details: Pen) -> None:
     body.box(0.72, 0.06, 0.86, 0.34)
+    for pen in (body, roof):
+        pen.polygon([(0.5, 0.0), (1.0, 0.46), (0.0, 0.46)])
     body.box(0.11, 0.42, 0.89, 0.97)
-    details.box(0.22, 0.53, 0.42, 0.72)
-    details.box(0.56, 0.55, 0.76, 0.97)
+    details.box(0.22, 0.57, 0.42, 0.76)
+    details.box(0.56, 0.57, 0.76, 0.97)
 
 
-def _tree(body: Pen, details: Pen) -> None:
-    body.polygon([(0.5, 0.0), (0.80, 0.36), (0.20, 0.36)])
-    body.polygon([(0.5, 0.16), (0.90, 0.60), (0.10, 0.60)])
-    body.polygon([(0.5, 0.34), (0.98, 0.82), (0.02, 0.82)])
-    body.box(0.40, 0.80, 0.60, 1.0)
-    details.box(0.40, 0.83, 0.60, 1.0)
+def _tree(body: Pen, trunk: Pen, _: Pen) -> None:
+    body.polygon([(0.5, 0.0), (0.80, 0.34), (0.20, 0.34)])
+    body.polygon([(0.5, 0.14), (0.90, 0.56), (0.10, 0.56)])
+    body.polygon([(0.5, 0.30), (0.98, 0.76), (0.02, 0.76)])
+    for pen in (body, trunk):
+        pen.box(0.36, 0.76, 0.64, 1.0)
 
 
-def _boat(body: Pen, details: Pen) -> None:
+def _boat(body: Pen, sails: Pen, details: Pen) -> None:
     body.polygon([(0.0, 0.68), (1.0, 0.68), (0.82, 0.96), (0.18, 0.96)])
-    body.polygon([(0.50, 0.02), (0.50, 0.62), (0.10, 0.62)])
-    body.polygon([(0.58, 0.16), (0.58, 0.62), (0.92, 0.62)])
+    for pen in (body, sails):
+        pen.polygon([(0.50, 0.02), (0.50, 0.62), (0.10, 0.62)])
+        pen.polygon([(0.58, 0.16), (0.58, 0.62), (0.92, 0.62)])
     body.box(0.47, 0.02, 0.56, 0.70)
     details.box(0.10, 0.70, 0.90, 0.77)
 
 
-def _fish(body: Pen, details: Pen) -> None:
+def _fish(body: Pen, tail: Pen, details: Pen) -> None:
     body.oval(0.40, 0.5, 0.40, 0.29)
-    body.polygon([(0.66, 0.5), (1.0, 0.20), (1.0, 0.80)])
     body.polygon([(0.30, 0.26), (0.52, 0.08), (0.58, 0.30)])
+    for pen in (body, tail):
+        pen.polygon([(0.68, 0.5), (1.0, 0.16), (1.0, 0.84)])
     details.oval(0.20, 0.43, 0.065)
     details.box(0.36, 0.34, 0.41, 0.68)
 
 
-def _key(body: Pen, details: Pen) -> None:
+def _key(body: Pen, _: Pen, __: Pen) -> None:
     body.oval(0.26, 0.40, 0.26)
     body.box(0.48, 0.32, 1.0, 0.50)
     body.box(0.64, 0.46, 0.76, 0.74)
     body.box(0.86, 0.46, 1.0, 0.82)
     body.oval(0.26, 0.40, 0.10, ink=0)
-    details.oval(0.26, 0.40, 0.0)
 
 
-def _cup(body: Pen, details: Pen) -> None:
-    body.oval(0.76, 0.50, 0.24)
-    body.oval(0.76, 0.50, 0.11, ink=0)
-    body.polygon([(0.02, 0.14), (0.80, 0.14), (0.74, 0.94), (0.10, 0.94)])
-    details.box(0.02, 0.20, 0.80, 0.29)
+def _cup(body: Pen, handle: Pen, details: Pen) -> None:
+    for pen in (body, handle):
+        pen.oval(0.74, 0.50, 0.26)
+        pen.oval(0.74, 0.50, 0.09, ink=0)
+    mug = [(0.02, 0.14), (0.72, 0.14), (0.67, 0.94), (0.08, 0.94)]
+    body.polygon(mug)
+    handle.polygon(mug, ink=0)
+    details.box(0.02, 0.20, 0.72, 0.29)
 
 
-def _mushroom(body: Pen, details: Pen) -> None:
+def _mushroom(body: Pen, stem: Pen, details: Pen) -> None:
     body.slice(0.5, 0.54, 0.50, 180, 360)
-    body.polygon([(0.36, 0.52), (0.64, 0.52), (0.70, 0.97), (0.30, 0.97)])
-    details.box(0.0, 0.52, 1.0, 0.58)
+    for pen in (body, stem):
+        pen.polygon([(0.34, 0.55), (0.66, 0.55), (0.74, 0.97), (0.26, 0.97)])
     details.oval(0.30, 0.34, 0.08)
     details.oval(0.58, 0.24, 0.10)
     details.oval(0.76, 0.42, 0.06)
 
 
-def _umbrella(body: Pen, details: Pen) -> None:
+def _umbrella(body: Pen, handle: Pen, details: Pen) -> None:
     body.slice(0.5, 0.54, 0.50, 180, 360)
-    body.box(0.45, 0.02, 0.55, 0.90)
-    body.slice(0.40, 0.84, 0.16, 0, 180)
-    body.oval(0.40, 0.83, 0.06, ink=0)
     for x in (0.17, 0.5, 0.83):
         body.oval(x, 0.56, 0.115, 0.08, ink=0)
-    body.box(0.45, 0.50, 0.55, 0.86)
-    details.polygon([(0.5, 0.06), (0.37, 0.54), (0.31, 0.54)])
-    details.polygon([(0.5, 0.06), (0.63, 0.54), (0.69, 0.54)])
+    for pen in (body, handle):
+        pen.box(0.43, 0.48, 0.59, 0.84)
+        pen.slice(0.40, 0.80, 0.19, 0, 180)
+        pen.oval(0.38, 0.79, 0.045, ink=0)
+    body.box(0.46, 0.02, 0.54, 0.10)
+    details.polygon([(0.5, 0.06), (0.37, 0.50), (0.31, 0.50)])
+    details.polygon([(0.5, 0.06), (0.63, 0.50), (0.69, 0.50)])
 
 
 _DRAWINGS: dict[str, Drawing] = {
@@ -200,14 +209,18 @@ _DRAWINGS: dict[str, Drawing] = {
     "house": _house, "tree": _tree, "boat": _boat, "fish": _fish,
     "key": _key, "cup": _cup, "mushroom": _mushroom, "umbrella": _umbrella,
 }  # fmt: skip
+_PALE_PARTS = ("flower", "mushroom")  # cream where no prompt colours them; others as their thing
 
 
-@cache
-def _sticker(kind: str, colour: str, fill: str, size: str) -> Image.Image:
-    """One thing as an RGBA picture, `SCALE` times its size, with its white edge."""
+@lru_cache(maxsize=10_000)
+def _sticker(kind: str, colour: str, fill: str, size: str, second: str | None) -> Image.Image:
+    """One thing as an RGBA picture, `SCALE` times its size, with its white edge.
+
+    A part without a colour of its own is cream or as its thing, which no named colour is.
+    """
     side, edge = SIZES[size] * SCALE, 4
-    body, details = Pen(side, edge + 1), Pen(side, edge + 1)
-    _DRAWINGS[kind](body, details)
+    body, part, details = (Pen(side, edge + 1) for _ in range(3))
+    _DRAWINGS[kind](body, part, details)
     ink = PALETTE[colour]
     accent = _mix(ink, CREAM, 0.78) if colour == "black" else _mix(ink, (20, 16, 40), 0.55)
 
@@ -216,8 +229,13 @@ def _sticker(kind: str, colour: str, fill: str, size: str) -> Image.Image:
         art.paste(CREAM, mask=body.layer.filter(ImageFilter.MinFilter(2 * round(side * 0.04) + 3)))
         accent = ink
     elif fill != "plain":
-        art.paste(_mix(ink, CREAM, 0.82), mask=_pattern(fill, art.size))
+        within = body.layer.filter(ImageFilter.MinFilter(2 * RIM + 1))  # a rim keeps its shape
+        art.paste(_mix(ink, CREAM, 0.82), mask=_both(_pattern(fill, art.size), within))
     art.paste(accent, mask=_both(details.layer, body.layer))
+    if second is not None:
+        art.paste(PALETTE[second], mask=part.layer)
+    elif kind in _PALE_PARTS:
+        art.paste(ink if fill == "outlined" else CREAM, mask=part.layer)
 
     sticker = Image.new("RGBA", art.size, (255, 255, 255, 0))
     sticker.paste((255, 255, 255, 255), mask=body.layer.filter(ImageFilter.MaxFilter(2 * edge + 1)))
@@ -226,13 +244,19 @@ def _sticker(kind: str, colour: str, fill: str, size: str) -> Image.Image:
 
 
 def _pattern(fill: str, size: tuple[int, int]) -> Image.Image:
-    """A mask of rising stripes (5 px apart) or staggered dots (5 px apart)."""
+    """A mask of rising stripes (5 px apart), staggered dots (5 px apart) or a chessboard (4 px)."""
     mask = Image.new("L", size, 0)
     pen = ImageDraw.Draw(mask)
     width, height = size
     if fill == "striped":
         for x in range(-height, width, 5 * SCALE):
             pen.line([(x, height), (x + height, 0)], fill=255, width=int(1.8 * SCALE))
+    elif fill == "checked":
+        step = 4 * SCALE
+        for row, y in enumerate(range(height // 2 % step - step, height, step)):
+            for column, x in enumerate(range(width // 2 % step - step, width, step)):
+                if (row + column) % 2:
+                    pen.rectangle([x, y, x + step - 1, y + step - 1], fill=255)
     else:
         step = 5 * SCALE
         for row, y in enumerate(range(step // 2, height, step)):

@@ -12,13 +12,16 @@ from argus.families.pictogram.world import (
     FILLS,
     KINDS,
     MAX_THINGS,
-    SIZES,
+    PARTS,
+    Group,
     Scene,
+    arranged,
     sample_scene,
+    sizes_for,
 )
 
-CHANGES = ("background", "colour", "kind", "fill", "size", "scene", "layout")
-_WEIGHTS = (4, 4, 3, 2, 2, 1, 2)
+CHANGES = ("background", "colour", "kind", "fill", "size", "second", "scene", "layout")
+_WEIGHTS = (4, 4, 3, 2, 2, 2, 1, 2)
 
 
 class SceneIdeas:
@@ -34,7 +37,11 @@ class SceneIdeas:
                 return scene
 
     def varied(self, rng: random.Random, idea: Scene) -> Scene:
-        return changed(rng, idea, rng.choices(CHANGES, _WEIGHTS)[0])
+        while True:
+            try:
+                return changed(rng, idea, rng.choices(CHANGES, _WEIGHTS)[0])
+            except ValueError:  # nothing of this idea can change so
+                continue
 
     def words(self, rng: random.Random, idea: Scene) -> str:
         return caption(idea, rng)
@@ -44,8 +51,9 @@ def changed(rng: random.Random, scene: Scene, change: str) -> Scene:
     """The scene with one thing about it changed.
 
     `change` is one of `CHANGES`: `scene` draws another one; `layout` turns what the relation says
-    round or, without one, counts more or fewer things; the others replace the background, or that
-    look of one group. Places of things stay as they were, since prompts do not say them.
+    round or, without one, counts more or fewer things; `second` gives a part a colour, another or
+    none; the others replace the background, or that look of one group. Raises ValueError where
+    nothing of the scene can change so: a crowd is small, and not everything has a part.
     """
     if change == "scene":
         return replace(sample_scene(rng), background=scene.background)
@@ -53,27 +61,59 @@ def changed(rng: random.Random, scene: Scene, change: str) -> Scene:
         return replace(scene, background=_other(rng, BACKGROUNDS, scene.background))
     if change == "layout":
         return _laid_out_anew(rng, scene)
-    choices = {"colour": COLOURS, "kind": KINDS, "fill": FILLS, "size": tuple(SIZES)}[change]
-    while True:
-        at = rng.randrange(len(scene.groups))
-        new = _other(rng, choices, getattr(scene.groups[at], change))
-        groups = list(scene.groups)
-        groups[at] = replace(groups[at], **{change: new})  # type: ignore[arg-type]
-        if len({(group.kind, group.colour) for group in groups}) == len(groups):
-            return replace(scene, groups=tuple(groups))
+    found = [
+        groups
+        for at in range(len(scene.groups))
+        for value in _choices(scene, at, change)
+        if (groups := _with(scene.groups, at, change, value)) is not None
+    ]
+    if not found:
+        raise ValueError(f"No {change} of {scene} can change.")
+    return replace(scene, groups=rng.choice(found))
+
+
+def _choices(scene: Scene, at: int, change: str) -> tuple[str | None, ...]:
+    """What else a look of a group may be."""
+    group = scene.groups[at]
+    relation, counts = scene.relation, [one.count for one in scene.groups]
+    choices: tuple[str | None, ...]
+    if change == "size":
+        choices = sizes_for(relation, counts) if relation != "in front of" else ()
+    elif change == "second":
+        covered = relation == "in front of" and at == 0
+        named = tuple(one for one in COLOURS if one != group.colour)
+        choices = (None, *named) if group.kind in PARTS and not covered else ()
+    else:
+        choices = {"colour": COLOURS, "kind": KINDS, "fill": FILLS}[change]
+    return tuple(value for value in choices if value != getattr(group, change))
+
+
+def _with(
+    groups: tuple[Group, ...], at: int, change: str, value: str | None
+) -> tuple[Group, ...] | None:
+    """The groups with one look of one of them replaced; None if two could be confused then."""
+    new = replace(groups[at], **{change: value})  # type: ignore[arg-type]
+    if new.kind not in PARTS or new.second == new.colour:
+        new = replace(new, second=None)
+    result = (*groups[:at], new, *groups[at + 1 :])
+    apart = len({(group.kind, group.colour) for group in result}) == len(result)
+    return result if apart else None
 
 
 def _laid_out_anew(rng: random.Random, scene: Scene) -> Scene:
-    groups = list(scene.groups)
+    groups, counts = list(scene.groups), [group.count for group in scene.groups]
     if scene.relation is not None:
-        groups[:2] = groups[1::-1]
-        return replace(scene, groups=tuple(groups))
+        groups[:2], counts[:2] = groups[1::-1], counts[1::-1]
+        if scene.relation == "in front of":  # a thing behind is the larger one, in one colour
+            back, front = groups
+            groups = [replace(back, size=front.size, second=None), replace(front, size=back.size)]
+        return replace(scene, groups=arranged(scene.relation, groups, counts))
     at = rng.randrange(len(groups))
-    group = groups[at]
-    room = MAX_THINGS - scene.things + group.count
-    count = rng.choice([n for n in range(1, room + 1) if n != group.count] or [group.count])
-    groups[at] = replace(group, places=(group.places * count)[:count])
-    return replace(scene, groups=tuple(groups))
+    room = MAX_THINGS - scene.things + counts[at]
+    counts[at] = rng.choice([n for n in range(1, room + 1) if n != counts[at]] or [counts[at]])
+    sizes = sizes_for(None, counts)
+    groups = [g if g.size in sizes else replace(g, size=sizes[-1]) for g in groups]
+    return replace(scene, groups=arranged(None, groups, counts))
 
 
 def _other(rng: random.Random, values: tuple[str, ...], but: str) -> str:

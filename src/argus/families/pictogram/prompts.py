@@ -7,7 +7,7 @@ leaves open is None.
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from argus.families.pictogram.captions import (
     ABOVE,
@@ -20,20 +20,23 @@ from argus.families.pictogram.captions import (
     KIND_WORDS,
     LEFT,
     NUMBER_WORDS,
+    PART_WORDS,
     RIGHT,
     SIZE_WORDS,
 )
+from argus.families.pictogram.world import PARTS
 
 
 @dataclass(frozen=True)
 class AskedGroup:
-    """Alike things that a prompt asks for."""
+    """Alike things that a prompt asks for; `second` is the colour of their named part."""
 
     kind: str
     count: int
     colour: str | None = None
     fill: str | None = None
     size: str | None = None
+    second: str | None = None
 
 
 @dataclass(frozen=True)
@@ -43,6 +46,20 @@ class AskedScene:
     groups: tuple[AskedGroup, ...]
     background: str | None = None
     relation: str | None = None
+
+    @property
+    def things(self) -> int:
+        return sum(group.count for group in self.groups)
+
+    @property
+    def facts(self) -> int:
+        """How much is asked for: things and, once a group, each look; background; relation."""
+        looks = sum(
+            look is not None
+            for group in self.groups
+            for look in (group.kind, group.colour, group.fill, group.size, group.second)
+        )
+        return self.things + looks + (self.background is not None) + (self.relation is not None)
 
 
 def read_prompt(prompt: str) -> AskedScene:
@@ -59,6 +76,7 @@ def _alternatives(phrases: dict[str, tuple[str, ...]]) -> dict[str, str]:
 
 _BACKGROUNDS = _alternatives(BACKGROUND_WORDS)
 _COLOURS, _FILLS, _SIZES = map(_alternatives, (COLOUR_WORDS, FILL_WORDS, SIZE_WORDS))
+_FILLS |= {"checkered": "checked", "stripey": "striped"}
 _NUMBERS = {word: n for n, words in NUMBER_WORDS.items() for word in words} | {"an": 1}
 _NOUNS = {
     noun.split()[-1]: (kind, number > 0)
@@ -66,6 +84,13 @@ _NOUNS = {
     for forms in nouns
     for number, noun in enumerate(forms)
 }
+
+_PARTS = {
+    word: {part for part, forms in PART_WORDS.items() if any(word in both for both in forms)}
+    for forms in PART_WORDS.values()
+    for both in forms
+    for word in both
+} | {"center": {"centre"}, "centers": {"centre"}}
 
 
 def _read_background(text: str) -> tuple[str | None, str]:
@@ -89,6 +114,11 @@ def _read_groups(text: str) -> tuple[list[AskedGroup], list[str]]:
             kind, plural = _NOUNS[word]
             groups.append(AskedGroup(kind, count or (2 if plural else 1), **looks))
             between.append(" ".join(links))
+            links, count, looks = [], None, {}
+        elif word in _PARTS and groups and PARTS.get(groups[-1].kind) in _PARTS[word]:
+            colour = looks.get("colour")
+            if colour != groups[-1].colour:
+                groups[-1] = replace(groups[-1], second=colour or groups[-1].second)
             links, count, looks = [], None, {}
         elif word in _COLOURS:
             looks["colour"] = _COLOURS[word]

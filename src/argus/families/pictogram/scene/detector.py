@@ -14,10 +14,19 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from argus.core.errors import ModelError
-from argus.families.pictogram.world import BACKGROUNDS, COLOURS, FILLS, KINDS, SIZE, SIZES
+from argus.families.pictogram.world import (
+    BACKGROUNDS,
+    COLOURS,
+    FILLS,
+    KINDS,
+    PARTS,
+    SIZE,
+    SIZES,
+)
 
 WEIGHTS = Path(__file__).parent / "detector.safetensors"
 STRIDE = 4
+_LOOKS = ("kind", "colour", "fill", "size", "second")
 CELLS = SIZE // STRIDE
 THRESHOLD = 0.4
 HEADS = {
@@ -27,12 +36,16 @@ HEADS = {
     "colour": len(COLOURS),
     "fill": len(FILLS),
     "size": len(SIZES),
+    "second": len(COLOURS) + 1,
 }
 
 
 @dataclass(frozen=True)
 class Thing:
-    """A thing that was found. `x` and `y` are the pixels of its centre."""
+    """A thing that was found. `x` and `y` are the pixels of its centre.
+
+    `second` is the colour of its part, None if it has none of its own.
+    """
 
     kind: str
     colour: str
@@ -40,6 +53,7 @@ class Thing:
     size: str
     x: float
     y: float
+    second: str | None = None
 
 
 @dataclass(frozen=True)
@@ -87,17 +101,13 @@ class Detector(nn.Module):
         presence = maps["presence"].sigmoid()
         peaks = presence == F.max_pool2d(presence, 3, stride=1, padding=1)
         found = (peaks & (presence > THRESHOLD))[:, 0].cpu().numpy()
-        looks = {name: maps[name].argmax(1).cpu().numpy() for name in ("kind", "colour", "fill")}
-        sizes = maps["size"].argmax(1).cpu().numpy()
+        looks = {name: maps[name].argmax(1).cpu().numpy() for name in _LOOKS}
         places = maps["place"].cpu().numpy()
         sights = []
         for i, background in enumerate(backgrounds.argmax(1).tolist()):
             things = tuple(
-                Thing(
-                    KINDS[looks["kind"][i, row, column]],
-                    COLOURS[looks["colour"][i, row, column]],
-                    FILLS[looks["fill"][i, row, column]],
-                    list(SIZES)[sizes[i, row, column]],
+                _thing(
+                    {name: int(of[i, row, column]) for name, of in looks.items()},
                     STRIDE * (column + float(places[i, 0, row, column])),
                     STRIDE * (row + float(places[i, 1, row, column])),
                 )
@@ -105,6 +115,19 @@ class Detector(nn.Module):
             )
             sights.append(Sight(BACKGROUNDS[background], things))
         return sights
+
+
+def _thing(looks: dict[str, int], x: float, y: float) -> Thing:
+    kind, second = KINDS[looks["kind"]], looks["second"]
+    return Thing(
+        kind,
+        COLOURS[looks["colour"]],
+        FILLS[looks["fill"]],
+        list(SIZES)[looks["size"]],
+        x,
+        y,
+        COLOURS[second] if kind in PARTS and second < len(COLOURS) else None,
+    )
 
 
 def load_detector(path: Path = WEIGHTS, device: str = "cpu") -> Detector:

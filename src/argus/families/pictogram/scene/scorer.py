@@ -1,4 +1,9 @@
-"""The scorer `scene`: the share of what a prompt asks for that its picture shows."""
+"""The scorer `scene`: whether a picture shows all that its prompt asks for, as people count.
+
+A picture is right if everything asked for holds: things, their number, their looks, where they
+stand, and nothing else. One miss and it is wrong, as in GenEval (Ghosh et al. 2023,
+arXiv 2310.11513, section 3). The share of what holds is kept beside it.
+"""
 
 from __future__ import annotations
 
@@ -23,7 +28,7 @@ from argus.families.pictogram.scene.detector import (
 from argus.families.pictogram.world import SIZES
 
 BATCH = 64
-LOOKS = {"kind": 4.0, "colour": 2.0, "fill": 1.0, "size": 0.5}
+LOOKS = {"kind": 4.0, "colour": 2.0, "fill": 1.0, "size": 0.5, "second": 0.5}
 
 
 @dataclass(frozen=True)
@@ -49,12 +54,22 @@ class SceneScorer:
         return cls(load_detector(WEIGHTS if source is None else Path(source), device))
 
     def score(self, prompts: Sequence[str], images: Sequence[Image.Image]) -> NDArray[np.float32]:
-        """The mean of satisfied atoms of each picture (n,), in [0, 1].
+        """1 for each picture (n,) that shows all that is asked for, 0 for the others.
 
-        0 if none of the kinds that are asked for is there. Raises BadRequest for a prompt that
-        asks for nothing of this world.
+        Raises BadRequest for a prompt that asks for nothing of this world.
         """
-        return np.array([mean(atoms) for atoms in self.judge(prompts, images)], dtype=np.float32)
+        return self.scores(prompts, images)["right"]
+
+    def scores(
+        self, prompts: Sequence[str], images: Sequence[Image.Image]
+    ) -> dict[str, NDArray[np.float32]]:
+        """`right` (n,) as in `score`, and `parts` (n,): the share of atoms that hold, 0 if none of
+        the kinds that are asked for is there."""
+        judged = self.judge(prompts, images)
+        return {
+            "right": np.array([right(atoms) for atoms in judged], np.float32),
+            "parts": np.array([mean(atoms) for atoms in judged], np.float32),
+        }
 
     def judge(
         self, prompts: Sequence[str], images: Sequence[Image.Image]
@@ -65,6 +80,11 @@ class SceneScorer:
         for begin in range(0, len(images), BATCH):
             sights += self._detector.look(images[begin : begin + BATCH])
         return [atoms_of(scene, sight) for scene, sight in zip(asked, sights, strict=True)]
+
+
+def right(atoms: Sequence[Atom]) -> bool:
+    """Whether everything that is asked for holds."""
+    return all(atom.satisfied for atom in atoms)
 
 
 def mean(atoms: Sequence[Atom]) -> float:
@@ -133,12 +153,15 @@ def _likeness(group: AskedGroup, thing: Thing) -> float:
 
 
 def _count(group: AskedGroup, groups: Sequence[AskedGroup], things: Sequence[Thing]) -> int:
-    """How many things of the group's kind there are, and colour if another group has that kind."""
-    alone = sum(other.kind == group.kind for other in groups) == 1
-    return sum(
-        thing.kind == group.kind and (alone or group.colour in (None, thing.colour))
-        for thing in things
-    )
+    """How many things of the group's kind there are, less those of other groups of that kind, which
+    are told apart by colour where all are named."""
+    alike = [thing for thing in things if thing.kind == group.kind]
+    others = [other for other in groups if other is not group and other.kind == group.kind]
+    if not others:
+        return len(alike)
+    if None not in {group.colour, *(other.colour for other in others)}:
+        return sum(thing.colour == group.colour for thing in alike)
+    return len(alike) - sum(other.count for other in others)
 
 
 def _related(relation: str, groups: Sequence[AskedGroup], pairs: Sequence[Sequence[Thing]]) -> bool:

@@ -13,6 +13,7 @@ from transformers import CLIPTokenizer
 
 from argus.families.pictogram import BASE, COMPONENTS, WEIGHTS
 from argus.families.pictogram.networks import (
+    LATENT_CHANNELS,
     assemble,
     new_scheduler,
     new_text_encoder,
@@ -24,7 +25,8 @@ from argus.families.pictogram.tokenizer import learn_tokenizer, token_ids
 from argus.families.pictogram.train.autoencoder import train_vae
 from argus.families.pictogram.train.components import Components, find_components
 from argus.families.pictogram.train.drawing import training_scenes
-from argus.families.pictogram.train.lessons import Lessons, latents_of
+from argus.families.pictogram.train.growing import grow, grow_text_encoder
+from argus.families.pictogram.train.lessons import EASY_SHARE, Lessons, latents_of
 from argus.families.pictogram.train.losses import LEAPS, STRIDE, Denoising, Leaps, Loss, Teacher
 from argus.families.pictogram.train.painter import Sheet, train_painter
 from argus.families.pictogram.train.reading import train_reader
@@ -40,15 +42,20 @@ class Model(StrEnum):
 
 
 GUIDANCE = 2.5  # of a base that has not taken it over yet
-RATE, FINE_RATE = 1e-3, 2e-4  # the latter for what base's weights are only to be adapted to
+RATE, FINE_RATE = 8e-4, 2e-4  # the latter for what base's weights are only to be adapted to
+RATE_VAE, RATE_ON = 2e-3, 1e-3  # of a VAE from nothing, and from a shipped one
+TEXT_SHARE = 0.2  # of the UNet's rate at which the text encoder goes on learning
 
 
 @app.command()
 def main(
     work: Annotated[Path, typer.Option(help="Folder for checkpoints, sheets and the result.")],
     model: Annotated[
-        Model, typer.Option(help="Which; all but base are taught by the shipped base.")
+        Model, typer.Option(help="Which; all but base are taught by --base.")
     ] = Model.base,
+    base: Annotated[
+        Path, typer.Option(help="Folder of the base that --go-on starts from and that teaches.")
+    ] = BASE,
     vae_steps: Annotated[int, typer.Option(help="Batches of 12 pictures for the VAE.")] = 4000,
     reader_steps: Annotated[
         int, typer.Option(help="Batches of 96 captions for the text encoder.")
@@ -62,10 +69,16 @@ def main(
         float, typer.Option(min=0, max=0.99, help="Share of the UNet's batches that are close-ups.")
     ] = 0.6,
     guidance: Annotated[
-        float, typer.Option(help="The shipped base's, which the model takes over.")
+        float, typer.Option(help="That of --base, which the model takes over.")
     ] = 1.0,
+    threads: Annotated[
+        int, typer.Option(help="Each takes a part of every batch; with OMP_NUM_THREADS=1.")
+    ] = 1,
     bfloat16: Annotated[
-        bool, typer.Option("--bfloat16", help="Faster where the device multiplies bfloat16.")
+        bool, typer.Option("--bfloat16", help="Compute in bfloat16, where that is faster.")
+    ] = False,
+    new_words: Annotated[
+        bool, typer.Option("--new-words", help="With --go-on, learn the vocabulary anew.")
     ] = False,
     sheet_every: Annotated[
         int, typer.Option(help="Batches between contact sheets; 0: none.")
@@ -73,41 +86,58 @@ def main(
 ) -> None:
     """Train a model of the pictogram family and leave its folder in WORK/weights.
 
-    Run again with the same options, it goes on where it was stopped. With --go-on it starts from
-    the shipped weights (use another WORK and another --seed, so that it sees new scenes); their VAE
-    and their text encoder stay as they are with --vae-steps 0 and --reader-steps 0, and with
-    --closeups 0 all batches teach what stands where. With --guidance 2.5 as well, it learns to be
-    without guidance as it was with it. Other models share all but the UNet with base.
+    Run again with the same options, it goes on where it was stopped; while a file WORK/PAUSE
+    exists, it waits. With --go-on it starts from the shipped weights, as far as shapes allow (use
+    another WORK and another --seed, so that it sees new scenes); the VAE and the text encoder stay
+    as they are with --vae-steps 0 and --reader-steps 0, and with --closeups 0 all batches teach
+    what stands where. With --guidance 2.5 as well, it learns to be without guidance as it was with
+    it. Other models share all but the UNet with --base.
     """
     work.mkdir(parents=True, exist_ok=True)
     torch.manual_seed(seed)
     where = torch.device(device)
-    components = _components(work, go_on or model != Model.base)
+    components = _components(work, base, anew=not go_on and model == Model.base)
+    plain = model == Model.base and guidance == 1
     if model == Model.base:
-        pipeline = _own(work, components, vae_steps, reader_steps, seed, where, go_on)
+        pipeline = _own(
+            base,
+            work,
+            components,
+            vae_steps,
+            reader_steps,
+            seed,
+            where,
+            go_on,
+            threads,
+            new_words,
+            bfloat16,
+        )
     else:
-        pipeline = _taught(model, go_on)
+        pipeline = _taught(base, model, go_on)
     pipeline.text_encoder.requires_grad_(False).eval()
     pipeline.vae.requires_grad_(False).eval()
     pipeline.to(where)
+    if steps == 0:
+        return
     world = training_scenes(seed, scenes)
     latents = latents_of(world, components, work / "latents.safetensors")
-    lessons = Lessons(world, latents.to(where), closeups)
-    loss = _loss(model, pipeline, guidance)
-    plain = model == Model.base and guidance == 1
+    lessons = Lessons(world, latents.to(where), closeups, 1.0 if go_on else EASY_SHARE)
+    loss = _loss(base, model, pipeline, guidance)
     rate = RATE if plain or model in (Model.small, Model.tiny) else FINE_RATE
     sheet = Sheet(
         every=sheet_every,
         steps=LEAPS if model == Model.turbo else LEAPS * STRIDE,
         guidance=GUIDANCE if plain else 1.0,
     )
-    train_painter(work, steps, seed, lessons, loss, pipeline, rate, sheet, bfloat16)
+    share = TEXT_SHARE if plain else 0.0
+    train_painter(work, steps, seed, lessons, loss, pipeline, rate, sheet, share, threads, bfloat16)
     save_pipeline(work / "weights", pipeline)
     size = sum(path.stat().st_size for path in (work / "weights").rglob("*") if path.is_file())
     print(f"saved {work / 'weights'}, {size / 1e6:.1f} MB")
 
 
 def _own(
+    base: Path,
     work: Path,
     components: Components,
     vae_steps: int,
@@ -115,25 +145,49 @@ def _own(
     seed: int,
     device: torch.device,
     go_on: bool,
+    threads: int,
+    new_words: bool,
+    bfloat16: bool,
 ) -> StableDiffusionPipeline:
     """The base model, with a VAE and a text encoder that are trained here."""
     if go_on:
-        pipeline = StableDiffusionPipeline.from_pretrained(BASE, use_safetensors=True)
-        pipeline.scheduler = new_scheduler()
+        pipeline = _grown(base, work, new_words)
     else:
         tokenizer = _tokenizer(work)
         pipeline = assemble(new_vae(), new_unet(), new_text_encoder(tokenizer), tokenizer)
     pipeline.to(device)
-    if vae_steps:
-        pipeline.vae = _trained(pipeline.vae, components, work, vae_steps, seed)
+    if vae_steps or (work / "vae").exists():
+        pipeline.vae = _trained(
+            pipeline.vae,
+            components,
+            work,
+            vae_steps,
+            seed,
+            threads,
+            RATE_ON if go_on else RATE_VAE,
+            bfloat16,
+        )
     if reader_steps:
-        train_reader(work, reader_steps, seed, pipeline.text_encoder, pipeline.tokenizer)
+        train_reader(
+            work, reader_steps, seed, pipeline.text_encoder, pipeline.tokenizer, threads, bfloat16
+        )
     return pipeline
 
 
-def _taught(model: Model, go_on: bool) -> StableDiffusionPipeline:
-    """A model that shares all but the UNet with the shipped base; turbo begins as a copy of it."""
-    pipeline = StableDiffusionPipeline.from_pretrained(BASE, use_safetensors=True)
+def _grown(base: Path, work: Path, new_words: bool) -> StableDiffusionPipeline:
+    """Networks of today's shapes that begin from another base, as far as those allow."""
+    shipped = StableDiffusionPipeline.from_pretrained(base, use_safetensors=True)
+    tokenizer = _tokenizer(work) if new_words else shipped.tokenizer
+    vae, unet, text_encoder = new_vae(), new_unet(), new_text_encoder(tokenizer)
+    grow(vae, shipped.vae.state_dict())
+    grow(unet, shipped.unet.state_dict())
+    grow_text_encoder(text_encoder, tokenizer, shipped.text_encoder, shipped.tokenizer)
+    return assemble(vae, unet, text_encoder, tokenizer)
+
+
+def _taught(base: Path, model: Model, go_on: bool) -> StableDiffusionPipeline:
+    """A model that shares all but the UNet with its base; turbo begins as a copy of it."""
+    pipeline = StableDiffusionPipeline.from_pretrained(base, use_safetensors=True)
     pipeline.scheduler = new_scheduler()
     if go_on:
         pipeline.unet = UNet2DConditionModel.from_pretrained(WEIGHTS / model / "unet")
@@ -142,12 +196,12 @@ def _taught(model: Model, go_on: bool) -> StableDiffusionPipeline:
     return pipeline
 
 
-def _loss(model: Model, pipeline: StableDiffusionPipeline, guidance: float) -> Loss:
+def _loss(base: Path, model: Model, pipeline: StableDiffusionPipeline, guidance: float) -> Loss:
     device = pipeline.device
     alphas = new_scheduler().alphas_cumprod.to(device)
     if model == Model.base and guidance == 1:
         return Denoising(alphas)
-    unet = UNet2DConditionModel.from_pretrained(BASE / "unet").to(device)
+    unet = UNet2DConditionModel.from_pretrained(base / "unet").to(device)
     unet.to(memory_format=torch.channels_last).requires_grad_(False).eval()
     with torch.no_grad():
         ids = token_ids(pipeline.tokenizer, [""]).to(device)
@@ -156,21 +210,30 @@ def _loss(model: Model, pipeline: StableDiffusionPipeline, guidance: float) -> L
     return (Leaps if model == Model.turbo else Denoising)(alphas, teacher)
 
 
-def _components(work: Path, shipped: bool) -> Components:
-    if shipped:
-        return Components.load(COMPONENTS)
+def _components(work: Path, base: Path, anew: bool) -> Components:
+    """Those beside the base, with more where latents have more channels now; or all anew."""
     file = work / COMPONENTS.name
     if not file.exists():
-        find_components().save(file)
+        kept = None if anew else Components.load(base.parent / COMPONENTS.name)
+        if kept is None or kept.basis.shape[1] < LATENT_CHANNELS:
+            kept = find_components(kept=kept)
+        kept.save(file)
     return Components.load(file)
 
 
 def _trained(
-    vae: AutoencoderKL, components: Components, work: Path, steps: int, seed: int
+    vae: AutoencoderKL,
+    components: Components,
+    work: Path,
+    steps: int,
+    seed: int,
+    threads: int,
+    rate: float,
+    bfloat16: bool,
 ) -> AutoencoderKL:
     folder = work / "vae"
     if not folder.exists():
-        train_vae(vae, components, work, steps, seed)
+        train_vae(vae, components, work, steps, seed, threads, rate, bfloat16)
     return AutoencoderKL.from_pretrained(folder, use_safetensors=True)
 
 

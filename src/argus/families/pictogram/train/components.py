@@ -55,22 +55,33 @@ class Components:
         return cls(**load_file(path))
 
 
-def find_components(count: int = LATENT_CHANNELS, scenes: int = SCENES) -> Components:
-    """The components of rendered scenes; patches that show things count three times."""
+def find_components(
+    count: int = LATENT_CHANNELS, scenes: int = SCENES, kept: Components | None = None
+) -> Components:
+    """The components of rendered scenes; patches that show things count three times.
+
+    With `kept`, those come first and the others are of what they leave, so that networks which
+    know them need to learn the others only.
+    """
     drawn = [sample_scene(random.Random(f"components {i}")) for i in range(scenes)]
     pixels = pictures(drawn)
     shown = F.pixel_unshuffle(things_of(drawn, pixels), PATCH).amax(1).reshape(-1, 1)
     patches = F.pixel_unshuffle(pixels, PATCH).permute(0, 2, 3, 1).reshape(-1, 3 * PATCH**2)
     weights = 1 + (THING_WEIGHT - 1) * shown
-    mean = (patches * weights).sum(0) / weights.sum()
-    centred = patches - mean
-    basis = torch.linalg.eigh((centred * weights).T @ centred / weights.sum())[1]
-    basis = basis.flip(1)[:, :count]
+    mean = (patches * weights).sum(0) / weights.sum() if kept is None else kept.mean
+    known = torch.zeros(len(mean), 0) if kept is None else kept.basis[:, :count]
+    left = patches - mean
+    left = left - left @ known @ known.T
+    basis = torch.linalg.eigh((left * weights).T @ left / weights.sum())[1]
+    basis = basis.flip(1)[:, : count - known.shape[1]]
     largest = basis.gather(0, basis.abs().argmax(0, keepdim=True))
-    basis = basis * largest.sign()  # an eigenvector may point either way
-    latents = centred @ basis
+    basis = torch.cat([known, basis * largest.sign()], 1)  # an eigenvector may point either way
+    latents = (patches - mean) @ basis
     scale = latents.std(0).rsqrt()
-    return Components(mean, basis, scale / (latents * scale).square().mean().sqrt())
+    scale = scale / (latents * scale).square().mean().sqrt()
+    if kept is not None:
+        scale[: known.shape[1]] = kept.scale
+    return Components(mean, basis, scale)
 
 
 def things_of(scenes: list[Scene], pixels: Tensor) -> Tensor:

@@ -1,13 +1,15 @@
 """`python -m argus.families.pictogram.train.detecting`: trains the detector that judges pictures.
 
-It sees rendered scenes, half of them after the VAE's round trip, and never what a generator made:
+It sees rendered scenes, half of them as the VAE decodes them, and never what a generator made:
 a judge that has seen the painter's mistakes learns to overlook them.
 """
 
 from __future__ import annotations
 
 import random
-from dataclasses import replace
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Annotated
 
@@ -18,15 +20,19 @@ from diffusers import AutoencoderKL
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from argus.families.pictogram import BASE
-from argus.families.pictogram.scene.detector import CELLS, STRIDE, Detector
+from argus.families.pictogram import BASE, COMPONENTS
+from argus.families.pictogram.scene.detector import CELLS, STRIDE, WEIGHTS, Detector
+from argus.families.pictogram.train.components import Components
 from argus.families.pictogram.train.drawing import pictures
+from argus.families.pictogram.train.growing import grow
+from argus.families.pictogram.train.halves import Halves
 from argus.families.pictogram.train.progress import Checkpoints, Progress, cosine
 from argus.families.pictogram.world import (
     BACKGROUNDS,
     COLOURS,
     FILLS,
     KINDS,
+    PARTS,
     SIZE,
     SIZES,
     Group,
@@ -37,9 +43,11 @@ from argus.families.pictogram.world import (
 BATCH = 64
 RATE = 2e-3
 EMPTY = 0.04
-JITTER = 3
+JITTER = 2
+OFF = 0.1  # of latents
 NEAR_CELLS = 4
-LOOKS = ("kind", "colour", "fill", "size")
+NOTHING = -100  # what cross_entropy leaves out
+LOOKS = ("kind", "colour", "fill", "size", "second")
 
 app = typer.Typer(add_completion=False)
 
@@ -50,9 +58,16 @@ def main(
     steps: Annotated[int, typer.Option(help="Batches of 64 pictures.")] = 1500,
     scenes: Annotated[int, typer.Option(help="Pictures that are drawn once.")] = 24_000,
     seed: Annotated[int, typer.Option(help="Seed of weights, scenes and noise.")] = 0,
-    vae: Annotated[Path, typer.Option(help="Its round trip is what the detector is shown.")] = (
+    vae: Annotated[Path, typer.Option(help="Half of the pictures are as it decodes them.")] = (
         BASE / "vae"
     ),
+    components: Annotated[Path, typer.Option(help="What it decodes.")] = COMPONENTS,
+    go_on: Annotated[
+        bool, typer.Option("--go-on", help="Start from the shipped detector, as shapes allow.")
+    ] = False,
+    threads: Annotated[
+        int, typer.Option(help="Each takes a part of every batch; with OMP_NUM_THREADS=1.")
+    ] = 1,
     device: Annotated[str, typer.Option(help="cpu or cuda.")] = "cpu",
 ) -> None:
     """Train the detector and leave its weights in WORK/detector.safetensors.
@@ -62,26 +77,52 @@ def main(
     work.mkdir(parents=True, exist_ok=True)
     torch.manual_seed(seed)
     coder = AutoencoderKL.from_pretrained(vae, use_safetensors=True).to(device)
-    detector = train_detector(Detector().to(device), coder, work, steps, seed, scenes)
+    detector = Detector().to(device)
+    if go_on:
+        grow(detector, load_file(WEIGHTS))
+    decode = Decoder(coder, Components.load(components).to(torch.device(device)))
+    detector = train_detector(detector, decode, work, steps, seed, scenes, threads)
     path = work / "detector.safetensors"
     states = {name: value.cpu().contiguous() for name, value in detector.state_dict().items()}
     save_file({name: x.half() if x.is_floating_point() else x for name, x in states.items()}, path)
     print(f"saved {path}, {path.stat().st_size / 1e6:.1f} MB")
 
 
+@dataclass(frozen=True)
+class Decoder:
+    """Pictures as the VAE decodes their latents, which are a little off."""
+
+    vae: AutoencoderKL
+    components: Components
+
+    @torch.no_grad()
+    def __call__(self, pixels: Tensor) -> Tensor:
+        latents = self.components.encode(pixels.to(self.vae.device))
+        latents = latents + OFF * torch.randn_like(latents)
+        result: Tensor = self.vae.decode(latents).sample.clamp(-1, 1).cpu()
+        return result
+
+
 def train_detector(
-    detector: Detector, vae: AutoencoderKL, work: Path, steps: int, seed: int, scene_count: int
+    detector: Detector,
+    decoder: Decoder,
+    work: Path,
+    steps: int,
+    seed: int,
+    scene_count: int,
+    threads: int = 1,
 ) -> Detector:
     """Train for `steps` batches. Resumes from the checkpoint in `work` if there is one."""
     device = detector.background.weight.device
     scenes = [loose_scene(random.Random(f"detector {seed} {i}")) for i in range(scene_count)]
-    drawn = _drawn(scenes, vae, work / "detector_pictures.safetensors")
+    drawn = _drawn(scenes, decoder, work / "detector_pictures.safetensors")
     targets = [targets_of(scene) for scene in scenes]
     detector = detector.to(memory_format=torch.channels_last).train()  # type: ignore[call-overload]
     optimiser = torch.optim.AdamW(detector.parameters(), lr=RATE, weight_decay=1e-3, fused=True)
     checkpoints = Checkpoints(work / "detector.ckpt", detector=detector, optimiser=optimiser)
     begin = checkpoints.resume()
-    progress = Progress("detector", steps, begin)
+    progress = Progress("detector", steps, begin, pause=work / "PAUSE")
+    halves = Halves(list(detector.parameters()), threads)
     for step in range(begin, steps):
         rng = random.Random(f"detector batch {seed} {step}")
         torch.manual_seed(rng.getrandbits(60))
@@ -89,14 +130,16 @@ def train_detector(
             group["lr"] = RATE * cosine(step, steps, warmup=100)
         chosen = rng.choices(range(scene_count), k=BATCH)
         batch = _disturbed(drawn[chosen].float() / 127.5 - 1, rng).to(device)
-        loss = detection_loss(detector, batch, [targets[i] for i in chosen])
-        optimiser.zero_grad()
-        loss.backward()
+        asked = [targets[i] for i in chosen]
+        size = -(-BATCH // threads)
+        ranges = [slice(at, at + size) for at in range(0, BATCH, size)]
+        loss = halves.backward(
+            [partial(detection_loss, detector, batch[part], asked[part]) for part in ranges]
+        )
         torch.nn.utils.clip_grad_norm_(detector.parameters(), 5.0)
         optimiser.step()
-        progress.step(loss=loss.item())
-        if (step + 1) % 250 == 0 or step + 1 == steps:
-            checkpoints.save(step + 1)
+        progress.step(loss=loss)
+        checkpoints.save_at_times(step + 1, last=step + 1 == steps)
     return detector.eval()
 
 
@@ -118,18 +161,17 @@ def _moved(group: Group, rng: random.Random) -> Group:
 
 
 @torch.no_grad()
-def _drawn(scenes: list[Scene], vae: AutoencoderKL, cached: Path) -> Tensor:
-    """The scenes as bytes (n, 3, 64, 64), every second one after the VAE's round trip."""
+def _drawn(scenes: list[Scene], decoder: Decoder, cached: Path) -> Tensor:
+    """The scenes as bytes (n, 3, 64, 64), every second one as the VAE decodes it."""
     if cached.exists():
         kept = load_file(cached)["pictures"]
         if len(kept) == len(scenes):
             return kept
-    progress = Progress("pictures", -(-len(scenes) // 64), 0)
+    progress = Progress("pictures", -(-len(scenes) // 64), 0, pause=cached.parent / "PAUSE")
     parts = []
     for begin in range(0, len(scenes), 64):
         batch = pictures(scenes[begin : begin + 64])
-        latents = vae.encode(batch[::2].to(vae.device)).latent_dist.mean
-        batch[::2] = vae.decode(latents).sample.clamp(-1, 1).cpu()
+        batch[::2] = decoder(batch[::2])
         parts.append(((batch + 1) * 127.5).round().to(torch.uint8))
         progress.step()
     drawn = torch.cat(parts).contiguous()
@@ -154,8 +196,8 @@ Targets = tuple[Tensor, Tensor, Tensor, int]
 def targets_of(scene: Scene) -> Targets:
     """What the detector should say of a scene.
 
-    Presence (16, 16): 1 in the cell of a centre, falling off around it. Facts (m, 6), integers:
-    row and column of a cell near a centre, then kind, colour, fill, size of that thing. Places
+    Presence (16, 16): 1 in the cell of a centre, falling off around it. Facts (m, 7), integers:
+    row and column of a cell near a centre, then the `LOOKS` of that thing. Places
     (m, 2): the centre's x and y in cells, from that cell's upper left. The background's number.
     """
     presence = torch.zeros(CELLS, CELLS)
@@ -164,7 +206,7 @@ def targets_of(scene: Scene) -> Targets:
     for group in scene.groups:
         looks = [
             KINDS.index(group.kind), COLOURS.index(group.colour), FILLS.index(group.fill),
-            list(SIZES).index(group.size),
+            list(SIZES).index(group.size), _second(group),
         ]  # fmt: skip
         for x, y in group.places:
             at_x, at_y = x / STRIDE, y / STRIDE
@@ -179,13 +221,20 @@ def targets_of(scene: Scene) -> Targets:
     number = BACKGROUNDS.index(scene.background)
     return (
         presence,
-        torch.tensor(facts, dtype=torch.long).view(-1, 6),
+        torch.tensor(facts, dtype=torch.long).view(-1, 2 + len(LOOKS)),
         torch.tensor(places).view(-1, 2),
         number,
     )
 
 
-def detection_loss(detector: Detector, batch: Tensor, targets: list[Targets]) -> Tensor:
+def _second(group: Group) -> int:
+    """The second colour's number; what no thing can have is not asked."""
+    if group.kind not in PARTS:
+        return NOTHING
+    return len(COLOURS) if group.second is None else COLOURS.index(group.second)
+
+
+def detection_loss(detector: Detector, batch: Tensor, targets: Sequence[Targets]) -> Tensor:
     """Focal loss of presence (CornerNet, arXiv 1808.01244, eq. 1); of looks where things are."""
     maps, backgrounds = detector(batch)
     device = batch.device
@@ -205,7 +254,9 @@ def detection_loss(detector: Detector, batch: Tensor, targets: list[Targets]) ->
 
     row, column = facts[:, 0], facts[:, 1]
     for i, name in enumerate(LOOKS):
-        loss = loss + F.cross_entropy(maps[name][picture, :, row, column], facts[:, 2 + i])
+        loss = loss + F.cross_entropy(
+            maps[name][picture, :, row, column], facts[:, 2 + i], ignore_index=NOTHING
+        )
     loss = loss + F.l1_loss(maps["place"][picture, :, row, column], places)
     return loss + 0.5 * F.cross_entropy(backgrounds, number)
 

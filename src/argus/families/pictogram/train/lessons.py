@@ -25,7 +25,7 @@ EASY_SHARE = 0.25
 
 @dataclass(frozen=True)
 class Lesson:
-    """A batch: `latents` (b, 32, h, w), the cells that `things` touch (b, h, w), and b prompts."""
+    """A batch: `latents` (b, c, h, w), the cells that `things` touch (b, h, w), and b prompts."""
 
     latents: Tensor
     things: Tensor
@@ -33,13 +33,20 @@ class Lesson:
 
 
 class Lessons:
-    """Batches from `scenes` and their `latents` (n, 32, 8, 8).
+    """Batches from `scenes` and their `latents` (n, c, 8, 8).
 
-    The first `closeup_share` of them are close-ups, the others whole pictures, easy ones first. One
-    prompt in ten is empty, for guidance.
+    The first `closeup_share` of them are close-ups, the others whole pictures, of which the easiest
+    `easy_share` come first. One prompt in ten is empty, for guidance.
     """
 
-    def __init__(self, scenes: list[Scene], latents: Tensor, closeup_share: float) -> None:
+    def __init__(
+        self,
+        scenes: list[Scene],
+        latents: Tensor,
+        closeup_share: float,
+        easy_share: float = EASY_SHARE,
+    ) -> None:
+        self._easy_share = easy_share
         self._scenes, self._latents, self._closeup_share = scenes, latents, closeup_share
         self._things = torch.stack([cells_of_things(scene) for scene in scenes]).to(latents.device)
         self._closeups = find_closeups(scenes) if closeup_share else []
@@ -56,7 +63,7 @@ class Lessons:
             things = torch.stack([one.cut(self._things[one.number]) for one in near])
         else:
             done = (done - self._closeup_share) / (1 - self._closeup_share)
-            pool = self._easy_first[: pool_size(done, len(self._scenes))]
+            pool = self._easy_first[: pool_size(done, len(self._scenes), self._easy_share)]
             chosen = rng.choices(pool, k=BATCH)
             seen = [self._scenes[i] for i in chosen]
             latents, things = self._latents[chosen], self._things[chosen]
@@ -64,23 +71,23 @@ class Lessons:
         return Lesson(latents.float(), things, prompts)
 
 
-def pool_size(done: float, scene_count: int) -> int:
+def pool_size(done: float, scene_count: int, easy_share: float = EASY_SHARE) -> int:
     """How many of the scenes, easiest first, are used when `done` of the whole pictures are done.
 
     All of them, from half of the way on.
     """
-    share = EASY_SHARE + (1 - EASY_SHARE) * done / 0.5
+    share = easy_share + (1 - easy_share) * done / 0.5
     return max(1, round(scene_count * min(1.0, share)))
 
 
 @torch.no_grad()
 def latents_of(scenes: list[Scene], components: Components, cached: Path) -> Tensor:
-    """The scenes' latents (n, 32, 8, 8) in float16, read from `cached` if they are there."""
+    """The scenes' latents (n, c, 8, 8) in float16, read from `cached` if they are there."""
     if cached.exists():
         latents = load_file(cached)["latents"]
         if len(latents) == len(scenes):
             return latents
-    progress = Progress("latents", -(-len(scenes) // 64), 0)
+    progress = Progress("latents", -(-len(scenes) // 64), 0, pause=cached.parent / "PAUSE")
     parts = []
     for begin in range(0, len(scenes), 64):
         parts.append(components.encode(pictures(scenes[begin : begin + 64])).half())
@@ -131,9 +138,9 @@ def cells_of_things(scene: Scene) -> Tensor:
     scale = SIZE // LATENT_SIZE
     for group in scene.groups:
         for x, y in group.places:
-            reach = group.size_px / 2 + 1
-            (left, top), (right, bottom) = (
-                [int(max(0, at + side) // scale) for at in (x, y)] for side in (-reach, reach)
+            reach = group.size_px // 2 + 1  # with its white edge
+            (left, right), (top, bottom) = (
+                ((at - reach) // scale, (at + reach - 1) // scale) for at in (x, y)
             )
             cells[top : bottom + 1, left : right + 1] = True
     return cells

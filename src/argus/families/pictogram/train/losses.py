@@ -14,8 +14,27 @@ SNR_LIMIT = 6.0
 THING_WEIGHT, CLEAR_SNR = 3.0, 0.4
 LEAPS, STRIDE = 4, 3  # steps of turbo, and of its teacher for each
 
-# of a UNet, latents (b, 32, h, w), the cells of things (b, h, w) and the prompts' states (b, 40, w)
-Loss = Callable[[UNet2DConditionModel, Tensor, Tensor, Tensor], Tensor]
+
+@dataclass(frozen=True)
+class Chance:
+    """What chance decides of each example: `noise` (b, c, h, w), and a `moment` (b,) in [0, 1) that
+    stands for a timestep."""
+
+    noise: Tensor
+    moment: Tensor
+
+    @classmethod
+    def like(cls, latents: Tensor) -> Chance:
+        return cls(torch.randn_like(latents), torch.rand(len(latents), device=latents.device))
+
+    def chunk(self, count: int) -> list[Chance]:
+        noises, moments = self.noise.chunk(count), self.moment.chunk(count)
+        return [Chance(*both) for both in zip(noises, moments, strict=True)]
+
+
+# of a UNet, latents (b, c, h, w), the cells of things (b, h, w), the prompts' states (b, 40, w)
+# and what is left to chance
+Loss = Callable[[UNet2DConditionModel, Tensor, Tensor, Tensor, Chance], Tensor]
 
 
 @dataclass(frozen=True)
@@ -28,7 +47,7 @@ class Teacher:
 
     @torch.no_grad()
     def velocity(self, noisy: Tensor, times: Tensor, states: Tensor) -> Tensor:
-        """Its guided guess (b, 32, h, w)."""
+        """Its guided guess (b, c, h, w)."""
         if self.guidance == 1:
             guess: Tensor = self.unet(noisy, times, states).sample.float()
             return guess
@@ -58,10 +77,15 @@ class Denoising:
     teacher: Teacher | None = None
 
     def __call__(
-        self, unet: UNet2DConditionModel, latents: Tensor, things: Tensor, states: Tensor
+        self,
+        unet: UNet2DConditionModel,
+        latents: Tensor,
+        things: Tensor,
+        states: Tensor,
+        chance: Chance,
     ) -> Tensor:
-        noise = torch.randn_like(latents)
-        times = torch.randint(0, len(self.alphas), (len(latents),), device=latents.device)
+        noise = chance.noise
+        times = (chance.moment * len(self.alphas)).long()
         alpha = self.alphas[times][:, None, None, None]
         noisy = _laid_out(alpha.sqrt() * latents + (1 - alpha).sqrt() * noise)
         if self.teacher is None:
@@ -89,14 +113,19 @@ class Leaps:
     teacher: Teacher
 
     def __call__(
-        self, unet: UNet2DConditionModel, latents: Tensor, things: Tensor, states: Tensor
+        self,
+        unet: UNet2DConditionModel,
+        latents: Tensor,
+        things: Tensor,
+        states: Tensor,
+        chance: Chance,
     ) -> Tensor:
         ends = torch.linspace(len(self.alphas), 0, LEAPS * STRIDE + 1, device=latents.device)
         ends = ends.round().long() - 1  # the last is -1: without noise
-        first = STRIDE * torch.randint(0, LEAPS, (len(latents),), device=latents.device)
+        first = STRIDE * (chance.moment * LEAPS).long()
         times = ends[first]
         alpha, sigma = self._levels(times)
-        noisy = moved = _laid_out(alpha * latents + sigma * torch.randn_like(latents))
+        noisy = moved = _laid_out(alpha * latents + sigma * chance.noise)
         for step in range(STRIDE):
             now, following = ends[first + step], ends[first + step + 1]
             velocity = self.teacher.velocity(moved, now, states)

@@ -34,6 +34,12 @@ UNSEEN = (
     "two striped orange squares left of three black keys, desert",
     "a zebra playing the violin",
     "a dotted red umbrella and an outlined blue house in the snow",
+    "a red cup with a blue handle in a room",
+    "a checked black boat with yellow sails at sea",
+    "seven purple hearts on paper",
+    "two yellow houses with green roofs, meadow",
+    "nine small yellow stars at night",
+    "two pink flowers with red centres left of an orange tree with a purple trunk",
 )
 
 
