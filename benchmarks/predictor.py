@@ -36,7 +36,6 @@ from argus.lab import held_out, training
 from argus.lab.training import FOLDS, Examples
 from argus.quality import table as qualities
 from argus.quality.encoder import PromptEncoder
-from argus.quality.predictor import hats
 
 RESAMPLES = 400
 TURBO_COST = 0.1  # of SDXL's; any cost below a half gives the same mix of halves
@@ -101,10 +100,16 @@ def folded(data: Examples, costs: Numbers, guess: Guess) -> Numbers:
     return result
 
 
+def hats(knots: Numbers, at: Numbers) -> Numbers:
+    """The weights (n, k) of the knots for linear interpolation at `at` (n,)."""
+    x = np.clip(at, knots[0], knots[-1])
+    return np.stack([np.interp(x, knots, row) for row in np.eye(len(knots))], axis=1)
+
+
 def by_similarity(data: Examples, out: Flags, costs: Numbers) -> Numbers:
     """Straight lines between knots for what skips, constants for the rest."""
-    at = np.nan_to_num(data.similarity)
-    place = hats(np.quantile(at, np.linspace(0, 1, 6)).astype(np.float32), at)
+    at = np.nan_to_num(data.similarity).astype(float)
+    place = hats(np.quantile(at, np.linspace(0, 1, 6)), at)
     means = data.quality.mean(2)
     fitted = np.linalg.lstsq(place[~out], means[~out], rcond=None)[0]
     constant = np.broadcast_to(means[~out].mean(0), means[out].shape)
@@ -142,7 +147,8 @@ def by_boosting(data: Examples, out: Flags, costs: Numbers) -> Numbers:
 def milliseconds(trained: training.Trained, data: Examples) -> float:
     begun = time.perf_counter()
     for i in range(200):
-        trained.predictor.predict(data.vectors[i % len(data.vectors)], 0.8)
+        at = i % len(data.vectors)
+        trained.predictor.predict(data.vectors[at], data.near[at])
     return 1000 * (time.perf_counter() - begun) / 200
 
 

@@ -60,6 +60,7 @@ from argus.lab.workload import workload
 from argus.quality.encoder import PromptEncoder
 from argus.quality.predictor import Predictor
 from argus.quality.scorers import load_scorer
+from argus.server.preparation import OTHERS
 from argus.server.slo import MARGIN
 from argus.simulator.cluster import Setup, Simulation
 from argus.simulator.report import HIGH, Figures, figures
@@ -407,9 +408,11 @@ def world_of(
     vectors = np.stack([encoder.embed(text).vector for text in [*earlier, *asked]]).astype(float)
     order = [predictor.variants.index(name) for name in table.variants]
 
-    def worth(vector: Numbers, similarity: float) -> Numbers:
-        mean = predictor.predict(vector.astype(np.float32), similarity).mean[order]
-        return np.nan_to_num(mean).astype(float)
+    def worth(vector: Numbers, near: Numbers) -> Numbers:
+        others = near if len(near) else np.full((1, len(vector)), np.nan)
+        own = np.broadcast_to(vector, others.shape).astype(np.float32)
+        mean, _ = predictor.predict_all(own, others.astype(np.float32))
+        return np.nan_to_num(mean[:, order]).astype(float)
 
     unknown = np.zeros((len(asked), len(order)))
     return World(
@@ -423,7 +426,9 @@ def world_of(
         judging_error=0.1,
         slo=slo,
         sources={},
-        neighbourhood=Neighbourhood(vectors[len(earlier) :], vectors[: len(earlier)], worth),
+        neighbourhood=Neighbourhood(
+            vectors[len(earlier) :], vectors[: len(earlier)], worth, 1 + OTHERS
+        ),
     )
 
 

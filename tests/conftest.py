@@ -192,10 +192,10 @@ def constant_predictor(made_for: str, quality: dict[str, float]) -> Predictor:
     """Foretells the same of every prompt, and bounds that are 0.1 lower."""
     count, width, hidden = len(quality), WIDTH, 4
     weights = {
-        "w1": np.zeros((1, width, hidden)), "b1": np.zeros((1, hidden)),
+        "w1": np.zeros((1, 2 * width + 1, hidden)), "b1": np.zeros((1, hidden)),
         "w2": np.zeros((1, hidden, hidden)), "b2": np.zeros((1, hidden)),
         "w3": np.zeros((1, hidden, count)), "b3": np.array([list(quality.values())]),
-        "knots": np.zeros(1), "usual": np.array(list(quality.values())),
+        "usual": np.array(list(quality.values())),
         "trust": np.ones(count), "widening": np.full(count, 0.1),
         "centre": np.zeros(width), "spread": np.eye(width), "scores": np.array([0.1, 0.2]),
     }  # fmt: skip

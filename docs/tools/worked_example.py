@@ -83,9 +83,8 @@ class Example:
         self.slo = Slo(MULTIPLE * self.table.slo_s)
         prompts = [one.prompt for one in islice(workload(ideas_of(served.family)), PROMPTS)]
         vectors = np.stack([one.vector for one in self._encoder.embed_all(prompts)])
-        nowhere = np.full(len(prompts), np.nan, np.float32)
         self._quality = np.nan_to_num(
-            self._predictor.predict_all(vectors, nowhere)[0][:, self._order].astype(float)
+            self._predictor.predict_all(vectors)[0][:, self._order].astype(float)
         )
 
     def similarity(self, prompt: str, neighbour: str) -> float:
@@ -93,10 +92,11 @@ class Example:
         one, other = self._encoder.embed_all([prompt, neighbour])
         return float(one.vector @ other.vector)
 
-    def _predicted(self, prompt: str, similarity: float | None) -> Numbers:
+    def _predicted(self, prompt: str, neighbour: str | None) -> Numbers:
         """The predicted quality (v,) of every variant; 0 for skips without a neighbour."""
         vector = self._encoder.embed(prompt).vector
-        mean = self._predictor.predict(vector, similarity).mean[self._order].astype(float)
+        near = None if neighbour is None else self._encoder.embed(neighbour).vector
+        mean = self._predictor.predict(vector, near).mean[self._order].astype(float)
         known: Numbers = np.nan_to_num(mean)
         return known
 
@@ -124,7 +124,7 @@ class Example:
         wait_s = wait_share * self.slo.deadline_s
         cluster = Cluster(0.0, [0] * WORKERS, held.tolist(), [wait_s] * WORKERS, [busy] * WORKERS)
         request = Request(
-            quality=self._predicted(prompt, similarity).tolist(),
+            quality=self._predicted(prompt, neighbour).tolist(),
             allowed=(~skips if similarity is None else np.ones_like(skips)).tolist(),
             slack_s=self.slo.deadline_s,
             similarity=similarity,

@@ -102,7 +102,9 @@ def test_a_database_of_an_earlier_version_keeps_what_it_has(database: str) -> No
     assert Catalogue(database).totals.entries == 2
     samples = Samples(database)
     assert samples.count() == 0  # samples without a namespace are nobody's
-    samples.add(Sample("alice", "a red fish", "quick", 2**40, None, 0, 0, 1, None, None, "x", 0.0))
+    samples.add(
+        Sample("alice", "a red fish", "quick", 2**40, None, None, 0, 0, 1, None, None, "x", 0)
+    )
     assert samples.count() == 1
     assert differences(database) == []
 

@@ -39,7 +39,7 @@ def test_what_is_removed_from_the_cache_is_removed_from_the_samples(
         ("alice", "a fish"), ("alice", "a key"), ("alice", "a sun"), ("bob", "a fish"),
         ("bob", "a key"),
     ):  # fmt: skip
-        samples.add(Sample(whose, prompt, "quick", 1, None, 0, 0, 1, None, None, "tiny", 0.0))
+        samples.add(Sample(whose, prompt, "quick", 1, None, None, 0, 0, 1, None, None, "tiny", 0))
 
     def says(*arguments: str, code: int = 0) -> str:
         assert run(monkeypatch, "cache", *arguments, "--data", str(tmp_path)) == code

@@ -53,9 +53,9 @@ def table() -> Examples:
     prompts = [f"old {n}" for n in range(300)]
     small = np.array([truth(prompt) for prompt in prompts])
     quality = np.stack([np.ones(300), small], axis=1)[:, :, None]
-    similarity = np.full(300, np.nan, np.float32)
+    near = np.full((300, WIDTH), np.nan, np.float32)
     return Examples(
-        tuple(prompts), ("exact", "small"), (False, False), vectors_of(prompts), similarity, quality
+        tuple(prompts), ("exact", "small"), (False, False), vectors_of(prompts), near, quality
     )
 
 
@@ -66,14 +66,12 @@ def old(table: Examples) -> Predictor:
 
 def samples_of(prompts: list[str], predictor: Predictor) -> pd.DataFrame:
     """What a server measures that made all of them with the small model."""
-    mean, low = predictor.predict_all(
-        vectors_of(prompts), np.full(len(prompts), np.nan, np.float32)
-    )
+    mean, low = predictor.predict_all(vectors_of(prompts))
     return pd.DataFrame(
         {
             "prompt": prompts,
             "variant": "small",
-            "similarity": np.nan,
+            "neighbour": None,
             "quality": [truth(prompt) for prompt in prompts],
             "predicted": mean[:, 1],
             "low": low[:, 1],
@@ -83,7 +81,7 @@ def samples_of(prompts: list[str], predictor: Predictor) -> pd.DataFrame:
 
 def served_quality(predictor: Predictor, prompts: list[str]) -> float:
     """The mean quality of what is worth most at a price."""
-    mean, _ = predictor.predict_all(vectors_of(prompts), np.full(len(prompts), np.nan, np.float32))
+    mean, _ = predictor.predict_all(vectors_of(prompts))
     chosen = (mean - PRICE * COSTS).argmax(axis=1)
     return float(np.mean([truth(p) if v else 1.0 for p, v in zip(prompts, chosen, strict=True)]))
 

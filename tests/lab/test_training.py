@@ -12,7 +12,7 @@ from argus.families.catalog import find_family
 from argus.lab import held_out, training
 from argus.lab.training import Examples, Trained
 from argus.quality.encoder import PromptEncoder
-from argus.quality.predictor import Predictor, hats
+from argus.quality.predictor import Predictor
 
 COSTS = np.array([1.0, 0.5, 0.4])
 MADE_FOR = "this family"
@@ -24,13 +24,18 @@ def world(prompts: int = 500) -> Examples:
     vectors = rng.standard_normal((prompts, 12)).astype(np.float32)
     vectors /= np.linalg.norm(vectors, axis=1, keepdims=True)
     similarity = rng.uniform(0.4, 1.0, prompts).astype(np.float32)
+    aside = rng.standard_normal((prompts, 12)).astype(np.float32)
+    aside -= (aside * vectors).sum(1, keepdims=True) * vectors
+    aside /= np.linalg.norm(aside, axis=1, keepdims=True)
+    near = similarity[:, None] * vectors + np.sqrt(1 - similarity**2)[:, None] * aside
+    beside = near.astype(np.float32)
     bears = vectors[:, 0] > 0
     means = np.stack([np.ones(prompts), similarity, np.where(bears, 1.0, 0.4)], axis=1)
     quality = means[:, :, None] + 0.1 * rng.standard_normal((prompts, 3, 2))
     quality[:, 0] = 1.0
     names = tuple(f"prompt {i}" for i in range(prompts))
     return Examples(
-        names, ("exact", "skip-5", "small"), (False, True, False), vectors, similarity, quality
+        names, ("exact", "skip-5", "small"), (False, True, False), vectors, beside, quality
     )
 
 
@@ -90,7 +95,7 @@ def test_right_or_wrong_is_foretold_as_a_probability() -> None:
     assert small[bears].mean() == pytest.approx(1.0, abs=0.15)
     assert small[~bears].mean() == pytest.approx(0.3 / 0.8, abs=0.15)
     assert np.abs(skip - data.similarity).mean() < 0.12
-    again = trained.predictor.predict_all(data.vectors, data.similarity)[0]
+    again = trained.predictor.predict_all(data.vectors, data.near)[0]
     assert (again >= 1 - 1 / data.gain - 1e-6).all()  # no probability is below 0
     assert (again[:, 0] == 1).all()
 
@@ -106,9 +111,10 @@ def test_nine_groups_of_ten_are_above_their_bound_on_average() -> None:
     assert gap.mean() < 0.25  # single pictures are half a quality off
 
 
-def test_only_what_skips_depends_on_the_similarity(data: Examples, trained: Trained) -> None:
-    vector = data.vectors[0]
-    far, near = (trained.predictor.predict(vector, s) for s in (0.5, 0.95))
+def test_only_what_skips_depends_on_the_neighbour(data: Examples, trained: Trained) -> None:
+    most, least = int(data.similarity.argmax()), int(data.similarity.argmin())
+    vector, towards = data.vectors[most], data.near[least] - data.vectors[least]
+    far, near = (trained.predictor.predict(vector, vector + k * towards) for k in (1.0, 0.1))
     assert near.mean[1] > far.mean[1] + 0.2
     assert near.mean[2] == far.mean[2]
     assert near.mean[0] == near.low[0] == 1.0
@@ -118,20 +124,13 @@ def test_only_what_skips_depends_on_the_similarity(data: Examples, trained: Trai
     assert nobody.mean[2] == far.mean[2]
 
 
-def test_between_knots_values_are_on_straight_lines_and_beyond_them_stay() -> None:
-    knots = np.array([0.2, 0.4, 1.0], np.float32)
-    rows = hats(knots, np.array([0.1, 0.3, 0.4, 0.85, 2.0], np.float32))
-    expected = np.array([[1, 0, 0], [0.5, 0.5, 0], [0, 1, 0], [0, 0.25, 0.75], [0, 0, 1]])
-    np.testing.assert_allclose(rows, expected, atol=1e-6)
-
-
 def test_a_predictor_is_kept(data: Examples, trained: Trained, tmp_path: Path) -> None:
     trained.predictor.save(tmp_path / "here", {"prompts": 500})
     kept = Predictor.load(tmp_path / "here", MADE_FOR)
-    mean, low = kept.predict_all(data.vectors, data.similarity)
-    expected = trained.predictor.predict_all(data.vectors, data.similarity)
+    mean, low = kept.predict_all(data.vectors, data.near)
+    expected = trained.predictor.predict_all(data.vectors, data.near)
     np.testing.assert_array_equal(np.stack([mean, low]), np.stack(expected))
-    one = kept.predict(data.vectors[3], float(data.similarity[3]))
+    one = kept.predict(data.vectors[3], data.near[3])
     np.testing.assert_allclose(one.mean, mean[3], atol=1e-5)
 
 
@@ -155,6 +154,7 @@ def test_examples_are_made_of_the_same_seed_and_nothing_is_lost_on_average(
         [
             {"prompt": f"prompt {i}", "variant": v, "seed": s, "s0": 0.1,
              "similarity": 0.5 + i / 200 if v.startswith("skip") else None,
+             "neighbour": f"prompt {i + 1}" if v.startswith("skip") else None,
              "score": rng.random()}
             for i in range(60) for v in family.variants for s in range(2)
         ]
@@ -162,8 +162,8 @@ def test_examples_are_made_of_the_same_seed_and_nothing_is_lost_on_average(
     data = training.examples(rows, family, PromptEncoder.load(tiny_sd))
     assert data.quality.shape == (60, len(family.variants), 2)
     np.testing.assert_array_equal(data.quality[:, 0], 1.0)
-    at = data.prompts.index("prompt 7")
-    assert data.similarity[at] == pytest.approx(0.535)
+    at, beside = data.prompts.index("prompt 7"), data.prompts.index("prompt 8")
+    np.testing.assert_allclose(data.near[at], data.vectors[beside], atol=1e-6)
     assert list(data.skips) == [bool(one.skip) for one in family.variants.values()]
     means = rows.groupby("variant")["score"].mean()
     expected = (means[list(data.variants)] - 0.1) / (means["exact"] - 0.1)

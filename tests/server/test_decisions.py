@@ -79,8 +79,8 @@ def test_a_predictor_that_is_off_is_trained_anew_and_swapped(argus: Running) -> 
     samples = Samples(f"sqlite:///{service.settings.data / 'catalogue.db'}")
     for n in range(60):
         samples.add(
-            Sample("everyone", f"a fish number {n}", "other", n, None, 0.1, 0.2, 0.2, 0.7, 0.6,
-                   service.model.made_for, time.time())
+            Sample("everyone", f"a fish number {n}", "other", n, None, None, 0.1, 0.2, 0.2, 0.7,
+                   0.6, service.model.made_for, time.time())
         )  # fmt: skip
     service.loop.call_soon_threadsafe(lambda: service.learning.retrain("a test asks for it"))
     wait_until(lambda: argus.metric("argus_retrainings_total", result="accepted") == 1)

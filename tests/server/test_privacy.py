@@ -209,7 +209,19 @@ def made_by(variant: str, **fields: Any) -> Picture:
 
 def sample(number: int, namespace: str = "everyone") -> Sample:
     return Sample(
-        namespace, f"prompt {number}", "quick", number, None, 0.1, 0.2, 0.9, 0.8, 0.7, "family", 0.0
+        namespace,
+        f"prompt {number}",
+        "quick",
+        number,
+        None,
+        None,
+        0.1,
+        0.2,
+        0.9,
+        0.8,
+        0.7,
+        "family",
+        0,
     )
 
 

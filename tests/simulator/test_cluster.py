@@ -236,9 +236,10 @@ def test_in_a_neighbourhood_what_is_made_in_full_is_found_by_later_prompts() -> 
     vectors = np.array([[1.0, 0.0], [0.8, 0.6], [0.0, 1.0]])
     asked: list[float] = []
 
-    def worth(vector: np.ndarray, similarity: float) -> np.ndarray:
+    def worth(vector: np.ndarray, near: np.ndarray) -> np.ndarray:
+        (similarity,) = near @ vector
         asked.append(similarity)
-        return np.full(len(here.table.variants), similarity)
+        return np.full((1, len(here.table.variants)), similarity)
 
     def similarities(policy: str) -> list[float]:
         asked.clear()
@@ -252,6 +253,26 @@ def test_in_a_neighbourhood_what_is_made_in_full_is_found_by_later_prompts() -> 
 
     assert similarities("clipper-ha") == pytest.approx([0.0, 0.8, 1.0])
     assert similarities("clipper-ht") == pytest.approx([0.0, 0.6, 1.0])
+
+
+def test_a_policy_that_looks_at_predictions_takes_the_neighbour_that_is_worth_most() -> None:
+    here = world()
+    cached = np.array([[0.8, 0.6], [0.6, 0.8], [0.0, 1.0]])
+
+    def worth(_: np.ndarray, near: np.ndarray) -> np.ndarray:
+        return np.repeat(near[:, 1:], len(here.table.variants), axis=1)  # the farther the better
+
+    def similarity(policy: str) -> float:
+        near = Neighbourhood(np.array([[1.0, 0.0]]), cached, worth, choice=2)
+        made = replace(here, neighbourhood=near)
+        chosen = new_policy(policy, made.table, [Slo(6.0)])
+        requests = Requests.new(np.zeros(1), np.arange(1), np.full(1, -1))
+        simulation = Simulation(made, chosen, requests, Setup(Slo(6.0), [0]))
+        simulation.run()
+        return float(simulation._similarity[0])
+
+    assert similarity("clipper-ha") == pytest.approx(0.8)
+    assert similarity("price") == pytest.approx(0.6)
 
 
 def test_slower_workers_leave_policies_less_of_the_deadline() -> None:

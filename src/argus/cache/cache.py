@@ -8,9 +8,10 @@ import threading
 import time
 from collections.abc import Callable, Mapping
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
+import numpy as np
 from sqlalchemy.exc import SQLAlchemyError
 from torch import Tensor
 
@@ -37,12 +38,14 @@ WRITE_S = ORPHAN_AGE_S / 2  # objects that are not in the catalogue after this t
 
 @dataclass(frozen=True)
 class Neighbour:
-    """A cached prompt near to a prompt. `skips` are the K whose latents are stored."""
+    """A cached prompt near to a prompt, and its `vector` (d,). `skips` are the K whose latents are
+    stored."""
 
     entry: int
     prompt: str
     similarity: float
     skips: tuple[int, ...]
+    vector: Vector = field(default_factory=lambda: np.zeros(0, np.float32), compare=False)
 
 
 class ApproximateCache:
@@ -191,9 +194,10 @@ class ApproximateCache:
             nearest = index.nearest(scope.key, vector, count)
             entries = self._catalogue.of_ids([number for number, _ in nearest])
             found = [
-                Neighbour(number, entries[number].prompt, similarity, entries[number].skips)
+                Neighbour(entry.id, entry.prompt, similarity, entry.skips, known)
                 for number, similarity in nearest
-                if number in entries
+                if (entry := entries.get(number)) is not None
+                and (known := index.vector(scope.key, number)) is not None
             ]
             if len(found) == len(nearest):
                 break

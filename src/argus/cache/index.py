@@ -115,6 +115,12 @@ class SimilarityIndex:
             there = self._scopes.get(scope)
             return [] if there is None else there.nearest(vector, count)
 
+    def vector(self, scope: str, entry: int) -> Vector | None:
+        """An entry's vector (d,) as it is kept; None if it is not there."""
+        with self._lock:
+            there = self._scopes.get(scope)
+            return None if there is None or entry not in there else there.vector(entry)
+
     def dump(self) -> Iterator[tuple[str, Kind, int, bytes]]:
         """Every scope's key, kind, number of entries, and content for `restore`, one after the
         other: the index may change in between."""

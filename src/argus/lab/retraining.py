@@ -10,9 +10,10 @@ import pandas as pd
 
 from argus.core.errors import BadRequest
 from argus.core.family import EXACT, Family
-from argus.lab.training import EPOCHS, Examples, Numbers, OnEpoch, Single, train
+from argus.lab.training import EPOCHS, Examples, Numbers, OnEpoch, Single, embed_some, train
 from argus.quality.encoder import PromptEncoder
 from argus.quality.predictor import Predictor
+from argus.quality.sentences import embed_all
 
 SOURCE = "ARGUS_FROM_CATALOGUE"  # the variable that may say where samples are
 NO_BETTER = 6  # exit status of a training whose predictor is not better
@@ -64,15 +65,17 @@ def retrain(
             f"Of {len(samples)} samples {judging.sum()} are of prompts that judge a training, and "
             f"{(~judging).sum()} of others: samples of more prompts are needed."
         )
-    vectors = np.stack([encoder.embed(prompt).vector for prompt in samples["prompt"]])
+    vectors = embed_all(encoder, list(samples["prompt"]))
+    neighbours = [one if isinstance(one, str) else None for one in samples["neighbour"]]
+    near = embed_some(encoder, neighbours, vectors.shape[1])
     scores = old.weights.get("scores")
-    seen = _examples(samples[~judging], vectors[~judging], family, scores)
+    seen = _examples(samples[~judging], vectors[~judging], near[~judging], family, scores)
     data = seen if table is None else _joined(table, seen)
     new = train(data, old.made_for, seed, epochs, on_epoch).predictor
     if "scores" in old.weights:  # what scores mean does not change by training
         new.weights["scores"] = old.weights["scores"]
-    held, at = samples[judging], vectors[judging]
-    return Retrained(new, _error(old, held, at), _error(new, held, at), int(judging.sum()))
+    held = samples[judging], vectors[judging], near[judging]
+    return Retrained(new, _error(old, *held), _error(new, *held), int(judging.sum()))
 
 
 def is_held_out(prompt: str) -> bool:
@@ -81,7 +84,7 @@ def is_held_out(prompt: str) -> bool:
 
 
 def _examples(
-    samples: pd.DataFrame, vectors: Single, family: Family, scores: Single | None
+    samples: pd.DataFrame, vectors: Single, near: Single, family: Family, scores: Single | None
 ) -> Examples:
     """One example for each sample: quality 1 of the exact variant, the measured one, else NaN.
     `scores` (2,) are s₀ and the mean gain, if they are known."""
@@ -101,7 +104,7 @@ def _examples(
         variants,
         tuple(bool(one.skip) for one in family.variants.values()),
         vectors,
-        samples["similarity"].to_numpy(np.float32),
+        near,
         quality,
         right=spread(samples["s_exact"], samples["score"]) if counted else None,
         gain=1.0 if scores is None else float(scores[1]),
@@ -121,15 +124,15 @@ def _joined(table: Examples, seen: Examples) -> Examples:
         table,
         prompts=table.prompts + seen.prompts,
         vectors=np.concatenate([table.vectors, seen.vectors]),
-        similarity=np.concatenate([table.similarity, seen.similarity]),
+        near=np.concatenate([table.near, seen.near]),
         quality=np.concatenate([table.quality, np.concatenate([seen.quality, padding], axis=2)]),
         weight=np.concatenate([table.weights, np.full(len(seen.prompts), weight, np.float32)]),
         right=right,
     )
 
 
-def _error(predictor: Predictor, samples: pd.DataFrame, vectors: Single) -> float:
-    mean, _ = predictor.predict_all(vectors, samples["similarity"].to_numpy(np.float32))
+def _error(predictor: Predictor, samples: pd.DataFrame, vectors: Single, near: Single) -> float:
+    mean, _ = predictor.predict_all(vectors, near)
     column = [predictor.variants.index(name) for name in samples["variant"]]
     predicted = mean[np.arange(len(samples)), column]
     return float(np.nanmean(np.abs(samples["quality"].to_numpy() - predicted)))

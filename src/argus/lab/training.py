@@ -6,7 +6,7 @@ each prompt is held out once, and the predictor learns from all of them.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -21,12 +21,11 @@ from argus.core.family import EXACT, Family
 from argus.quality import table
 from argus.quality.drift import moments
 from argus.quality.encoder import PromptEncoder
-from argus.quality.predictor import Predictor, places, squared_distances
+from argus.quality.predictor import Predictor, features, squared_distances
 from argus.quality.scores import Scores
 from argus.quality.sentences import Encoder, embed_all
 
 FOLDS = 5
-KNOTS = (0.0, 0.3, 0.6, 0.85, 0.95, 0.98, 1.0)  # shares of the examples' similarities below each
 HIDDEN = 48
 EPOCHS = 150
 RATE, DECAY, DROPOUT = 3e-3, 0.03, 0.4
@@ -44,9 +43,10 @@ OnEpoch = Callable[[int, int], None]
 
 @dataclass(frozen=True)
 class Examples:
-    """Measurements of p prompts: their embeddings `vectors` (p, d), the `similarity` (p,) of the
-    neighbour that their pictures were resumed from, and `quality` (p, v, s) of every variant and
-    seed, NaN where there is none (`table.by_prompt`). `weight` (p,) is their weight; None: equal.
+    """Measurements of p prompts: their embeddings `vectors` (p, d), those of the neighbours that
+    their pictures were resumed from, `near` (p, d), NaN without one, and `quality` (p, v, s) of
+    every variant and seed, NaN where there is none (`table.by_prompt`). `weight` (p,) is their
+    weight; None: equal.
     Of a scorer that says right or wrong, `right` (p, v, s) is what it said, 1 or 0, and quality is
     1 + (right - right_exact) / `gain`.
     """
@@ -55,11 +55,16 @@ class Examples:
     variants: tuple[str, ...]
     skips: tuple[bool, ...]
     vectors: Single
-    similarity: Single
+    near: Single
     quality: Numbers
     weight: Single | None = None
     right: Numbers | None = None
     gain: float = 1.0
+
+    @property
+    def similarity(self) -> Single:
+        """The cosine (p,) of each prompt's embedding and its neighbour's, NaN without one."""
+        return 1 - features(self.vectors, self.near)[:, -1]
 
     @property
     def weights(self) -> Single:
@@ -83,32 +88,38 @@ def examples(rows: pd.DataFrame, family: Family, encoder: PromptEncoder) -> Exam
     Raises BadRequest if it lacks a variant of the family or holds too few prompts.
     """
     variants = tuple(family.variants)
-    prompts, measured, similarity = table.by_prompt(rows, variants)
+    prompts, measured, neighbours = table.by_prompt(rows, variants)
     _enough(len(prompts))
+    vectors = embed_all(encoder, prompts)
     return Examples(
         tuple(prompts),
         variants,
         tuple(bool(one.skip) for one in family.variants.values()),
-        np.stack([encoder.embed(prompt).vector for prompt in prompts]),
-        similarity,
+        vectors,
+        embed_some(encoder, neighbours, vectors.shape[1]),
         measured,
         right=_right(rows, variants, measured),
         gain=float(scores_of(rows)[1]),
     )
 
 
+def embed_some(encoder: Encoder, prompts: Sequence[str | None], width: int) -> Single:
+    """The embeddings (n, `width`) of prompts, NaN where there is None."""
+    found = np.full((len(prompts), width), np.nan, np.float32)
+    there = [i for i, prompt in enumerate(prompts) if prompt is not None]
+    if there:
+        found[there] = embed_all(encoder, [str(prompts[i]) for i in there])
+    return found
+
+
 def scored(scores: Scores, quality: Numbers, encoder: Encoder) -> Examples:
     """The examples of a table of scores whose `quality` (p, v, s) is given. Raises BadRequest if
     it holds too few prompts."""
     _enough(len(scores.prompts))
-    return Examples(
-        scores.prompts,
-        scores.variants,
-        (False,) * len(scores.variants),
-        embed_all(encoder, scores.prompts),
-        np.full(len(scores.prompts), np.nan, np.float32),
-        quality,
-    )
+    vectors = embed_all(encoder, scores.prompts)
+    plain = (False,) * len(scores.variants)
+    near = np.full_like(vectors, np.nan)
+    return Examples(scores.prompts, scores.variants, plain, vectors, near, quality)
 
 
 def _enough(prompts: int) -> None:
@@ -147,13 +158,12 @@ def train(
     then for the bounds alone, and without `epochs` these are the same distance below all means.
     """
     fold = folds(len(data.prompts), seed)
-    knots = _knots(data.similarity)
-    weights = _fit(data, fold, knots, seed, epochs, on_epoch)
+    weights = _fit(data, fold, seed, epochs, on_epoch)
     if kernel:
         weights |= _kernels(data, fold, seed)
     usual = _usual(data).astype(np.float32)
     none, full = np.zeros_like(usual), np.ones_like(usual)
-    plain = {"knots": knots, "usual": usual, "trust": full, "widening": none}
+    plain = {"usual": usual, "trust": full, "widening": none}
     if kernel:
         plain["anchors"] = data.vectors
     if data.right is not None:
@@ -165,7 +175,7 @@ def train(
             own = {name: value[e : e + 1] for name, value in weights.items()}
             one = Predictor(data.variants, data.skips, made_for, own | extra)
             out = fold == e
-            mean[out], low[out] = one.predict_all(data.vectors[out], data.similarity[out])
+            mean[out], low[out] = one.predict_all(data.vectors[out], data.near[out])
         return mean, low
 
     if not kernel:  # whose ridge is chosen for prompts that are held out
@@ -185,15 +195,6 @@ def train(
 def folds(count: int, seed: int) -> NDArray[np.int64]:
     """The fold (count,) of each prompt."""
     return np.random.default_rng(seed).permutation(count) % FOLDS
-
-
-def _knots(similarity: Single) -> Single:
-    """The similarities between which quality is linear; dense at the top, where prompts are the
-    same in other words."""
-    known = similarity[~np.isnan(similarity)]
-    if not len(known):
-        return np.zeros(1, np.float32)
-    return np.unique(np.quantile(known, KNOTS).astype(np.float32))
 
 
 def _usual(data: Examples) -> Numbers:
@@ -262,16 +263,19 @@ def group_means(
 
 
 def _fit(
-    data: Examples, fold: NDArray[np.int64], knots: Single, seed: int, epochs: int, tell: OnEpoch
+    data: Examples, fold: NDArray[np.int64], seed: int, epochs: int, tell: OnEpoch
 ) -> dict[str, Single]:
     """The networks' weights as `Predictor` takes them, by Adam on all examples at once."""
     torch.manual_seed(seed)
-    variants, d = len(data.variants), data.vectors.shape[1]
-    centre, spread = data.vectors.mean(0), data.vectors.std(0) + 1e-6
-    x = torch.from_numpy((data.vectors - centre) / spread)
+    centre, spread = _standard(data)
+    alone = torch.from_numpy((features(data.vectors, None) - centre) / spread)
+    beside = torch.from_numpy((features(data.vectors, data.near) - centre) / spread).nan_to_num()
+    skips = torch.tensor(data.skips)
     counted = data.right is not None
     measured = data.quality if data.right is None else data.right
-    known = torch.from_numpy(~np.isnan(measured))
+    beside_known = np.isfinite(data.near).all(axis=1).reshape(-1, 1, 1)
+    seen = beside_known | ~np.array(data.skips)[:, None]
+    known = torch.from_numpy(~np.isnan(measured) & seen)
     target = torch.from_numpy(np.nan_to_num(measured)).float()
     counts = known * (torch.arange(FOLDS)[:, None] != torch.from_numpy(fold))[:, :, None, None]
     counts = counts * torch.from_numpy(data.weights)[:, None, None]
@@ -279,19 +283,18 @@ def _fit(
     if counted:
         shares = np.clip(usual, 0.01, 0.99)
         usual = np.log(shares / (1 - shares))
-    w = _start(d, variants, len(knots), usual)
+    w = _start(alone.shape[1], usual)
     optimiser = torch.optim.AdamW(w.values(), lr=RATE, weight_decay=DECAY)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimiser, RATE, total_steps=max(1, epochs))
-    place = torch.from_numpy(np.nan_to_num(places(knots, data.skips, data.similarity)))
     for epoch in range(epochs):
-        out = _outputs(w, x, variants)
-        mean = ((out.sigmoid() if counted else out) * place).sum(3)[..., None]
+        mean = torch.where(skips, _outputs(w, beside), _outputs(w, alone))[..., None]
         if counted:
+            mean = mean.sigmoid()
             sure = mean.clamp(1e-6, 1 - 1e-6)
             loss = -(target * sure.log() + (1 - target) * (1 - sure).log())
         else:
             loss = (target - mean).square()
-        loss = (loss * counts).sum() / counts.sum() * variants
+        loss = (loss * counts).sum() / counts.sum() * len(skips)
         optimiser.zero_grad()
         loss.backward()  # type: ignore[no-untyped-call]
         optimiser.step()
@@ -300,7 +303,7 @@ def _fit(
     if not epochs:
         w["w3"].detach().zero_()
     result = {name: value.detach().numpy() for name, value in w.items()}
-    result["b1"] = result["b1"] - np.einsum("d,edh->eh", centre / spread, result["w1"])
+    result["b1"] = result["b1"] - (centre / spread) @ result["w1"]
     result["w1"] = result["w1"] / spread[:, None]
     return {name: np.ascontiguousarray(value, np.float32) for name, value in result.items()}
 
@@ -344,23 +347,33 @@ def _ridge(near: Numbers, target: Numbers, ridge: float) -> Numbers:
     return solved
 
 
-def _start(d: int, variants: int, knots: int, means: Numbers) -> dict[str, Tensor]:
-    """Weights of networks that say the same of every prompt: `means` (v,)."""
-    shapes = {"w1": (d, HIDDEN), "w2": (HIDDEN, HIDDEN), "w3": (HIDDEN, variants * knots)}
+def _standard(data: Examples) -> tuple[Single, Single]:
+    """Means and deviations of the features (2·d + 1,); of differences, where there are any."""
+    alone, beside = features(data.vectors, None), features(data.vectors, data.near)
+    known = beside[np.isfinite(beside).all(axis=1)]
+    seen = known if len(known) else alone
+    d = data.vectors.shape[1]
+    centre = np.concatenate([alone[:, :d].mean(0), seen[:, d:].mean(0)])
+    spread = np.concatenate([alone[:, :d].std(0), seen[:, d:].std(0)])
+    return centre, np.where(spread > 0, spread, 1).astype(np.float32)
+
+
+def _start(inputs: int, means: Numbers) -> dict[str, Tensor]:
+    """Weights of networks that predict every variant's mean (v,) for every prompt."""
+    shapes = {"w1": (inputs, HIDDEN), "w2": (HIDDEN, HIDDEN), "w3": (HIDDEN, len(means))}
     w = {name: torch.randn(FOLDS, *s) * s[0] ** -0.5 for name, s in shapes.items()}
     w["w3"] *= 0.1
-    for name, size in (("b1", HIDDEN), ("b2", HIDDEN), ("b3", variants * knots)):
+    for name, size in (("b1", HIDDEN), ("b2", HIDDEN), ("b3", len(means))):
         w[name] = torch.zeros(FOLDS, size)
-    w["b3"][:] = torch.from_numpy(means).float().repeat_interleave(knots)
+    w["b3"][:] = torch.from_numpy(means).float()
     for value in w.values():
         value.requires_grad_()
     return w
 
 
-def _outputs(w: dict[str, Tensor], x: Tensor, variants: int) -> Tensor:
-    """As the predictor's, of every network (e, n, v, k), with dropout."""
+def _outputs(w: dict[str, Tensor], x: Tensor) -> Tensor:
+    """The outputs (e, n, v) of every network, with dropout."""
     drop = torch.nn.functional.dropout
     hidden = drop(torch.relu(x @ w["w1"] + w["b1"][:, None]), DROPOUT)
     hidden = drop(torch.relu(hidden @ w["w2"] + w["b2"][:, None]), DROPOUT)
-    out = hidden @ w["w3"] + w["b3"][:, None]
-    return out.view(FOLDS, len(x), variants, -1)
+    return hidden @ w["w3"] + w["b3"][:, None]

@@ -34,15 +34,16 @@ class Prediction:
 class Predictor:
     """The average of several small networks that were trained on different prompts.
 
-    They take a prompt's embedding (d,) and return for every variant a mean at each of a few
-    similarities, the `knots`; it is linear between two knots and constant beyond the last. Only
-    variants that skip use more than one. `weights` are
+    They take a prompt's embedding x (d,), what its neighbour's y differs in, y - x, and
+    1 - cos(x, y), and return a mean for every variant. Variants that do not skip, and all without a
+    neighbour, see zeros in place of the last two. `weights` are
 
-    - `w1` (e, d, h), `b1` (e, h), `w2` (e, h, h), `b2` (e, h): two hidden layers of e networks
-    - `w3` (e, h, v·k), `b3` (e, v·k): means; with `gain` (1,), of a scorer that says right or
-      wrong, the log-odds of a right picture, and quality is 1 + (p_v - p_exact) / gain
-    - `knots` (k,); `usual` (v,), the mean quality over prompts, and `trust` (v,), from 0 to 1, the
-      factor of the networks' difference from it
+    - `w1` (e, 2·d + 1, h), `b1` (e, h), `w2` (e, h, h), `b2` (e, h): two hidden layers of e
+      networks
+    - `w3` (e, h, v), `b3` (e, v): means; with `gain` (1,), of a scorer that says right or wrong,
+      the log-odds of a right picture, and quality is 1 + (p_v - p_exact) / gain
+    - `usual` (v,), the mean quality over prompts, and `trust` (v,), from 0 to 1, the factor of the
+      networks' difference from it
     - `widening` (v,): how far bounds are below means, so that they hold for new prompts
     - `centre` (d,) and `spread` (d, d): mean and covariance of the training prompts' embeddings
     - `scores` (2,): s₀ and the mean of s_exact - s₀, by which a score becomes quality
@@ -61,7 +62,7 @@ class Predictor:
     ) -> None:
         self.variants, self.skips, self.made_for = tuple(variants), tuple(skips), made_for
         self.weights = {name: np.asarray(value, np.float32) for name, value in weights.items()}
-        self._nowhere: Numbers | None = None
+        self._skips = np.array(self.skips)
 
     @property
     def usual(self) -> Numbers:
@@ -77,37 +78,27 @@ class Predictor:
         beside = unrelated + gained if exact is None else exact
         return 1 + (score - beside) / gained
 
-    def predict(self, vector: Numbers, similarity: float | None) -> Prediction:
-        """Of a prompt with an embedding (d,) and its neighbour's similarity, None without one."""
-        mean, low = self._predicted(vector[None], self._place(similarity))
+    def predict(self, vector: Numbers, near: Numbers | None = None) -> Prediction:
+        """Of a prompt with an embedding (d,) and its neighbour's embedding (d,), None without
+        one."""
+        mean, low = self.predict_all(vector[None], None if near is None else near[None])
         return Prediction(mean[0], low[0])
 
-    def predict_all(self, vectors: Numbers, similarities: Numbers) -> tuple[Numbers, Numbers]:
-        """Means and bounds (n, v) of prompts with embeddings (n, d) and similarities (n,), NaN for
-        those without a neighbour."""
-        return self._predicted(vectors, places(self.weights["knots"], self.skips, similarities))
-
-    def _place(self, similarity: float | None) -> Numbers:
-        """As `places`, of one similarity; None is what most prompts have."""
-        if similarity is not None:
-            return places(self.weights["knots"], self.skips, np.array([similarity], np.float32))
-        if self._nowhere is None:
-            self._nowhere = places(self.weights["knots"], self.skips, np.array([np.nan]))
-        return self._nowhere
-
-    def _predicted(self, vectors: Numbers, place: Numbers) -> tuple[Numbers, Numbers]:
-        """`place` (n, v, k) as `places` gives it."""
+    def predict_all(self, vectors: Numbers, near: Numbers | None = None) -> tuple[Numbers, Numbers]:
+        """Means and bounds (n, v) of prompts with embeddings (n, d) whose neighbours have
+        embeddings `near` (n, d), NaN for those without; None: nobody has a neighbour."""
         w = self.weights
-        mean = _outputs(w, vectors, len(self.variants))
+        out = _outputs(w, features(vectors, None))
+        if self._skips.any():
+            resumed = np.nan if near is None else _outputs(w, features(vectors, near))
+            out = np.asarray(np.where(self._skips, resumed, out), np.float32)
         if "gain" in w:
-            mean = (1 / (1 + np.exp(-mean))).astype(np.float32)
-        mean = (mean * place).sum(2)
-        if "gain" in w:
-            mean = 1 + (mean - mean[:, :1]) / w["gain"]
+            chance: Numbers = np.asarray(1 / (1 + np.exp(-out)), np.float32)
+            out = 1 + (chance - chance[:, :1]) / w["gain"]
         if "anchors" in w:
-            mean = kernel_mean(w, vectors)
-        mean = w["usual"] + w["trust"] * (mean - w["usual"])
-        low = mean - w["widening"]
+            out = kernel_mean(w, vectors)
+        mean: Numbers = np.asarray(w["usual"] + w["trust"] * (out - w["usual"]), np.float32)
+        low: Numbers = mean - w["widening"]
         mean[:, 0], low[:, 0] = 1.0, 1.0  # by definition
         return mean, low
 
@@ -139,11 +130,10 @@ class Predictor:
                 f"The predictor in {folder} was trained for other variants, weights or another "
                 "text encoder: train one for this family (`argus train`)."
             )
-        outputs = len(found.variants) * found.weights["knots"].size
-        if found.weights["b3"].shape[1] != outputs:
+        if found.weights["w1"].shape[1] != 2 * len(found.weights["centre"]) + 1:
             raise ModelError(
-                f"The predictor in {folder} is of an earlier version of Argus, whose bounds were "
-                "of single pictures: train it again (`argus train`)."
+                f"The predictor in {folder} is of an earlier version of Argus, which did not look "
+                "at neighbours' prompts: train it again (`argus train`)."
             )
         return found
 
@@ -159,12 +149,25 @@ def facts_of(folder: Path) -> dict[str, Any]:
     return dict(facts)
 
 
-def _outputs(w: Mapping[str, Numbers], vectors: Numbers, count: int) -> Numbers:
-    """The networks' average (n, v, k), for embeddings (n, d)."""
-    hidden = np.maximum(np.einsum("nd,edh->enh", vectors, w["w1"]) + w["b1"][:, None], 0)
-    hidden = np.maximum(np.einsum("enh,ehi->eni", hidden, w["w2"]) + w["b2"][:, None], 0)
-    out: Numbers = (np.einsum("enh,eho->eno", hidden, w["w3"]) + w["b3"][:, None]).mean(0)
-    return out.reshape(len(vectors), count, -1)
+def features(vectors: Numbers, near: Numbers | None) -> Numbers:
+    """What the networks take (n, 2·d + 1) of embeddings (n, d) and those of neighbours (n, d), NaN
+    for those without; None: none is looked at."""
+    n, d = vectors.shape
+    result: Numbers = np.zeros((n, 2 * d + 1), np.float32)
+    result[:, :d] = vectors
+    if near is not None:
+        result[:, d:-1] = near - vectors
+        lengths = np.linalg.norm(vectors, axis=1) * np.linalg.norm(near, axis=1)
+        result[:, -1] = 1 - (vectors * near).sum(1) / np.maximum(lengths, 1e-9)
+    return result
+
+
+def _outputs(w: Mapping[str, Numbers], inputs: Numbers) -> Numbers:
+    """The networks' average (n, v), for `features` (n, 2·d + 1)."""
+    hidden = np.maximum(np.matmul(inputs, w["w1"]) + w["b1"][:, None], 0)
+    hidden = np.maximum(np.matmul(hidden, w["w2"]) + w["b2"][:, None], 0)
+    out: Numbers = (np.matmul(hidden, w["w3"]) + w["b3"][:, None]).mean(0)
+    return out
 
 
 def kernel_mean(w: Mapping[str, Numbers], vectors: Numbers) -> Numbers:
@@ -182,19 +185,3 @@ def squared_distances(a: Numbers, b: Numbers) -> Numbers:
     """Squared distances (n, m) of the rows of (n, d) and (m, d)."""
     apart: Numbers = (a * a).sum(1)[:, None] + (b * b).sum(1) - 2 * a @ b.T
     return np.maximum(apart, 0)
-
-
-def hats(knots: Numbers, at: Numbers) -> Numbers:
-    """The weights (n, k) of the knots for linear interpolation at `at` (n,); NaN where that is
-    NaN."""
-    x = np.clip(at, knots[0], knots[-1])
-    eye = np.eye(len(knots), dtype=np.float32)
-    rows: Numbers = np.stack([np.interp(x, knots, row) for row in eye], axis=1).astype(np.float32)
-    return rows
-
-
-def places(knots: Numbers, skips: Sequence[bool], at: Numbers) -> Numbers:
-    """The weights (n, v, k) of the knots: `hats` for variants that skip, the first for others."""
-    first = np.eye(1, len(knots), dtype=np.float32)
-    rows: Numbers = np.where(np.array(skips)[:, None], hats(knots, at)[:, None], first)
-    return rows

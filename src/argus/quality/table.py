@@ -69,9 +69,9 @@ def _others(columns: pd.Index[str]) -> list[str]:
 
 def by_prompt(
     table: pd.DataFrame, variants: Sequence[str]
-) -> tuple[list[str], NDArray[np.float64], NDArray[np.float32]]:
+) -> tuple[list[str], NDArray[np.float64], list[str | None]]:
     """The prompts (p,); quality (p, v, s) of every variant and seed, NaN without a picture; and the
-    similarity (p,) of the neighbour that pictures were resumed from.
+    prompts (p,) of the neighbours that pictures were resumed from, None without one.
 
     Quality is here 1 + (s_v − s_exact) / mean(s_exact − s₀) of the same prompt and seed: it has the
     mean of DESIGN's ratio, but does not divide by the score of one exact picture.
@@ -87,8 +87,16 @@ def by_prompt(
     scores = scores_by_prompt(table, variants)
     exact = scores[:, [list(variants).index(EXACT)]]
     quality = 1 + (scores - exact) / np.nanmean(exact - float(table["s0"].iloc[0]))
-    similarity = table.groupby("prompt")["similarity"].first()
-    return [str(prompt) for prompt in similarity.index], quality, similarity.to_numpy(np.float32)
+    found = table.groupby("prompt")["neighbour"].first()
+    neighbours = [None if pd.isna(one) else str(one) for one in found]
+    return [str(prompt) for prompt in found.index], quality, neighbours
+
+
+def similarities(table: pd.DataFrame) -> NDArray[np.float32]:
+    """The similarity (p,) of every prompt's neighbour, NaN without one; prompts in the order of
+    `by_prompt`."""
+    found: NDArray[np.float32] = table.groupby("prompt")["similarity"].first().to_numpy(np.float32)
+    return found
 
 
 def scores_by_prompt(table: pd.DataFrame, variants: Sequence[str]) -> NDArray[np.float64]:

@@ -147,6 +147,7 @@ class Learning:
             picture.variant,
             seed,
             picture.request.similarity,
+            picture.request.neighbour.prompt if picture.request.neighbour else None,
             score,
             s_exact,
             predictor.quality_of(score, s_exact),

@@ -3,8 +3,11 @@ time."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 
+from argus.cache.cache import Neighbour
 from argus.cache.index import Vector
 from argus.control.variants import VariantTable
 from argus.quality.predictor import Prediction, Predictor
@@ -15,7 +18,7 @@ class Predictions:
     the one that made a prediction."""
 
     def __init__(self, predictor: Predictor | None, table: VariantTable) -> None:
-        self._variants = table.variants
+        self._variants, self._skips = table.variants, table.skip
         self.number = 0
         self.predictor = predictor
 
@@ -30,9 +33,20 @@ class Predictions:
         self._predictor = predictor
         self.number += 1
 
-    def predict(self, vector: Vector, similarity: float | None) -> Prediction | None:
+    def predict(self, vector: Vector, neighbour: Neighbour | None) -> Prediction | None:
         """The prediction for every variant of the table (v,)."""
         if self._predictor is None:
             return None
-        found = self._predictor.predict(vector, similarity)
+        found = self._predictor.predict(vector, None if neighbour is None else neighbour.vector)
         return Prediction(found.mean[self._order], found.low[self._order])
+
+    def best_first(self, vector: Vector, neighbours: Sequence[Neighbour]) -> list[Neighbour]:
+        """The neighbours in the order of what pictures resumed from them are predicted to be worth,
+        on average over the variants that skip; 0 for one whose latents are not stored."""
+        if self._predictor is None or len(neighbours) < 2:
+            return list(neighbours)
+        near = np.stack([one.vector for one in neighbours])
+        mean, _ = self._predictor.predict_all(np.repeat(vector[None], len(near), axis=0), near)
+        stored = np.array([[k > 0 and k in one.skips for k in self._skips] for one in neighbours])
+        worth = np.where(stored, mean[:, self._order], 0.0).sum(axis=1)
+        return [neighbours[i] for i in np.argsort(-worth, kind="stable")]

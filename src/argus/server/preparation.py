@@ -29,6 +29,7 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 
+OTHERS = 3  # neighbours beside the nearest from which the best is chosen
 LEAST_EXACT = 0.1  # quality of an exact picture with few steps, to which others are relative
 
 
@@ -71,7 +72,7 @@ class Preparation:
         request.spent("embed", ms)
         if request.negative_prompt:
             request.negative_truncated = encoder.truncates(request.negative_prompt)
-        await self._search(request)
+        await self._search(request, router.informed)
         pictures = request.split()
         for picture in pictures:
             self._predict(picture)
@@ -107,7 +108,9 @@ class Preparation:
         area = request.width * request.height / (exact.width * exact.height)
         return area * (1 + (request.guidance > 1)) / (1 + (exact.guidance > 1))
 
-    async def _search(self, request: ImageRequest) -> None:
+    async def _search(self, request: ImageRequest, informed: bool) -> None:
+        """Find a neighbour for each picture: the nearest, or with an `informed` policy those of
+        some more that are predicted to be worth most."""
         request.scope = self.model.scope(
             request.namespace, request.width, request.height, request.guidance,
             request.negative_prompt,
@@ -116,17 +119,22 @@ class Preparation:
         request.spent("search", 0.0)
         if request.looked_up:
             left_s = min(request.slo_deadline_s, request.limit_s) - time.monotonic()
+            vector, count = request.embedding.vector, request.count
+            choice = OTHERS if informed and self._predictions.predictor is not None else 0
             search = self._retrieval.find(
-                request.scope, request.embedding.vector, request.count, FETCH_SHARE * left_s
+                request.scope, vector, count + choice, FETCH_SHARE * left_s
             )
             request.neighbours, ms = await timed(search)
             request.spent("search", ms)
+            if choice:
+                begun = time.perf_counter()
+                request.neighbours = self._predictions.best_first(vector, request.neighbours)
+                request.spent("predict", 1000 * (time.perf_counter() - begun))
 
     def _predict(self, picture: ImageRequest) -> None:
-        begun, neighbour = time.perf_counter(), picture.neighbour
-        similarity = None if neighbour is None else neighbour.similarity
+        begun = time.perf_counter()
         picture.predictor = self._predictions.number
-        picture.prediction = self._predictions.predict(picture.embedding.vector, similarity)
+        picture.prediction = self._predictions.predict(picture.embedding.vector, picture.neighbour)
         if picture.most_steps is not None and picture.prediction is not None:
             limited = self._limited(picture.prediction, picture.most_steps)
             picture.exact_quality = max(LEAST_EXACT, limited)

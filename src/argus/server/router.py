@@ -306,6 +306,11 @@ class Router:
         found = self._controller.policy.review(request, decision.variant, judged)
         return None if found is None else self._table.variants[found]
 
+    @property
+    def informed(self) -> bool:
+        """Whether the policy looks at predictions."""
+        return self._controller.policy.informed
+
     def prices(self) -> Mapping[int, float]:
         """The price of a worker-second now, by number of the model, where the policy has some."""
         return self._controller.policy.prices(self.planning.cluster())

@@ -50,11 +50,11 @@ class SimilarityCache:
         self._cached[: len(cached)] = cached
         self._has = np.zeros(len(vectors), bool)
 
-    def nearest(self, prompt: int) -> float:
-        """The similarity of the nearest cached prompt, NaN if none is cached."""
-        if not self._count:
-            return float("nan")
-        return float((self._cached[: self._count] @ self._vectors[prompt]).max())
+    def nearest(self, prompt: int, count: int) -> Numbers:
+        """The embeddings (n, d) of the nearest cached prompts, nearest first, at most `count`."""
+        cached = self._cached[: self._count]
+        order = np.argsort(-(cached @ self._vectors[prompt]), kind="stable")
+        return cached[order[:count]]
 
     def add(self, prompt: int) -> None:
         if not self._has[prompt]:

@@ -200,11 +200,14 @@ class Simulation:
         near = self.world.neighbourhood
         if near is None or self._nearby is None:
             return
-        similarity = self._nearby.nearest(prompt)
-        worth = near.worth(near.vectors[prompt], similarity)
-        self._similarity[prompt], self._truth[prompt] = similarity, worth
+        vector = near.vectors[prompt]
+        others = self._nearby.nearest(prompt, near.choice if self.policy.informed else 1)
+        worth = near.worth(vector, others)
+        best = int(worth[:, self.world.table.skip > 0].sum(axis=1).argmax()) if len(others) else 0
+        similarity = float(others[best] @ vector) if len(others) else float("nan")
+        self._similarity[prompt], self._truth[prompt] = similarity, worth[best]
         if self.policy.informed:
-            self._predictions[prompt] = worth.tolist()
+            self._predictions[prompt] = worth[best].tolist()
 
     def _is_near(self, number: int) -> bool:
         """Whether the request's prompt has a neighbour in the cache now."""

@@ -214,7 +214,7 @@ def predicted_by(folder: Path, scores: Scores, unit: float) -> Numbers:
         words = (folder / "words.json").is_file()
         encoder = load_encoder(str(folder) if words else facts["encoder"])
         vectors = embed_all(encoder, [scores.prompts[i] for i in new])
-        mean, _ = predictor.predict_all(vectors, np.full(len(new), np.nan, np.float32))
+        mean, _ = predictor.predict_all(vectors)
         columns = [predictor.variants.index(name) for name in scores.variants]
         known[new] = mean[:, columns]
     result: Numbers = 1 + (known - 1) * (float(predictor.weights["scores"][1]) / unit)

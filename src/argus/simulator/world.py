@@ -41,13 +41,14 @@ class Neighbourhood:
     """Prompts whose neighbours are found by embedding among earlier full runs, not by topic.
 
     `vectors` (p, d) are the prompts' embeddings, `cached` (c, d) those cached at the beginning, all
-    of length 1. `worth` gives the quality (v,) of a prompt (d,) whose neighbour has a similarity,
-    NaN without one.
+    of length 1. `worth` gives the qualities (n, v) of a prompt (d,) beside each of n neighbours
+    (n, d), or (1, v) without one. Policies that look at predictions have a `choice` of the nearest.
     """
 
     vectors: Numbers
     cached: Numbers
-    worth: Callable[[Numbers, float], Numbers]
+    worth: Callable[[Numbers, Numbers], Numbers]
+    choice: int = 1
 
 
 @dataclass(frozen=True)

@@ -4,4 +4,4 @@
 `HEAD` as it was and whose `revision` becomes `HEAD`; files of released versions never change.
 """
 
-HEAD = "0003"
+HEAD = "0004"

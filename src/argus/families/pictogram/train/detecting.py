@@ -69,6 +69,9 @@ def main(
         int, typer.Option(help="Each takes a part of every batch; with OMP_NUM_THREADS=1.")
     ] = 1,
     device: Annotated[str, typer.Option(help="cpu or cuda.")] = "cpu",
+    bfloat16: Annotated[
+        bool, typer.Option("--bfloat16", help="Compute in bfloat16, where that is faster.")
+    ] = False,
 ) -> None:
     """Train the detector and leave its weights in WORK/detector.safetensors.
 
@@ -81,7 +84,7 @@ def main(
     if go_on:
         grow(detector, load_file(WEIGHTS))
     decode = Decoder(coder, Components.load(components).to(torch.device(device)))
-    detector = train_detector(detector, decode, work, steps, seed, scenes, threads)
+    detector = train_detector(detector, decode, work, steps, seed, scenes, threads, bfloat16)
     path = work / "detector.safetensors"
     states = {name: value.cpu().contiguous() for name, value in detector.state_dict().items()}
     save_file({name: x.half() if x.is_floating_point() else x for name, x in states.items()}, path)
@@ -111,6 +114,7 @@ def train_detector(
     seed: int,
     scene_count: int,
     threads: int = 1,
+    bfloat16: bool = False,
 ) -> Detector:
     """Train for `steps` batches. Resumes from the checkpoint in `work` if there is one."""
     device = detector.background.weight.device
@@ -134,7 +138,10 @@ def train_detector(
         size = -(-BATCH // threads)
         ranges = [slice(at, at + size) for at in range(0, BATCH, size)]
         loss = halves.backward(
-            [partial(detection_loss, detector, batch[part], asked[part]) for part in ranges]
+            [
+                partial(detection_loss, detector, batch[part], asked[part], bfloat16)
+                for part in ranges
+            ]
         )
         torch.nn.utils.clip_grad_norm_(detector.parameters(), 5.0)
         optimiser.step()
@@ -234,9 +241,13 @@ def _second(group: Group) -> int:
     return len(COLOURS) if group.second is None else COLOURS.index(group.second)
 
 
-def detection_loss(detector: Detector, batch: Tensor, targets: Sequence[Targets]) -> Tensor:
+def detection_loss(
+    detector: Detector, batch: Tensor, targets: Sequence[Targets], bfloat16: bool = False
+) -> Tensor:
     """Focal loss of presence (CornerNet, arXiv 1808.01244, eq. 1); of looks where things are."""
-    maps, backgrounds = detector(batch)
+    with torch.autocast(batch.device.type, torch.bfloat16, enabled=bfloat16):
+        maps, backgrounds = detector(batch)
+    maps = {name: values.float() for name, values in maps.items()}
     device = batch.device
     presence = torch.stack([target[0] for target in targets]).to(device)
     counts = torch.tensor([len(target[1]) for target in targets])
@@ -258,7 +269,7 @@ def detection_loss(detector: Detector, batch: Tensor, targets: Sequence[Targets]
             maps[name][picture, :, row, column], facts[:, 2 + i], ignore_index=NOTHING
         )
     loss = loss + F.l1_loss(maps["place"][picture, :, row, column], places)
-    return loss + 0.5 * F.cross_entropy(backgrounds, number)
+    return loss + 0.5 * F.cross_entropy(backgrounds.float(), number)
 
 
 if __name__ == "__main__":
