@@ -17,7 +17,9 @@ from argus.quality import table as qualities
 
 Curves = dict[str, list[tuple[float, float, float]]]
 SIMILARITIES = (0.0, 0.6, 0.7, 0.8, 0.85, 0.9, 0.94, 0.96, 0.98, 1.0)
-COLOURS = {"blind": "#8a8f98", "rule": "#e08a1e", "oracle": "#2864dc"}
+COLOURS = {
+    "blind": "#8a8f98", "rule": "#e08a1e", "oracle": "#2864dc", "predictor": "#28a06a",
+}  # fmt: skip
 
 
 def draw(

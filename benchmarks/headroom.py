@@ -6,10 +6,10 @@
 Reads the bundled family's table of qualities and its profile. A load of 2 is twice what the exact
 variant can carry; a mix of variants carries it if its mean cost is half the exact one's. At every
 load it compares the best mix that is the same for all prompts (blind), that knows how many things a
-prompt asks for (rule), and that has seen one picture of every variant for each prompt and knows how
-far such pictures are to be believed (oracle): chosen on one seed, judged on the others, both ways
-round, with bootstrap intervals over prompts. What no mix can carry is
-shed, at quality 0.
+prompt asks for (rule), and that has seen pictures of every variant for each prompt and knows how
+far such pictures are to be believed (oracle): chosen on all seeds but one, judged on that one, for
+each in turn, with bootstrap intervals over prompts; and the mix chosen by the predictor's held-out
+predictions. What no mix can carry is shed, at quality 0.
 
 Mean quality is (mean s − s₀) / (mean s_exact − s₀) over prompts. Dividing by each prompt's own
 s_exact, an unlucky exact picture would raise all qualities of its prompt, where they are chosen and
@@ -40,11 +40,11 @@ from argus.families.pictogram.draw import draw_scene
 from argus.families.pictogram.prompts import read_prompt
 from argus.families.pictogram.world import sample_scene
 from argus.lab.held_out import costs_of
-from argus.lab.mixes import believed, judged, judged_knowing
+from argus.lab.mixes import believed, judged, judged_by, judged_knowing
 from argus.quality import table as qualities
 from argus.quality.scorers import load_scorer
 
-LOADS = (1.0, 1.5, 2.0, 3.0, 4.0, 5.0, 6.0, 8.0)
+LOADS = (1.0, 1.5, 2.0, 3.0, 4.0, 6.0, 10.0)
 RESAMPLES = 400
 RENDERED = 2000
 KEPT = 0.95
@@ -71,9 +71,11 @@ def main(
     result["as_good"] = _as_good(console, q, costs)
     result["thresholds"] = thresholds(console, rows, family)
     groups = np.array([sum(g.count for g in read_prompt(p).groups) for p in prompts])
-    curves = _headroom(console, q, np.array(list(costs.values())), groups)
-    for name in ("blind", "rule", "oracle"):
-        result[f"{name}_2x"] = round(curves[name][LOADS.index(2.0)][0], 4)
+    guess = _guess(family, table, prompts, list(costs))
+    curves = _headroom(console, q, np.array(list(costs.values())), groups, guess)
+    for name, points in curves.items():
+        for load, (value, _, _) in zip(LOADS, points, strict=True):
+            result[f"{name}_{load:g}x"] = round(value, 4)
     if ratings is not None:
         result |= _genai(console, ratings)
     if figures is not None:
@@ -95,8 +97,20 @@ def by_prompt(rows: pd.DataFrame, variants: list[str]) -> tuple[list[str], Numbe
     return list(wide.index), q.transpose(2, 0, 1)
 
 
+def _guess(
+    family: Family, table: Path | None, prompts: list[str], variants: list[str]
+) -> Numbers | None:
+    """The predictor's held-out predictions (n, v) of the shipped table; None for another table."""
+    if table is not None:
+        return None
+    held_out = pd.read_parquet(Path(family.folder) / "predictor" / "held_out.parquet")
+    wide = held_out.pivot_table(index="prompt", columns="variant", values="mean")
+    found: Numbers = wide.reindex(index=prompts, columns=variants).to_numpy(float)
+    return np.where(np.isnan(found), -1e3, found)
+
+
 def _headroom(
-    console: Console, q: Numbers, costs: Numbers, things: Whole
+    console: Console, q: Numbers, costs: Numbers, things: Whole, guess: Numbers | None
 ) -> dict[str, list[tuple[float, float, float]]]:
     """For each policy and load: judged quality, and its 95 % interval over prompts."""
     n = len(q)
@@ -108,6 +122,8 @@ def _headroom(
         "rule": lambda some, budget: judged(q[some], costs, budget, things[some]),
         "oracle": lambda some, budget: judged_knowing(q[some], belief[some], costs, budget),
     }
+    if guess is not None:
+        ways["predictor"] = lambda some, budget: judged_by(guess[some], q[some], costs, budget)
     curves: dict[str, list[tuple[float, float, float]]] = {}
     for name, way in ways.items():
         curves[name] = []
@@ -134,16 +150,24 @@ def _scene_accuracy(family: Family) -> float:
 
 
 def _exact_scores(console: Console, rows: pd.DataFrame) -> dict[str, float]:
-    """Mean raw scores of the exact variant by number of things."""
+    """Of exact pictures the shares that are right, and of their parts that hold, by number of
+    things; the shares that are right of single things, and of prompts with a relation."""
     exact = rows[rows["variant"] == EXACT]
-    things = exact["prompt"].map(lambda p: sum(g.count for g in read_prompt(p).groups))
-    result = {
-        "exact_1": float(exact["score"][things == 1].mean()),
-        "exact_2": float(exact["score"][things == 2].mean()),
-        "exact_3plus": float(exact["score"][things >= 3].mean()),
-    }
-    console.print({name: round(value, 3) for name, value in result.items()})
-    return {name: round(value, 4) for name, value in result.items()}
+    asked = {prompt: read_prompt(prompt) for prompt in exact["prompt"].unique()}
+    things = exact["prompt"].map(lambda p: sum(g.count for g in asked[p].groups))
+    related = exact["prompt"].map(lambda p: asked[p].relation is not None)
+    result = {}
+    for name in ("right", "parts"):
+        values = exact[name] if name in exact else exact["score"]
+        result |= {
+            f"{name}_1": values[things == 1].mean(),
+            f"{name}_2": values[things == 2].mean(),
+            f"{name}_3plus": values[things >= 3].mean(),
+        }
+    result["right_relation"] = exact["score"][related].mean()
+    result = {name: round(float(value), 4) for name, value in result.items()}
+    console.print(result)
+    return result
 
 
 def _as_good(console: Console, q: Numbers, costs: dict[str, float]) -> dict[str, float]:

@@ -34,8 +34,8 @@ class Errors:
 @dataclass(frozen=True)
 class Regret:
     """Mean quality at a load (1: the exact variant's capacity) of the best mix that is the same for
-    all prompts, of routing by predictions, and by the truth as estimated from one picture of every
-    variant (`mixes.believed`); judged on pictures that none of them was chosen by."""
+    all prompts, of routing by predictions, and by the truth as estimated from pictures of every
+    variant (`mixes.believed`); judged on pictures by which none of them was chosen."""
 
     load: float
     blind: float

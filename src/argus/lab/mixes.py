@@ -39,18 +39,17 @@ def best_mix(q: Numbers, costs: Numbers, budget: float, weights: Numbers) -> Num
 
 def judged(q: Numbers, costs: Numbers, budget: float, groups: Whole) -> float:
     """Mean of the qualities `q` (n, variants, seeds) under the mix that is chosen by groups (n,) of
-    prompts on one seed and judged on the others, averaged over the choice of that seed. Requests
-    beyond the budget are shed, at quality 0."""
+    prompts on all seeds but one and judged on that one, averaged over which it is. Requests beyond
+    the budget are shed, at quality 0."""
     names, at = np.unique(groups, return_inverse=True)
     weights = np.bincount(at).astype(float)
     results = []
     q, costs = _with_shedding(q), np.append(costs, 0.0)
     for seed in range(q.shape[2]):
-        others = [s for s in range(q.shape[2]) if s != seed]
         means = np.zeros((len(names), q.shape[1]))
-        np.add.at(means, at, q[:, :, seed])
+        np.add.at(means, at, np.delete(q, seed, axis=2).mean(2))
         shares = best_mix(means / weights[:, None], costs, budget, weights)
-        results.append(float((shares[at] * q[:, :, others].mean(2)).sum(1).mean()))
+        results.append(float((shares[at] * q[:, :, seed]).sum(1).mean()))
     return float(np.mean(results))
 
 
@@ -64,32 +63,30 @@ def judged_by(guess: Numbers, q: Numbers, costs: Numbers, budget: float) -> floa
 
 def judged_knowing(q: Numbers, belief: Numbers, costs: Numbers, budget: float) -> float:
     """As `judged`, of the mix that is chosen for each prompt by the estimates `belief` of one seed
-    (`believed`): a prompt-aware oracle that sees one picture of every variant."""
+    from the others (`believed`): a prompt-aware oracle that has seen a picture of every variant for
+    each of these."""
     seeds = range(q.shape[2])
-    found = [
-        judged_by(belief[:, :, seed], q[:, :, [s for s in seeds if s != seed]], costs, budget)
-        for seed in seeds
-    ]
+    found = [judged_by(belief[:, :, s], q[:, :, [s]], costs, budget) for s in seeds]
     return float(np.mean(found))
 
 
 def believed(q: Numbers) -> Numbers:
-    """Estimates (n, variants, seeds) of the other seeds' mean quality from one seed's: a ridge
-    regression on all variants' qualities of that seed, fitted to the other half of the prompts.
+    """Estimates (n, variants, seeds) of each seed's qualities from those of the other seeds: a
+    ridge regression on all variants' means, fitted to the other half of the prompts.
 
-    One picture's score is mostly noise. Choosing by it alone is worse than choosing without it (the
-    winner's curse).
+    A few pictures' scores are mostly noise. Choosing by them alone is worse than choosing without
+    them (the winner's curse).
     """
     result, n = np.empty_like(q), len(q)
     half = np.random.default_rng(0).permutation(n) % 2 == 0
     for seed in range(q.shape[2]):
         others = np.delete(q, seed, axis=2).mean(2)
         for out in (half, ~half):
-            x, y = q[~out, :, seed], others[~out]
+            x, y = others[~out], q[~out, :, seed]
             centre, usual = x.mean(0), y.mean(0)
             x = x - centre
             weights = np.linalg.solve(x.T @ x + RIDGE * np.eye(x.shape[1]), x.T @ (y - usual))
-            result[out, :, seed] = usual + (q[out, :, seed] - centre) @ weights
+            result[out, :, seed] = usual + (others[out] - centre) @ weights
     return result
 
 
