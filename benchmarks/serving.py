@@ -1,6 +1,6 @@
 """Does a real server hold its promise through a burst, and did the simulator predict it?
 
-    python benchmarks/serving.py [--policies price,clipper-ha] [--out DIR] [--json]
+    python benchmarks/serving.py [--policies price,clipper-ha] [--pairs 5] [--out DIR] [--json]
 
 For each policy a real server (`argus serve`, two workers) gets the same requests at the same
 moments: prompts of the workload generator, a trace whose height is `--peak` times what the server
@@ -13,6 +13,9 @@ quality is 1 + (s - s_exact) / mean(s_exact - s0). `simulated` is the same arriv
 cluster, with the measured profile and with what the predictor says of the same prompts for truth.
 Server and client compute on the same cores as the workers, which a profile does not know: the
 simulation's workers are at every moment as much slower as the server saw its own (`slowness`).
+
+With `--pairs`, `price` and `price-blind` get so many more bursts, both the same, each first in turn;
+told is the mean difference in the burst, with its 95 % interval by Student's t.
 """
 
 from __future__ import annotations
@@ -29,7 +32,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
 from typing import Annotated, Any
@@ -41,10 +44,12 @@ import pandas as pd
 import psutil
 import typer
 from matplotlib.figure import Figure
+from numpy.typing import NDArray
 from PIL import Image
 from rich.console import Console
 from rich.progress import track
 from rich.table import Table
+from scipy.stats import t
 
 from argus.control.policies import new_policy
 from argus.control.policy import Slo
@@ -75,6 +80,8 @@ EXCERPT = slice(130, 290)  # of the bursty trace, minutes: a burst with its flan
 OUTCOMES = {429: SHED, 504: DROPPED}
 GIVE_UP_S = 60.0
 WATCH_S = 1.0
+TWINS = ("price", "price-blind")
+PAIRED = ("effective_quality", "quality", "violation_ratio", "throughput_qpm")
 LOADS, LOAD_S = (0.4, 0.5, 0.6, 0.7), 15.0  # tried for what exact can carry
 
 
@@ -93,6 +100,7 @@ def main(
     window: Annotated[float, typer.Option(help="Seconds between plans.")] = 5.0,
     warm: Annotated[int, typer.Option(help="Prompts in the cache at the beginning.")] = 400,
     seed: Annotated[int, typer.Option(help="Of arrivals, prompts and pictures.")] = 0,
+    pairs: Annotated[int, typer.Option(help="Bursts for price and its blind twin in turn.")] = 0,
     figure: Annotated[Path | None, typer.Option(help="Where to draw what happened.")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="A JSON object as last line.")] = False,
 ) -> None:
@@ -101,8 +109,7 @@ def main(
     profile = measured_profile(family, out / f"profile-{workers}.json", workers)
     table = variant_table(family, [DeviceType.of(profile)])
     ideal = workers / float(table.cost_s(slo * table.slo_s)[EXACT].min())
-    earlier = [one.prompt for one in islice(workload(ideas_of(family), seed), warm)]
-    warmed = warmed_cache(family, out, earlier)
+    warmed = warmed_cache(family, out, earlier_of(family, seed, warm))
 
     def settings_of(name: str) -> Path:
         file = out / f"{name}.yaml"
@@ -111,35 +118,29 @@ def main(
 
     if capacity is None:
         capacity = carried(settings_of("clipper-ha"), warmed, out / "data-capacity", ideal, family)
-    shape = rates_of("bursty")[EXCERPT]
-    rates = 60 * peak * capacity * shape / shape.max()  # a minute, by trace minute
-    second = seconds / len(shape)  # what a minute of the trace becomes
-    arrived_s = arrivals(rates * second / 60, np.random.default_rng(seed)) * second / 60
-    prompts = [
-        one.prompt for one in islice(workload(ideas_of(family), seed), warm + len(arrived_s))
-    ]
-    asked = prompts[warm:]
-    high = (
-        shape[np.minimum(len(shape) - 1, (arrived_s // second).astype(int))] >= HIGH * shape.max()
-    )
-    high_s = float((shape >= HIGH * shape.max()).sum() * second)
+    load = load_of(family, seed, warm, peak * capacity, seconds)
     print(
-        f"{len(asked):,} requests in {seconds:g} s; exact pictures are carried at {capacity:.1f} a "
-        f"second, by profile at {ideal:.1f}; at the height come {peak * capacity:.1f}"
+        f"{len(load.asked):,} requests in {seconds:g} s; exact pictures are carried at "
+        f"{capacity:.1f} a second, by profile at {ideal:.1f}; at the height come "
+        f"{peak * capacity:.1f}"
     )
-    served = {}
-    for name in policies.split(","):
+
+    def served_by(name: str, load: Load, warmed: Path) -> Replayed:
         data = out / f"data-{name}"
-        served[name] = asyncio.run(replay(settings_of(name), warmed, data, arrived_s, asked))
-        print(f"{name:12}", served[name].summary, flush=True)
-    scores = Scores(family, asked)
+        done = asyncio.run(replay(settings_of(name), warmed, data, load.arrived_s, load.asked))
+        print(f"{name:12}", done.summary, flush=True)
+        return done
+
+    served = {name: served_by(name, load, warmed) for name in policies.split(",") if name}
+    scores = Scores(family, load.asked)
     made = {name: one.requests(table, scores) for name, one in served.items()}
-    world = world_of(family, table, earlier, asked, slo)
-    result, runs = {}, {}
+    world = world_of(family, table, load.earlier, load.asked, slo)
+    result: dict[str, Any] = {}
+    runs = {}
     for name, requests in made.items():
         simulated = simulation_of(world, name, workers, served[name], window)
-        all_requests = np.ones(len(asked), dtype=bool)
-        parts = {"": (all_requests, seconds), "high_load": (high, high_s)}
+        all_requests = np.ones(len(load.asked), dtype=bool)
+        parts = {"": (all_requests, seconds), "high_load": (load.high, load.high_s)}
         mine: dict[str, Any] = {"simulated": {}}
         for part, (chosen, spent_s) in parts.items():
             live = shown(figures(requests, chosen, spent_s / 60))
@@ -155,10 +156,77 @@ def main(
         result[name], runs[name] = mine, requests
     print_table(result)
     if figure is not None:
-        draw(runs, table, shape * peak / shape.max() * capacity, second, figure)
+        draw(runs, table, load.rates, load.second, figure)
         print(f"wrote {figure}")
+    found = []
+    for number in range(pairs):
+        at = load_of(family, seed + 1 + number, warm, peak * capacity, seconds)
+        cache, judge = warmed_cache(family, out, at.earlier), Scores(family, at.asked)
+        names = TWINS if number % 2 == 0 else TWINS[::-1]
+        both = {name: served_by(name, at, cache) for name in names}
+        found.append({name: in_burst(both[name], table, judge, at) for name in TWINS})
+    if pairs > 1:
+        result["paired"] = {" - ".join(TWINS): differences(found)}
+        print(result["paired"])
     if as_json:
         print(json.dumps(result))
+
+
+@dataclass(frozen=True)
+class Load:
+    """Requests for a server: the `earlier` prompts that its cache holds, the prompts that are
+    `asked` at `arrived_s`, and which of them come in the burst (`high`), which lasts `high_s`.
+    `rates` are those meant, a second, for every minute of the trace, which becomes `second`
+    seconds."""
+
+    earlier: list[str]
+    asked: list[str]
+    arrived_s: Numbers
+    rates: Numbers
+    second: float
+    high: NDArray[np.bool_]
+    high_s: float
+
+
+def load_of(family: Family, seed: int, warm: int, peak_rate: float, seconds: float) -> Load:
+    """The bursty trace in so many seconds, `peak_rate` a second high."""
+    shape = rates_of("bursty")[EXCERPT]
+    rates = peak_rate * shape / shape.max()
+    second = seconds / len(shape)
+    a_minute = arrivals(rates * second, np.random.default_rng(seed))
+    arrived_s = a_minute * second / 60
+    made = islice(workload(ideas_of(family), seed), warm + len(arrived_s))
+    prompts = [one.prompt for one in made]
+    high = shape >= HIGH * shape.max()
+    at = np.minimum(len(shape) - 1, (arrived_s // second).astype(int))
+    return Load(
+        prompts[:warm], prompts[warm:], arrived_s, rates, second, high[at], high.sum() * second
+    )
+
+
+def earlier_of(family: Family, seed: int, warm: int) -> list[str]:
+    """The prompts that the caches of `load_of` hold."""
+    return [one.prompt for one in islice(workload(ideas_of(family), seed), warm)]
+
+
+def in_burst(done: Replayed, table: VariantTable, scores: Scores, load: Load) -> dict[str, float]:
+    """What a server did in the burst, and how many requests it lost in all."""
+    told = shown(figures(done.requests(table, scores), load.high, load.high_s / 60))
+    return {name: told[name] for name in PAIRED} | {"lost": float(done.lost)}
+
+
+def differences(pairs: list[dict[str, dict[str, float]]]) -> dict[str, dict[str, float]]:
+    """Of every figure the mean difference of the twins over pairs, with its 95 % interval, and the
+    twins' own means."""
+    result = {}
+    for name in (*PAIRED, "lost"):
+        each = np.array([[one[twin][name] for twin in TWINS] for one in pairs])
+        apart = each[:, 0] - each[:, 1]
+        reach = t.ppf(0.975, len(pairs) - 1) * apart.std(ddof=1) / len(pairs) ** 0.5
+        mean = float(apart.mean())
+        own = dict(zip(TWINS, each.mean(axis=0).tolist(), strict=True))
+        result[name] = {"mean": mean, "low": mean - reach, "high": mean + reach, **own}
+    return result
 
 
 def measured_profile(family: Family, file: Path, workers: int) -> Profile:
