@@ -156,7 +156,7 @@ def _exact_scores(console: Console, rows: pd.DataFrame) -> dict[str, float]:
     asked = {prompt: read_prompt(prompt) for prompt in exact["prompt"].unique()}
     things = exact["prompt"].map(lambda p: sum(g.count for g in asked[p].groups))
     related = exact["prompt"].map(lambda p: asked[p].relation is not None)
-    result = {}
+    result: dict[str, float] = {}
     for name in ("right", "parts"):
         values = exact[name] if name in exact else exact["score"]
         result |= {
