@@ -14,7 +14,7 @@ cluster, with the measured profile and with what the predictor says of the same 
 Server and client compute on the same cores as the workers, which a profile does not know: the
 simulation's workers are at every moment as much slower as the server saw its own (`slowness`).
 
-With `--pairs`, `price` and `price-blind` get so many more bursts, the same ones, each first in turn;
+With `--pairs`, `price` and `price-blind` get so many more bursts, both the same, first in turn;
 told is the mean difference in the burst, with its 95 % interval by Student's t.
 """
 
