@@ -11,8 +11,6 @@ import pytest
 import torch
 import torch.nn.functional as F
 from diffusers import StableDiffusionPipeline
-from diffusers.models.unets.unet_2d_condition import UNet2DConditionOutput
-from torch import Tensor
 from typer.testing import CliRunner
 
 from argus.families.pictogram import BASE
@@ -31,7 +29,7 @@ from argus.families.pictogram.train.everything import app as everything
 from argus.families.pictogram.train.growing import grow, grow_text_encoder
 from argus.families.pictogram.train.halves import Halves
 from argus.families.pictogram.train.lessons import cells_of_things
-from argus.families.pictogram.train.losses import Chance, Denoising, Leaps, Teacher
+from argus.families.pictogram.train.losses import Chance, Denoising, Teacher
 from argus.families.pictogram.train.painter import Average
 from argus.families.pictogram.train.progress import Progress
 from argus.families.pictogram.train.reading import GROUPS, NOTHING, cells_of, facts_of
@@ -73,11 +71,11 @@ def test_training_leaves_a_pipeline_and_goes_on_where_it_stopped(work: Path) -> 
     assert not [path for path in configs if str(work) in path.read_text()]
 
 
-@pytest.mark.parametrize(("model", "steps"), [("small", 12), ("tiny", 12), ("turbo", 4)])
-def test_the_shipped_base_teaches_the_other_models(model: str, steps: int, tmp_path: Path) -> None:
+@pytest.mark.parametrize("model", ["small", "tiny"])
+def test_the_shipped_base_teaches_the_other_models(model: str, tmp_path: Path) -> None:
     train(tmp_path, "--model", model, "--steps", "1", "--closeups", "0", "--sheet-every", "0")
     pipeline = StableDiffusionPipeline.from_pretrained(tmp_path / "weights")
-    picture = pipeline("a red house", num_inference_steps=steps, guidance_scale=1.0)
+    picture = pipeline("a red house", num_inference_steps=4, guidance_scale=1.0)
     assert picture.images[0].size == (64, 64)
     configs = [path.read_text() for path in (tmp_path / "weights").rglob("*.json")]
     assert not [text for text in configs if str(BASE.parent) in text]
@@ -107,29 +105,6 @@ def test_going_on_keeps_to_the_noise_schedule_of_the_training(tmp_path: Path) ->
     assert not [text for text in configs if str(BASE.parent) in text]
 
 
-class Pointer(torch.nn.Module):
-    """A perfect model of a world with one picture: whatever it is shown, that is what it sees."""
-
-    def __init__(self, picture: Tensor) -> None:
-        super().__init__()
-        self._picture = picture
-
-    def forward(self, noisy: Tensor, times: Tensor, states: Tensor) -> UNet2DConditionOutput:
-        alpha = new_scheduler().alphas_cumprod[times][:, None, None, None]
-        velocity = (alpha.sqrt() * noisy - self._picture) / (1 - alpha).sqrt()
-        return UNet2DConditionOutput(sample=velocity)
-
-
-def test_a_leap_is_to_end_where_the_steps_of_the_teacher_do() -> None:
-    picture, nothing = torch.randn(LATENT_CHANNELS, 8, 8), torch.zeros(1, 40, 128)
-    teacher = Teacher(Pointer(picture), nothing, guidance=4.0)
-    loss = Leaps(new_scheduler().alphas_cumprod, teacher)
-    latents = torch.randn(500, LATENT_CHANNELS, 8, 8)
-    example = latents, torch.zeros(500, 8, 8), torch.zeros(500, 40, 128), Chance.like(latents)
-    assert loss(Pointer(picture), *example) < 1e-4
-    assert loss(Pointer(0.5 * picture), *example) > 1e-3
-
-
 def test_a_pupil_that_guesses_as_its_teacher_has_nothing_to_learn() -> None:
     teacher, pupil = new_unet("tiny"), new_unet("tiny")
     alphas, nothing = new_scheduler().alphas_cumprod, torch.randn(1, 40, 128)
@@ -145,15 +120,6 @@ def test_a_pupil_that_guesses_as_its_teacher_has_nothing_to_learn() -> None:
     pupil.load_state_dict(teacher.state_dict())
     assert loss(pupil, *example) < 1e-9
     assert Denoising(alphas, Teacher(teacher, nothing, guidance=2.5))(pupil, *example) > 0
-
-
-def test_turbo_begins_as_a_copy_of_base(tmp_path: Path) -> None:
-    train(tmp_path, "--model", "turbo", "--steps", "0", "--sheet-every", "0")
-    base, turbo = (
-        StableDiffusionPipeline.from_pretrained(folder).unet.state_dict()
-        for folder in (BASE, tmp_path / "weights")
-    )
-    assert all(torch.equal(base[name], value) for name, value in turbo.items())
 
 
 def test_latents_are_linear_in_the_picture_and_nearly_hold_it() -> None:

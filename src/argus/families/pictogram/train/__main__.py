@@ -27,7 +27,7 @@ from argus.families.pictogram.train.components import Components, find_component
 from argus.families.pictogram.train.drawing import training_scenes
 from argus.families.pictogram.train.growing import grow, grow_text_encoder
 from argus.families.pictogram.train.lessons import EASY_SHARE, Lessons, latents_of
-from argus.families.pictogram.train.losses import LEAPS, STRIDE, Denoising, Leaps, Loss, Teacher
+from argus.families.pictogram.train.losses import Denoising, Loss, Teacher
 from argus.families.pictogram.train.painter import Sheet, train_painter
 from argus.families.pictogram.train.reading import train_reader
 
@@ -38,10 +38,10 @@ class Model(StrEnum):
     base = "base"
     small = "small"
     tiny = "tiny"
-    turbo = "turbo"
 
 
-GUIDANCE = 2.5  # of a base that has not taken it over yet
+GUIDANCE = 2.0  # of a base that has not taken it over yet
+SHEET_STEPS = 8
 RATE, FINE_RATE = 8e-4, 2e-4  # the latter for what base's weights are only to be adapted to
 RATE_VAE, RATE_ON = 2e-3, 1e-3  # of a VAE from nothing, and from a shipped one
 TEXT_SHARE = 0.2  # of the UNet's rate at which the text encoder goes on learning
@@ -126,7 +126,7 @@ def main(
     rate = RATE if plain or model in (Model.small, Model.tiny) else FINE_RATE
     sheet = Sheet(
         every=sheet_every,
-        steps=LEAPS if model == Model.turbo else LEAPS * STRIDE,
+        steps=SHEET_STEPS,
         guidance=GUIDANCE if plain else 1.0,
     )
     share = TEXT_SHARE if plain else 0.0
@@ -186,12 +186,12 @@ def _grown(base: Path, work: Path, new_words: bool) -> StableDiffusionPipeline:
 
 
 def _taught(base: Path, model: Model, go_on: bool) -> StableDiffusionPipeline:
-    """A model that shares all but the UNet with its base; turbo begins as a copy of it."""
+    """A model that shares all but the UNet with its base."""
     pipeline = StableDiffusionPipeline.from_pretrained(base, use_safetensors=True)
     pipeline.scheduler = new_scheduler()
     if go_on:
         pipeline.unet = UNet2DConditionModel.from_pretrained(WEIGHTS / model / "unet")
-    elif model != Model.turbo:
+    else:
         pipeline.unet = new_unet(model)
     return pipeline
 
@@ -207,7 +207,7 @@ def _loss(base: Path, model: Model, pipeline: StableDiffusionPipeline, guidance:
         ids = token_ids(pipeline.tokenizer, [""]).to(device)
         nothing = pipeline.text_encoder(ids).last_hidden_state
     teacher = Teacher(unet, nothing, guidance)
-    return (Leaps if model == Model.turbo else Denoising)(alphas, teacher)
+    return Denoising(alphas, teacher)
 
 
 def _components(work: Path, base: Path, anew: bool) -> Components:

@@ -1,4 +1,4 @@
-"""What a UNet learns: noise to take away, a larger one's guess, or where its steps lead."""
+"""What a UNet learns: noise to take away, or a larger one's guess."""
 
 from __future__ import annotations
 
@@ -12,7 +12,6 @@ from torch import Tensor
 
 SNR_LIMIT = 6.0
 THING_WEIGHT, CLEAR_SNR = 3.0, 0.4
-LEAPS, STRIDE = 4, 3  # steps of turbo, and of its teacher for each
 
 
 @dataclass(frozen=True)
@@ -98,53 +97,6 @@ class Denoising:
         cells = torch.where(things & clear, THING_WEIGHT, 1.0)
         weights = (SNR_LIMIT * (1 - self.alphas[times])).clamp(max=1.0)
         return (weights * (cells * errors).sum((1, 2)) / cells.sum((1, 2))).mean()
-
-
-@dataclass(frozen=True)
-class Leaps:
-    """Progressive distillation (Salimans and Ho 2022, arXiv 2202.00512, algorithm 2): one DDIM step
-    of the UNet is to end where `STRIDE` of its guided teacher's end.
-
-    In one stage instead of halvings, and at the `LEAPS` timesteps alone that it will be used at.
-    The guidance becomes part of the UNet, which is then used without.
-    """
-
-    alphas: Tensor
-    teacher: Teacher
-
-    def __call__(
-        self,
-        unet: UNet2DConditionModel,
-        latents: Tensor,
-        things: Tensor,
-        states: Tensor,
-        chance: Chance,
-    ) -> Tensor:
-        ends = torch.linspace(len(self.alphas), 0, LEAPS * STRIDE + 1, device=latents.device)
-        ends = ends.round().long() - 1  # the last is -1: without noise
-        first = STRIDE * (chance.moment * LEAPS).long()
-        times = ends[first]
-        alpha, sigma = self._levels(times)
-        noisy = moved = _laid_out(alpha * latents + sigma * chance.noise)
-        for step in range(STRIDE):
-            now, following = ends[first + step], ends[first + step + 1]
-            velocity = self.teacher.velocity(moved, now, states)
-            (a, s), (a_next, s_next) = self._levels(now), self._levels(following)
-            moved = _laid_out(
-                a_next * (a * moved - s * velocity) + s_next * (s * moved + a * velocity)
-            )
-        # the velocity whose single step ends there: with x = αx₀ + σε and v = αε − σx₀, it moves
-        # by (α'α + σ'σ)·x + (σ'α − α'σ)·v
-        target = (moved - (a_next * alpha + s_next * sigma) * noisy) / (
-            s_next * alpha - a_next * sigma
-        )
-        guess = unet(noisy, times, states).sample.float()
-        return F.mse_loss(guess, target)
-
-    def _levels(self, times: Tensor) -> tuple[Tensor, Tensor]:
-        """The amplitudes (b, 1, 1, 1) of picture and noise at timesteps (b,)."""
-        alpha = torch.where(times < 0, 1.0, self.alphas[times.clamp(min=0)])[:, None, None, None]
-        return alpha.sqrt(), (1 - alpha).sqrt()
 
 
 def _laid_out(latents: Tensor) -> Tensor:
