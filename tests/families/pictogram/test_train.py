@@ -112,7 +112,7 @@ def test_a_pupil_that_guesses_as_its_teacher_has_nothing_to_learn() -> None:
     latents = torch.randn(4, LATENT_CHANNELS, 8, 8)
     example = (
         latents,
-        torch.zeros(4, 8, 8, dtype=torch.bool),
+        torch.ones(4, 8, 8),
         torch.randn(4, 40, 128),
         Chance.like(latents),
     )
@@ -185,7 +185,7 @@ def test_gradients_of_parts_are_those_of_the_whole() -> None:
     latents = torch.randn(4, LATENT_CHANNELS, 8, 8)
     inputs = (
         latents,
-        torch.ones(4, 8, 8, dtype=torch.bool),
+        torch.ones(4, 8, 8),
         torch.randn(4, 40, 128),
     )
     loss_of = Denoising(new_scheduler().alphas_cumprod)

@@ -21,11 +21,14 @@ from argus.families.pictogram.world import SIZE, Scene
 BATCH = 64
 UNCONDITIONAL = 0.1
 EASY_SHARE = 0.25
+THING_WEIGHT, DETAIL_WEIGHT = 3, 6  # of cells of things, and of those whose part has a colour
+DETAILED = 2  # times as often as others come scenes with such a part
 
 
 @dataclass(frozen=True)
 class Lesson:
-    """A batch: `latents` (b, c, h, w), the cells that `things` touch (b, h, w), and b prompts."""
+    """A batch: `latents` (b, c, h, w), the weights of cells by the `things` that touch them
+    (b, h, w), and b prompts."""
 
     latents: Tensor
     things: Tensor
@@ -48,10 +51,11 @@ class Lessons:
     ) -> None:
         self._easy_share = easy_share
         self._scenes, self._latents, self._closeup_share = scenes, latents, closeup_share
-        self._things = torch.stack([cells_of_things(scene) for scene in scenes]).to(latents.device)
+        self._things = torch.stack([weights_of(scene) for scene in scenes]).to(latents.device)
         self._closeups = find_closeups(scenes) if closeup_share else []
         numbers = range(len(scenes))
         self._easy_first = sorted(numbers, key=lambda i: (scenes[i].things, len(scenes[i].groups)))
+        self._often = [DETAILED if _detailed(scenes[i]) else 1 for i in self._easy_first]
 
     def batch(self, done: float, rng: random.Random) -> Lesson:
         """A batch for when a share `done` of the training is done: 64 pictures, or 128 close-ups,
@@ -64,7 +68,7 @@ class Lessons:
         else:
             done = (done - self._closeup_share) / (1 - self._closeup_share)
             pool = self._easy_first[: pool_size(done, len(self._scenes), self._easy_share)]
-            chosen = rng.choices(pool, k=BATCH)
+            chosen = rng.choices(pool, self._often[: len(pool)], k=BATCH)
             seen = [self._scenes[i] for i in chosen]
             latents, things = self._latents[chosen], self._things[chosen]
         prompts = ["" if rng.random() < UNCONDITIONAL else caption(scene, rng) for scene in seen]
@@ -130,6 +134,20 @@ def find_closeups(scenes: Sequence[Scene]) -> list[Closeup]:
                 if torch.equal(closeup.cut(cells), closeup.cut(cells_of_things(alone))):
                     found.append(closeup)
     return found
+
+
+def weights_of(scene: Scene) -> Tensor:
+    """The weight (8, 8), a small integer, of each latent cell where noise leaves no doubt of what is
+    where. Small parts in a colour of their own are what is learnt last."""
+    weights = torch.ones(LATENT_SIZE, LATENT_SIZE, dtype=torch.uint8)
+    for group in scene.groups:
+        weight = THING_WEIGHT if group.second is None else DETAIL_WEIGHT
+        weights[cells_of_things(replace(scene, groups=(group,)))] = weight
+    return weights
+
+
+def _detailed(scene: Scene) -> bool:
+    return any(group.second is not None for group in scene.groups)
 
 
 def cells_of_things(scene: Scene) -> Tensor:

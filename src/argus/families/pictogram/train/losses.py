@@ -11,7 +11,7 @@ from diffusers import UNet2DConditionModel
 from torch import Tensor
 
 SNR_LIMIT = 6.0
-THING_WEIGHT, CLEAR_SNR = 3.0, 0.4
+CLEAR_SNR = 0.4
 
 
 @dataclass(frozen=True)
@@ -31,7 +31,7 @@ class Chance:
         return [Chance(*both) for both in zip(noises, moments, strict=True)]
 
 
-# of a UNet, latents (b, c, h, w), the cells of things (b, h, w), the prompts' states (b, 40, w)
+# of a UNet, latents (b, c, h, w), the weights of cells (b, h, w), the prompts' states (b, 40, w)
 # and what is left to chance
 Loss = Callable[[UNet2DConditionModel, Tensor, Tensor, Tensor, Chance], Tensor]
 
@@ -63,8 +63,8 @@ class Denoising:
 
     The weight of the implied error of x0 is min(SNR + 1, limit). Min-SNR weights (Hang et al. 2023,
     arXiv 2303.09556), min(SNR, limit), all but ignore the noisiest steps, which is where latents
-    this small decide what stands where. Things count three times, but only where the noise leaves
-    no doubt of where they are: elsewhere it would teach that there are more of them.
+    this small decide what stands where. Things count more, but only where the noise leaves no doubt
+    of where they are: elsewhere it would teach that there are more of them.
 
     With a `teacher` the target is its guided guess instead of the noise that was added: what it has
     learnt, without the chance in every example (Kim et al. 2023, arXiv 2305.15798, section 3.2).
@@ -94,7 +94,7 @@ class Denoising:
         guess = unet(noisy, times, states).sample.float()
         errors = F.mse_loss(guess, velocity, reduction="none").mean(1)
         clear = (self.alphas[times] > CLEAR_SNR / (1 + CLEAR_SNR))[:, None, None]
-        cells = torch.where(things & clear, THING_WEIGHT, 1.0)
+        cells = torch.where(clear, things.float(), 1.0)
         weights = (SNR_LIMIT * (1 - self.alphas[times])).clamp(max=1.0)
         return (weights * (cells * errors).sum((1, 2)) / cells.sum((1, 2))).mean()
 
