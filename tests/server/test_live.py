@@ -49,7 +49,9 @@ def report(server: Running) -> dict[str, Any]:
 
 
 def now(server: Running) -> float:
-    """When the last sample was taken."""
+    """When a sample was taken that has all that happened so far."""
+    last = report(server)["history"]["at"][-1]
+    wait_until(lambda: report(server)["history"]["at"][-1] > last)
     return float(report(server)["history"]["at"][-1])
 
 
