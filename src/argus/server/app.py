@@ -337,7 +337,7 @@ def _live_routes(app: FastAPI, service: Service) -> None:
               responses={**refusals, 409: {"model": ErrorBody}})  # fmt: skip
     async def burst(body: BurstRequest) -> BurstReport:
         try:
-            return service.bursts.begin(body.rate, body.seconds)
+            return await service.bursts.begin(body.rate, body.seconds, body.ramp_s)
         except (BadRequest, ModelError) as error:
             raise invalid(str(error), None) from error
 

@@ -167,12 +167,13 @@ class Live:
 
     @property
     def exact_rate(self) -> float | None:
-        """Exact pictures a second that the workers could make, all holding the exact model; None
-        while that is not known."""
+        """Exact pictures a second that the workers could make, all holding the exact model, as fast
+        as they were when the server started and idled: so it is the same before, in and after a
+        burst. None while that is not known."""
         service, table = self._service, self._table
         if service.router is None or not service.model.profiled:
             return None
-        scale = service.fleet.scale
+        scale = service.fleet.idle_scale
         shortest_s = min(slo.deadline_s for slo in service.router.classes.slos(scale))
         costs_s, runs = table.cost_s(shortest_s)[EXACT], table.runs[EXACT]
         kinds = [one.kind for one in service.fleet.queues_present if one.alive]

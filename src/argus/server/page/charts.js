@@ -4,6 +4,7 @@ import { h, num } from "./dom.js";
 import uPlot from "./vendor/uPlot.js";
 
 const HEIGHT = 190;
+const ASINH = 4; // uPlot's number of that scale
 const FONT = "12px system-ui, sans-serif";
 const cursors = uPlot.sync("live");
 const clock = new Intl.DateTimeFormat([], { hour: "2-digit", minute: "2-digit", second: "2-digit", hourCycle: "h23" });
@@ -19,12 +20,13 @@ export function plain(value, step) {
 }
 
 // A chart. `title` and `unit` are its words, `format` writes a value and `tick(value, step)` one of
-// the y axis, `range` gives the limits of that axis for those of the data.
+// the y axis, `range` gives the limits of that axis for those of the data. A `note` explains them
+// below. A `curved` axis is linear up to about 1 and logarithmic beyond.
 //
 // `show(times, series, span, marks)` draws series of `{name, values, colour}`, null for no value:
 // with `stack` one upon the other in their order, else as lines, with `dash` dashed. `span` are the
 // first and last second of the x axis; `marks` are `bands` of [from, to] and `lines` of {at, text}.
-export function newChart({ title, unit, format, range, tick = plain }) {
+export function newChart({ title, unit, format, range, note, curved = false, tick = plain }) {
   const plot = h("div", { class: "plot", role: "img" });
   const legend = h("ul", { class: "keys" });
   const element = h(
@@ -33,6 +35,7 @@ export function newChart({ title, unit, format, range, tick = plain }) {
     h("figcaption", {}, h("h3", {}, title)),
     plot,
     legend,
+    note && h("details", { class: "note" }, h("summary", {}, "What is this?"), h("p", {}, note)),
   );
   let drawn = null; // the uPlot, made again when the series or the colours change
   let shape = "";
@@ -65,7 +68,7 @@ export function newChart({ title, unit, format, range, tick = plain }) {
         padding: [8, 26, 0, 0],
         legend: { show: false },
         cursor: { sync: { key: cursors.key, setSeries: false }, drag: { setScale: false, x: false, y: false }, y: false, points: { show: false } },
-        scales: { x: { time: true, range: () => now.span }, y: { range: (_, low, high) => range(low, high) } },
+        scales: { x: { time: true, range: () => now.span }, y: { ...(curved ? { distr: ASINH, asinh: 1 } : {}), range: (_, low, high) => range(low, high) } },
         axes: [
           { ...axis, space: 72, size: 30, values: (_, at) => at.map((one) => clock.format(1000 * one)) },
           { ...axis, space: 34, size: 50, label: unit, labelFont: FONT, labelSize: 18, labelGap: 0, values: (_, at, __, ___, step) => at.map((one) => tick(one, step)) },
