@@ -113,8 +113,14 @@ class Live:
             for sample in list(islice(reversed(self._samples), new))[::-1]:
                 yield LiveEvent(sample=sample, state=self.state())
 
-    def report(self) -> LiveReport:
-        """All that the page shows."""
+    async def json(self) -> str:
+        """All that the page shows, a `LiveReport`. Its history is put together in a thread: it
+        takes milliseconds, for which no request is to wait."""
+        report, samples = self._report(), list(self._samples)
+        return await asyncio.to_thread(_with_history, report, samples)
+
+    def _report(self) -> LiveReport:
+        """What the page shows, but for the history."""
         service, table = self._service, self._table
         family, router = service.family, service.router
         classes = [] if router is None else router.classes.all
@@ -141,10 +147,7 @@ class Live:
             latency_window_s=LATENCY_WINDOW_S,
             burst=service.bursts.defaults,
             state=self.state(),
-            history={
-                name: [getattr(sample, name) for sample in self._samples]
-                for name in Sample.model_fields
-            },
+            history={},
         )
 
     def state(self) -> LiveState:
@@ -297,6 +300,11 @@ class Live:
             self._busy_s[queue.number] = queue.busy_s
             spent_s = queue.busy_s - before.get(queue.number, queue.busy_s)
             self._busy[queue.number] = min(1.0, max(0.0, spent_s / seconds)) if seconds else 0.0
+
+
+def _with_history(report: LiveReport, samples: list[Sample]) -> str:
+    columns = {name: [getattr(one, name) for one in samples] for name in Sample.model_fields}
+    return report.model_copy(update={"history": columns}).model_dump_json()
 
 
 def _mean(values: Iterable[float]) -> float | None:

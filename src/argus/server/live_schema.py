@@ -14,7 +14,8 @@ class Sample(BaseModel):
     Counts are of pictures: those that requests `offered`, and those with each outcome; background
     jobs' are in neither. `variants` counts the finished ones, background jobs' included, in the
     order of `LiveReport.variants`. `predicted` is their mean predicted quality, `predictions` the
-    number of those that have one; `measured` the mean quality of the `measurements` that were made.
+    number of those that have one; `measured` the mean quality of the `measurements` that were made
+    of pictures whose variant no request pinned.
     `hits` and `misses` count those whose prompt was looked up in the cache, `similarity` is the
     mean of their neighbours'.
 

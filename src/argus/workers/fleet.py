@@ -40,7 +40,10 @@ WARM_UP = 1  # trials that are not counted: the first picture of a process takes
 MOST_TRIALS, TRIALS_S = 9, 5.0
 CALIBRATIONS = 3  # tries, where workers die in them
 STRAGGLE = 3.0  # times of the first measured worker, for which the others are waited for
-HELD_S, HELD_LOADS = 5.0, 2.0  # for which a pinned model stays after its last use: seconds, or loads
+HELD_S, HELD_LOADS = (
+    5.0,
+    2.0,
+)  # for which a pinned model stays after its last use: seconds, or loads
 PINNED_LOOK_S = 0.5  # between looks whether a worker can give up a pinned model for another one
 MOST_FAILURES = 3  # of workers at the same job, after which it fails
 DEADLY = 2  # deaths of workers at the same job, after which it runs alone
@@ -84,9 +87,10 @@ class Fleet:
     `models` (d, m) are what a worker of a type loads for each model of the variant table; workers
     begin with their type's home model. Workers may join (`add`) and leave (`retire`) at any time;
     those that left keep their numbers until another of their type takes it. `scale` is the workers'
-    time as a multiple of the table's (`calibrate` measures it), `idle_scale` the same as `calibrate`
-    found it, before there was any load. `on_change` is called when workers come or go. With `grows` workers join while it serves: one that is unusable says nothing of
-    those to come, and a model that one cannot load is kept from that one alone.
+    time as a multiple of the table's, `idle_scale` the same as `calibrate` found it, before there
+    was any load. `on_change` is called when workers come or go. With `grows` workers join while it
+    serves: one that is unusable says nothing of those to come, and a model that one cannot load is
+    kept from that one alone.
     """
 
     def __init__(

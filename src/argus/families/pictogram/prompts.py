@@ -79,8 +79,8 @@ _NOUNS = {
 
 _PLACES = (LEFT, RIGHT, ABOVE, BELOW, FRONT, BEHIND)
 _LINKS = (  # words between things, and such as ask for nothing
-    "an and are at between bottom has have in is it its left middle of on plus right side some that "
-    "the there top which with"
+    "an and are at between bottom has have in is it its left middle of on plus right side some "
+    "that the there top which with"
 )
 _KNOWN = {
     word
