@@ -94,16 +94,20 @@ def test_a_burst_is_stopped_and_one_beyond_the_limits_not_sent(argus: Running, p
 
 def test_the_policy_is_chosen_by_keyboard(argus: Running, page: Page) -> None:
     policy = page.get_by_label("Policy")
-    assert policy.input_value() == "price"
+    wait_until(lambda: policy.input_value() == "price")  # once the state is read
     assert page.locator("option[value=oracle]").is_disabled()
     assert page.get_by_role("button", name="Switch").is_disabled()
     policy.focus()
     page.keyboard.press("ArrowDown")
     assert policy.input_value() == "price-blind"
     assert argus.service.policy == "price"  # a choice is not in force until it is sent
+    asked: list[str] = []
+    page.on("request", lambda request: asked.append(request.url.removeprefix(argus.url)))
     page.keyboard.press("Tab")
     page.keyboard.press("Enter")
     wait_until(lambda: argus.service.policy == "price-blind")
+    page.locator("#facts", has_text="policy price-blind").wait_for()
+    assert "/v1/argus/served" not in asked  # which is read now and then
     argus.service.loop.call_soon_threadsafe(argus.service.switch, "price")  # by somebody else
     wait_until(lambda: policy.input_value() == "price")
 
