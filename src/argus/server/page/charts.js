@@ -71,7 +71,7 @@ export function newChart({ title, unit, format, range, note, curved = false, tic
         scales: { x: { time: true, range: () => now.span }, y: { ...(curved ? { distr: ASINH, asinh: 1 } : {}), range: (_, low, high) => range(low, high) } },
         axes: [
           { ...axis, space: 72, size: 30, values: (_, at) => at.map((one) => clock.format(1000 * one)) },
-          { ...axis, space: 34, size: 50, label: unit, labelFont: FONT, labelSize: 18, labelGap: 0, values: (_, at, __, ___, step) => at.map((one) => tick(one, step)) },
+          { ...axis, space: 34, size: 50, label: unit, labelFont: FONT, labelSize: 18, labelGap: 0, values: (_, at, __, ___, step) => at.map((one) => (one === null ? null : tick(one, step))) },
         ],
         series: [{}, ...areas, ...lines],
         hooks: { drawClear: [drawBands], draw: [drawMarks], setCursor: [say] },
