@@ -57,6 +57,7 @@ def page(argus: Running) -> Iterator[Page]:
 
 
 def test_a_burst_is_watched_from_its_first_request_to_its_last(argus: Running, page: Page) -> None:
+    page.locator(".burst", has_text="The rate rises over").wait_for()
     page.locator("#live-rate").fill("40")
     page.locator("#live-seconds").fill("3")
     page.get_by_role("button", name="Start burst").click()
@@ -126,6 +127,18 @@ def test_a_hidden_page_pauses_and_catches_up(argus: Running, page: Page) -> None
     with page.expect_request(f"**{EVENTS}"), page.expect_request(f"**{LIVE}"):
         page.evaluate(hide, False)
     page.locator(".keys", has_text="offered").wait_for()
+
+
+def test_small_and_large_prices_are_drawn_in_one_chart(page: Page) -> None:
+    page.evaluate("""async () => {
+      const { newChart } = await import("/ui/charts.js");
+      const range = (_, high) => [0, high];
+      const chart = newChart({ title: "Far", unit: "q", format: String, range, curved: true });
+      document.body.append(chart.element);
+      const prices = { name: "base", values: [0.02, 70], colour: "navy" };
+      chart.show([1, 2], [prices], [1, 2], { bands: [], lines: [] });
+    }""")
+    page.get_by_role("img", name="Far, q: base 70.").locator("canvas").wait_for()
 
 
 def test_nothing_is_wider_than_a_phone(page: Page) -> None:
