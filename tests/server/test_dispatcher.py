@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import threading
 import time
 from collections.abc import Coroutine, Iterator
 from concurrent.futures import Future
@@ -19,6 +20,7 @@ from argus.control.variants import EXACT
 from argus.core.errors import BadRequest, Expired, ModelError
 from argus.quality.drift import Drift
 from argus.quality.encoder import PromptEncoder
+from argus.server import scoring
 from argus.server.dispatcher import Dispatcher
 from argus.server.metrics import Metrics
 from argus.server.preparation import Preparation
@@ -237,6 +239,23 @@ def test_a_picture_that_cannot_be_judged_is_final(
     assert doubting.judged == []
 
 
+def test_a_scorer_that_hangs_keeps_no_picture(
+    counter: Counter, doubting: Doubting, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    over = threading.Event()
+
+    class Hanging:
+        def score(self, prompts: list[str], images: list[Any]) -> None:
+            over.wait(60)
+
+    monkeypatch.setattr(counter.service.scorer, "_scorer", Hanging())
+    monkeypatch.setattr(scoring, "LIMIT_S", 0.01)
+    (made,) = counter.serve(asked())
+    over.set()
+    assert made.variant == "quick"
+    assert doubting.judged == []
+
+
 class Stubborn(Base):
     """Routes to `quick` at the second time only, else exactly."""
 
@@ -315,6 +334,19 @@ def test_an_error_of_the_last_predictor_says_nothing_of_the_new_one(
     again = counter.serve(asked(pinned_variant="quick"))[0]
     assert counter.run(learning.measure(again)) is not None
     assert len(noted.noted) == 2
+
+
+def test_the_quality_of_a_pinned_picture_says_nothing_of_decisions(
+    server: Running, counter: Counter, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    learning = server.service.learning
+    before = learning.measurements
+    (pinned,) = counter.serve(asked(pinned_variant="quick"))
+    assert counter.run(learning.measure(pinned)) is not None
+    assert learning.measurements == before
+    pinned.request.pinned_variant = None
+    assert counter.run(learning.measure(pinned)) is not None
+    assert learning.measurements == before + 1
 
 
 # --- no room

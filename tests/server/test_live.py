@@ -7,6 +7,7 @@ import logging
 import signal
 import socket
 import threading
+from collections import Counter
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -20,6 +21,7 @@ from argus.config import Settings, SloClass
 from argus.control.policies import POLICIES
 from argus.server import keys, live, run
 from argus.server.app import new_app
+from argus.server.bursts import ramped
 from argus.server.keys import add_key
 from argus.server.live import BURST, EVENTS, LIVE, POLICY
 from argus.server.service import Service
@@ -49,7 +51,9 @@ def report(server: Running) -> dict[str, Any]:
 
 
 def now(server: Running) -> float:
-    """When the last sample was taken."""
+    """When a sample was taken that has all that happened so far."""
+    last = report(server)["history"]["at"][-1]
+    wait_until(lambda: report(server)["history"]["at"][-1] > last)
     return float(report(server)["history"]["at"][-1])
 
 
@@ -216,7 +220,7 @@ def test_a_family_that_was_not_measured_says_which_policies_it_cannot_have(serve
 
 def test_every_request_of_a_burst_is_accounted_for(argus: Running) -> None:
     begun, offered = now(argus), argus.service.dispatcher.offered
-    assert begin_burst(argus, rate=200.0, seconds=1.0)["running"]
+    assert begin_burst(argus, rate=200.0, seconds=1.0, ramp_s=0.0)["running"]
     again = argus.http.post(BURST, json={})
     assert (again.status_code, again.json()["error"]["code"]) == (409, "burst_runs")
     wait_until(lambda: not burst(argus)["running"])
@@ -254,10 +258,28 @@ def test_a_burst_without_a_rate_is_more_than_exact_pictures_allow(argus: Running
     wait_until(lambda: report(argus)["history"]["exact_rate"][-1] is not None)
     exact = report(argus)["history"]["exact_rate"][-1]
     assert exact > 0
-    assert usual > 2 * exact
-    assert begin_burst(argus)["rate"] == pytest.approx(usual, rel=0.5)
+    assert usual > 1.5 * exact
+    assert begin_burst(argus)["rate"] == usual
     wait_until(lambda: burst(argus)["sent"] > 0)
     assert_accounted_for(argus.http.delete(BURST).json())
+
+
+def test_a_burst_s_usual_rate_is_the_same_when_workers_are_slow_for_a_moment(
+    argus: Running, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    usual = report(argus)["burst"]["rate"]
+    for queue in argus.service.fleet.queues:
+        monkeypatch.setattr(queue, "slowness", 5 * queue.slowness)
+    assert report(argus)["burst"]["rate"] == usual
+
+
+def test_a_burst_rises_linearly_to_its_rate() -> None:
+    steady = [number / 100 for number in range(2000)]  # 100 a second
+    times = [ramped(at_s, 10.0) for at_s in steady]
+    per_second = Counter(int(at_s) for at_s in times)
+    assert [per_second[second] for second in (0, 1, 5, 9)] == pytest.approx([5, 15, 55, 95], abs=1)
+    assert [per_second[second] for second in (10, 11, 20)] == pytest.approx([100] * 3, abs=1)
+    assert [ramped(at_s, 0.0) for at_s in steady] == steady
 
 
 def test_a_server_that_others_reach_is_changed_with_keys_only(
@@ -278,6 +300,7 @@ def test_a_server_that_others_reach_is_changed_with_keys_only(
         ({"rate": 0}, "rate"),
         ({"rate": 1e6}, "at most 500 a second"),
         ({"seconds": 1e6}, "at most 600"),
+        ({"seconds": 5, "ramp_s": 6}, "no longer than the burst, 5 s"),
         ({"duration": 3}, "duration"),
     ],
 )

@@ -57,6 +57,7 @@ def page(argus: Running) -> Iterator[Page]:
 
 
 def test_a_burst_is_watched_from_its_first_request_to_its_last(argus: Running, page: Page) -> None:
+    page.locator(".burst", has_text="The rate rises over").wait_for()
     page.locator("#live-rate").fill("40")
     page.locator("#live-seconds").fill("3")
     page.get_by_role("button", name="Start burst").click()
@@ -94,16 +95,20 @@ def test_a_burst_is_stopped_and_one_beyond_the_limits_not_sent(argus: Running, p
 
 def test_the_policy_is_chosen_by_keyboard(argus: Running, page: Page) -> None:
     policy = page.get_by_label("Policy")
-    assert policy.input_value() == "price"
+    wait_until(lambda: policy.input_value() == "price")  # once the state is read
     assert page.locator("option[value=oracle]").is_disabled()
     assert page.get_by_role("button", name="Switch").is_disabled()
     policy.focus()
     page.keyboard.press("ArrowDown")
     assert policy.input_value() == "price-blind"
     assert argus.service.policy == "price"  # a choice is not in force until it is sent
+    asked: list[str] = []
+    page.on("request", lambda request: asked.append(request.url.removeprefix(argus.url)))
     page.keyboard.press("Tab")
     page.keyboard.press("Enter")
     wait_until(lambda: argus.service.policy == "price-blind")
+    page.locator("#facts", has_text="policy price-blind").wait_for()
+    assert "/v1/argus/served" not in asked  # which is read now and then
     argus.service.loop.call_soon_threadsafe(argus.service.switch, "price")  # by somebody else
     wait_until(lambda: policy.input_value() == "price")
 
@@ -122,6 +127,18 @@ def test_a_hidden_page_pauses_and_catches_up(argus: Running, page: Page) -> None
     with page.expect_request(f"**{EVENTS}"), page.expect_request(f"**{LIVE}"):
         page.evaluate(hide, False)
     page.locator(".keys", has_text="offered").wait_for()
+
+
+def test_small_and_large_prices_are_drawn_in_one_chart(page: Page) -> None:
+    page.evaluate("""async () => {
+      const { newChart } = await import("/ui/charts.js");
+      const range = (_, high) => [0, high];
+      const chart = newChart({ title: "Far", unit: "q", format: String, range, curved: true });
+      document.body.append(chart.element);
+      const prices = { name: "base", values: [0.02, 70], colour: "navy" };
+      chart.show([1, 2], [prices], [1, 2], { bands: [], lines: [] });
+    }""")
+    page.get_by_role("img", name="Far, q: base 70.").locator("canvas").wait_for()
 
 
 def test_nothing_is_wider_than_a_phone(page: Page) -> None:

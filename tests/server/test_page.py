@@ -8,13 +8,16 @@ import io
 import shutil
 import threading
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import pytest
 from PIL import Image
 
 from argus.config import Settings, SloClass
+from argus.quality.predictor import Prediction
 from argus.server import scoring
 from argus.server.keys import add_key
 from argus.server.page import FOLDER
@@ -147,6 +150,21 @@ def test_a_variant_that_could_not_serve_says_why(
     assert found[variant]["excluded"] == excluded
 
 
+def test_a_variant_below_the_floor_says_so(argus: Running, monkeypatch: pytest.MonkeyPatch) -> None:
+    predict = argus.service.predictions.predict
+
+    def worse(*known: Any) -> Prediction:
+        found = predict(*known)
+        assert found is not None
+        mean = np.where(np.array(VARIANTS) == "quick", -0.2, found.mean)
+        return replace(found, mean=mean)
+
+    monkeypatch.setattr(argus.service.predictions, "predict", worse)
+    made = account_of(argus, "a fish that quick spoils", argus={"explain": True, "cache": False})
+    found = {one["variant"]: one for one in made["candidates"]}
+    assert found["quick"]["excluded"] == "its predicted quality is below the SLO class's floor, 0"
+
+
 def test_a_pin_excludes_no_variant_and_weighs_none(argus: Running) -> None:
     made = account_of(argus, "a pinned fish", argus={"variant": "quick", "explain": True})
     found = {one["variant"]: one for one in made["candidates"]}
@@ -268,6 +286,45 @@ def test_a_person_makes_a_picture_and_sees_how_it_was_made(visit: Visit) -> None
         "the cache is not used"
     )
     assert page.locator(".sum").inner_text().startswith("exact: 1.000 quality − ")
+
+
+def test_an_example_is_written_into_the_prompt_and_not_painted(
+    visit: Visit, monkeypatch: pytest.MonkeyPatch, argus: Running
+) -> None:
+    family = replace(argus.service.family, examples=("an exemplary fish",))
+    monkeypatch.setattr(argus.service, "family", family)
+    page = visit.go()
+    page.get_by_role("button", name="an exemplary fish").click()
+    prompt = page.get_by_label("Prompt", exact=True)
+    assert prompt.input_value() == "an exemplary fish"
+    assert prompt.evaluate("one => one === document.activeElement")
+    assert not page.locator(".made").count()
+    page.keyboard.press("Enter")
+    page.locator(".title .variant").wait_for()
+
+
+def test_unfinished_pictures_are_shown_while_one_is_painted(visit: Visit) -> None:
+    page = visit.go()
+    page.evaluate("""() => {
+      window.previews = [];
+      new MutationObserver((changes) => {
+        for (const { target } of changes)
+          if (target.matches(".frame.waiting img")) window.previews.push(target.src);
+      }).observe(document.body, { attributes: true, attributeFilter: ["src"], subtree: true });
+    }""")
+    page.get_by_label("Variant", exact=True).select_option("exact")
+    visit.paint("a fish that appears")
+    previews = page.evaluate("window.previews")
+    assert previews and all(one.startswith("data:image/png;base64,") for one in previews)
+
+
+def test_the_page_says_which_words_the_family_does_not_know(
+    visit: Visit, argus: Running, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(argus.service.words, "unknown", lambda prompt: ["cat"])
+    page = visit.go()
+    visit.paint("a fish and a cat")
+    page.get_by_text("The model does not know “cat”").wait_for()
 
 
 def test_a_resumed_picture_shows_its_neighbour_and_stands_beside_the_exact_one(

@@ -11,6 +11,7 @@ import time
 from collections.abc import Awaitable, Callable
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -20,6 +21,7 @@ from argus.control.variants import DeviceType, variant_table
 from argus.core.job import Job
 from argus.core.profile import Profile
 from argus.families.catalog import read_family
+from argus.workers import fleet as fleets
 from argus.workers.fleet import MOST_YIELDING, Fleet, HandedBack, TooLate, Yielded
 from argus.workers.local import LocalWorker
 from argus.workers.worker import Finished, Model, WorkerError
@@ -115,6 +117,45 @@ def test_a_pinned_model_is_fetched_and_kept_against_the_plan(measured_family: Pa
         assert isinstance(await fleet.run(request(), JOB, number, 1), Finished)
         fleet.move([0, 0])
         assert sorted(fleet.targets) == [0, 1]
+
+    with_fleet(measured_family, use)
+
+
+def test_the_first_picture_of_a_process_does_not_count_for_its_speed(
+    measured_family: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    spent = [0.0]  # seconds of a clock that only pictures move
+
+    async def use(fleet: Fleet) -> None:
+        await fleet.retire(1).stop(grace_s=0.0)
+        seconds = iter([4.0, 1.0, 1.0])
+
+        async def run(job: Job) -> None:
+            spent[0] += next(seconds)
+
+        monkeypatch.setattr(fleet.workers[0], "run", run)
+        monkeypatch.setattr(fleets, "time", SimpleNamespace(monotonic=lambda: spent[0]))
+        await fleet.calibrate([(JOB, 6.0)] * 2)
+        step_s = fleet._table.batch_step_s(0, 0, 1)
+        assert fleet.scale == fleet.idle_scale == pytest.approx(1 / (6 * step_s))
+
+    with_fleet(measured_family, use)
+
+
+def test_a_pinned_model_is_given_back_when_nobody_asks_for_it(
+    measured_family: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(fleets, "HELD_S", 0.5)
+    monkeypatch.setattr(fleets, "HELD_LOADS", 0.0)
+
+    async def use(fleet: Fleet) -> None:
+        planned = fleet.planned
+        fleet.require(1)
+        waiting = asyncio.create_task(fleet.holding(1, 60.0))
+        assert isinstance(await fleet.run(request(), JOB, await waiting, 1), Finished)
+        assert fleet.planned == planned  # a pin is no plan
+        await until(lambda: fleet.targets == planned)
+        await until(lambda: fleet.cluster().models == planned)
 
     with_fleet(measured_family, use)
 

@@ -127,13 +127,15 @@ def _table(found: dict[str, Any], sent: int) -> Table:
         ("Latency P99 (s)", f"{found['latency_p99']:.4f}"),
     ]
     if "slo_attainment_rate" in found:
-        rows.append(("SLO Attainment Rate (all)", f"{found['slo_attainment_rate']:.2%}"))
+        rows.append(
+            ("On time by --slo (SLO Attainment Rate, all)", f"{found['slo_attainment_rate']:.2%}")
+        )
     if found["failures"]:
         rows.append(("Failures", _counts(found["failures"])))
     if "variants" in found:
         rows += [
             ("Variants", _counts(found["variants"])),
-            ("On time", str(found["on_time"])),
+            ("On time by the server's deadline", str(found["on_time"])),
             ("GPU-seconds", f"{found['gpu_seconds']:.2f}"),
             ("GPU-seconds saved", f"{found['saved_gpu_seconds']:.2f}"),
         ]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -11,6 +12,8 @@ from rich.markup import escape
 from argus.cli.consoles import err, out
 from argus.config import read_settings
 from argus.workers import forking
+
+log = logging.getLogger(__name__)
 
 EXIT_S = 3.0  # for Python to exit once the server has stopped
 
@@ -82,8 +85,11 @@ def serve(
     }
     settings, _ = read_settings(flags, config)
     forking.prepare(settings.device)
-    with err.status("Loading the prompt encoder …"):
-        from argus.server import run  # torch takes seconds to import
+    from argus.server.logs import set_up
+
+    set_up(settings.log_level, settings.log_format)
+    log.info("Starting: loading PyTorch and diffusers")
+    from argus.server import run  # takes seconds
 
     try:
         run.serve(settings)

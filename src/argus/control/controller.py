@@ -102,8 +102,8 @@ class Controller:
     ) -> Plan:
         """The policy's plan.
 
-        `models` (w,) are what the workers hold or load now, `alive` (w,) which of them are alive,
-        `usable` is the share of cached latents that come in time.
+        `models` (w,) are what the workers are to hold by the last plan, `alive` (w,) which of them
+        are alive, `usable` is the share of cached latents that come in time.
         """
         if self._slowness.outdated:
             self._slowness.planned()

@@ -40,7 +40,7 @@ class PlanningInput:
 
     `rate` is the forecast of requests a second. For recent prompts, `quality` (p, v) is predicted,
     `allowed` (p, v) says which variants can serve them and `slo` (p,) is their SLO class; p may be
-    0. `kinds` (w,) are the workers' types of device, `models` (w,) what they hold or load, `alive`
+    0. `kinds` (w,) are the workers' types of device, `models` (w,) what they are to hold, `alive`
     (w,) which of them are alive, `wait_s` (w,) the predicted wait of a request sent there now.
     `usable` is the share of cached latents that come in time, `exact_share` the mean share of an
     exact picture's work that these requests allow. `doubt` is the mean relative error of the

@@ -12,7 +12,7 @@ import math
 import random
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 
 class Ideas(Protocol):
@@ -28,6 +28,14 @@ class Ideas(Protocol):
 
     def words(self, rng: random.Random, idea: Any) -> str:
         """A prompt for the idea, one of several."""
+
+
+@runtime_checkable
+class Reader(Protocol):
+    """Ideas that also say which words of a prompt mean nothing to the family. Optional."""
+
+    def unknown_words(self, prompt: str) -> list[str]:
+        """The prompt's words that no picture of the family shows, each once."""
 
 
 @dataclass(frozen=True)

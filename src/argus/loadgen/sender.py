@@ -78,6 +78,11 @@ async def warm_up(target: Target, request: TraceRequest) -> Answered:
     """Send one request and wait. Raises ArgusError if it is not answered with a picture."""
     async with _client(target) as client:
         answer = await _answered(client, target, request)
+    if answer.status == 0:
+        raise ArgusError(
+            f"No server answers at {target.url} ({answer.error}): start one with argus serve, or "
+            "name another with --url."
+        )
     if not answer.ok:
         raise ArgusError(f"{target.url} makes no pictures: {answer.error}")
     return answer

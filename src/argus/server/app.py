@@ -307,8 +307,7 @@ def _live_routes(app: FastAPI, service: Service) -> None:
     @app.get(LIVE, summary="The server now, and in the last minutes", dependencies=only,
              response_model=LiveReport, responses=errors)  # fmt: skip
     async def live() -> Response:
-        content = service.live.report().model_dump_json()  # it is a checked one already
-        return Response(content, media_type="application/json")
+        return Response(await service.live.json(), media_type="application/json")
 
     @app.get(EVENTS, dependencies=only, include_in_schema=False)  # it does not end: no tool's call
     async def events() -> StreamingResponse:
@@ -337,7 +336,7 @@ def _live_routes(app: FastAPI, service: Service) -> None:
               responses={**refusals, 409: {"model": ErrorBody}})  # fmt: skip
     async def burst(body: BurstRequest) -> BurstReport:
         try:
-            return service.bursts.begin(body.rate, body.seconds)
+            return await service.bursts.begin(body.rate, body.seconds, body.ramp_s)
         except (BadRequest, ModelError) as error:
             raise invalid(str(error), None) from error
 

@@ -10,10 +10,11 @@ import time
 from collections import Counter
 from collections.abc import Iterator
 from http import HTTPStatus
+from math import sqrt
 from typing import TYPE_CHECKING
 
 from argus.lab.prompts import ideas_of
-from argus.lab.workload import workload
+from argus.lab.workload import Ideas, workload
 from argus.loadgen.sender import poisson_times
 from argus.server.asked import image_request
 from argus.server.dispatcher import outcome_of
@@ -27,14 +28,16 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-TIMES_EXACT = 2.5  # the usual rate, as a multiple of what the workers can make exactly
+TIMES_EXACT = 2.0  # the usual rate, as a multiple of what the workers can make exactly
 USUAL_S = 40.0
+RAMP_S, RAMP_SHARE = 10.0, 0.25  # the usual rise of the rate, at most that share of the burst
 MOST_RATE, MOST_S = 500.0, 600.0
 
 
 class Bursts:
     """Sends bursts, one at a time, the same way as clients' requests, at the times of a Poisson
-    process, whatever is answered. The pictures are discarded. For use from one asyncio loop."""
+    process, whatever is answered. Its rate rises linearly at first. The pictures are discarded. For
+    use from one asyncio loop."""
 
     def __init__(self, service: Service) -> None:
         self._service = service
@@ -48,6 +51,7 @@ class Bursts:
         return BurstDefaults(
             rate=self._usual_rate,
             seconds=USUAL_S,
+            ramp_s=_usual_ramp_s(USUAL_S),
             most_rate=MOST_RATE,
             most_seconds=MOST_S,
             problem=lacking if family.ideas is None else None,
@@ -71,30 +75,46 @@ class Bursts:
         """The last burst."""
         return None if self._last is None else self._last.report
 
-    def begin(self, rate: float | None, seconds: float | None) -> BurstReport:
+    async def begin(
+        self, rate: float | None, seconds: float | None, ramp_s: float | None
+    ) -> BurstReport:
         """Begin a burst. Raises ApiError while one runs, while the server starts or stops, and for
         what cannot be sent."""
         service = self._service
         rate, seconds = rate or self._usual_rate, seconds or USUAL_S
+        ramp_s = _usual_ramp_s(seconds) if ramp_s is None else ramp_s
         if rate > MOST_RATE:
             raise invalid(f"rate is {rate:g}; at most {MOST_RATE:g} a second are sent.", "rate")
         if seconds > MOST_S:
             raise invalid(f"seconds is {seconds:g}; at most {MOST_S:g} are possible.", "seconds")
+        if ramp_s > seconds:
+            raise invalid(
+                f"ramp_s is {ramp_s:g}; it can be no longer than the burst, {seconds:g} s.",
+                "ramp_s",
+            )
+        prompts = await self._workload()  # may raise: this family may have none
         if self.running:
             raise ApiError(
                 HTTPStatus.CONFLICT,
                 "A burst runs already: wait for its end, or end it by a DELETE.",
                 "burst_runs",
             )
-        ended = self._last is not None and self._last.failed  # its prompts end with an error
-        if self._prompts is None or ended:  # may raise: this family may have none
-            asked = workload(ideas_of(service.family), seed=random.getrandbits(32))
-            self._prompts = (one.prompt for one in asked)
         if service.router is None or service.leaving:
             raise service.unavailable()
-        self._last = _Burst(service, self._prompts, rate, seconds)
-        log.info("A burst begins: %g requests a second for %g s", rate, seconds)
+        self._prompts = prompts
+        self._last = _Burst(service, prompts, rate, seconds, ramp_s)
+        log.info(
+            "A burst begins: %g requests a second for %g s, after a rise of %g s",
+            rate, seconds, ramp_s,
+        )  # fmt: skip
         return self._last.report
+
+    async def _workload(self) -> Iterator[str]:
+        """The family's prompts: those that the last burst left, unless they ended with an error."""
+        failed = self._last is not None and self._last.failed
+        if self._prompts is not None and not failed:
+            return self._prompts
+        return await asyncio.to_thread(_prompts, ideas_of(self._service.family))
 
     async def stop(self) -> BurstReport | None:
         """End the burst that runs, if any, and those of its requests that are not answered yet.
@@ -110,14 +130,35 @@ class Bursts:
             self._last.cancel()
 
 
+def _usual_ramp_s(seconds: float) -> float:
+    return min(RAMP_S, RAMP_SHARE * seconds)
+
+
+def _prompts(ideas: Ideas) -> Iterator[str]:
+    """Prompts without an end. The first is made at once: what all share takes a second to draw."""
+    made = (one.prompt for one in workload(ideas, seed=random.getrandbits(32)))
+    return itertools.chain([next(made)], made)
+
+
+def ramped(at_s: float, ramp_s: float) -> float:
+    """When a request is sent whose time is `at_s` in a process of constant rate, if that rate is
+    reached linearly in `ramp_s` seconds, in which half as many are sent."""
+    return sqrt(2 * ramp_s * at_s) if at_s < ramp_s / 2 else at_s + ramp_s / 2
+
+
 class _Burst:
     """Requests that are being sent."""
 
     def __init__(
-        self, service: Service, prompts: Iterator[str], rate: float, seconds: float
+        self,
+        service: Service,
+        prompts: Iterator[str],
+        rate: float,
+        seconds: float,
+        ramp_s: float,
     ) -> None:
         self._service, self._prompts = service, prompts
-        self._rate, self._seconds = rate, seconds
+        self._rate, self._seconds, self._ramp_s = rate, seconds, ramp_s
         self._begun_s = time.monotonic()
         self._ended_s: float | None = None
         self._sent, self._outcomes = 0, Counter[str]()
@@ -134,6 +175,7 @@ class _Burst:
         return BurstReport(
             rate=self._rate,
             seconds=self._seconds,
+            ramp_s=self._ramp_s,
             elapsed_s=round(now - self._begun_s, 2),
             running=self.running,
             sent=self._sent,
@@ -147,7 +189,8 @@ class _Burst:
         await asyncio.wait((self._task,))
 
     async def _run(self) -> None:
-        times = poisson_times(self._rate, random.Random())
+        steady = poisson_times(self._rate, random.Random())
+        times = (ramped(at_s, self._ramp_s) for at_s in steady)
         try:
             async with asyncio.TaskGroup() as sent:
                 for at_s in itertools.takewhile(lambda at_s: at_s < self._seconds, times):

@@ -180,6 +180,7 @@ def report(service: Service, picture: Picture) -> PictureReport:
         neighbour=neighbour,
         similarity=None if similarity is None else round(similarity, 4),
         seed=job.seed,
+        unknown_words=service.words.unknown(request.prompt),
         prompt_truncated=request.embedding.truncated,
         negative_prompt_truncated=request.negative_truncated,
         timings_ms={stage: round(ms, 2) for stage, ms in picture.timings_ms.items()},

@@ -70,7 +70,8 @@ class Learning:
         self._waiting: deque[Picture] = deque(maxlen=MOST_WAITING)
         self._since_training = self._served = 0
         self._alarmed: set[str] = set()
-        self.measurements, self.measured = 0, 0.0  # their number, and the sum of their qualities
+        # of pictures whose variant was chosen: their number, and the sum of their qualities
+        self.measurements, self.measured = 0, 0.0
         self._training: asyncio.Task[None] | None = None
         self._trainer: asyncio.subprocess.Process | None = None
         self._url = catalogue_url(settings)
@@ -157,7 +158,8 @@ class Learning:
             time.time(),
         )
         await self._store(sample)
-        self._saw(sample, picture.request.predictor == self._predictions.number)
+        asked = picture.request
+        self._saw(sample, asked.predictor == self._predictions.number, asked.pinned)
         return sample
 
     async def _store(self, sample: Sample) -> None:
@@ -174,12 +176,13 @@ class Learning:
             self._samples = Samples(self._url)
         self._samples.add(sample)
 
-    def _saw(self, sample: Sample, current: bool) -> None:
-        """Test a new sample for drift; `current` says whether the predictor in force predicted
-        it."""
+    def _saw(self, sample: Sample, current: bool, pinned: bool) -> None:
+        """Test a new sample for drift; `current` says whether the predictor in force predicted it,
+        `pinned` whether the request named the variant, so that it says nothing of decisions."""
         self._since_training += 1
         self._metrics.measured.labels(sample.variant).observe(sample.quality)
-        self.measurements, self.measured = self.measurements + 1, self.measured + sample.quality
+        if not pinned:
+            self.measurements, self.measured = self.measurements + 1, self.measured + sample.quality
         if sample.predicted is not None:
             self._metrics.quality_error.observe(sample.quality - sample.predicted)
             if current:

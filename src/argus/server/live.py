@@ -113,8 +113,14 @@ class Live:
             for sample in list(islice(reversed(self._samples), new))[::-1]:
                 yield LiveEvent(sample=sample, state=self.state())
 
-    def report(self) -> LiveReport:
-        """All that the page shows."""
+    async def json(self) -> str:
+        """All that the page shows, a `LiveReport`. Its history is put together in a thread: it
+        takes milliseconds, for which no request is to wait."""
+        report, samples = self._report(), list(self._samples)
+        return await asyncio.to_thread(_with_history, report, samples)
+
+    def _report(self) -> LiveReport:
+        """What the page shows, but for the history."""
         service, table = self._service, self._table
         family, router = service.family, service.router
         classes = [] if router is None else router.classes.all
@@ -141,10 +147,7 @@ class Live:
             latency_window_s=LATENCY_WINDOW_S,
             burst=service.bursts.defaults,
             state=self.state(),
-            history={
-                name: [getattr(sample, name) for sample in self._samples]
-                for name in Sample.model_fields
-            },
+            history={},
         )
 
     def state(self) -> LiveState:
@@ -167,12 +170,13 @@ class Live:
 
     @property
     def exact_rate(self) -> float | None:
-        """Exact pictures a second that the workers could make, all holding the exact model; None
-        while that is not known."""
+        """Exact pictures a second that the workers could make, all holding the exact model, as fast
+        as they were when the server started and idled: so it is the same before, in and after a
+        burst. None while that is not known."""
         service, table = self._service, self._table
         if service.router is None or not service.model.profiled:
             return None
-        scale = service.fleet.scale
+        scale = service.fleet.idle_scale
         shortest_s = min(slo.deadline_s for slo in service.router.classes.slos(scale))
         costs_s, runs = table.cost_s(shortest_s)[EXACT], table.runs[EXACT]
         kinds = [one.kind for one in service.fleet.queues_present if one.alive]
@@ -296,6 +300,11 @@ class Live:
             self._busy_s[queue.number] = queue.busy_s
             spent_s = queue.busy_s - before.get(queue.number, queue.busy_s)
             self._busy[queue.number] = min(1.0, max(0.0, spent_s / seconds)) if seconds else 0.0
+
+
+def _with_history(report: LiveReport, samples: list[Sample]) -> str:
+    columns = {name: [getattr(one, name) for one in samples] for name in Sample.model_fields}
+    return report.model_copy(update={"history": columns}).model_dump_json()
 
 
 def _mean(values: Iterable[float]) -> float | None:

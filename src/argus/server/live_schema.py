@@ -14,7 +14,8 @@ class Sample(BaseModel):
     Counts are of pictures: those that requests `offered`, and those with each outcome; background
     jobs' are in neither. `variants` counts the finished ones, background jobs' included, in the
     order of `LiveReport.variants`. `predicted` is their mean predicted quality, `predictions` the
-    number of those that have one; `measured` the mean quality of the `measurements` that were made.
+    number of those that have one; `measured` the mean quality of the `measurements` that were made
+    of pictures whose variant no request pinned.
     `hits` and `misses` count those whose prompt was looked up in the cache, `similarity` is the
     mean of their neighbours'.
 
@@ -25,8 +26,8 @@ class Sample(BaseModel):
     what was answered in the last `latency_window_s` of the report. `busy` is the mean share of the
     time in which workers had pictures, `serving` the number of those that serve. `usable` is the
     share of cached latents that come in time. `policy` decided at the end, `burst` says whether one
-    was running, and `exact_rate` is the number of exact pictures that the workers could make in a
-    second, null without a profile.
+    was running, and `exact_rate` is the number of exact pictures that the workers that are alive
+    could make in a second, as fast as they were when the server started; null without a profile.
     """
 
     at: float
@@ -94,10 +95,11 @@ class CacheReport(BaseModel):
 
 class BurstReport(BaseModel):
     """A burst: `sent` pictures, and how many of those have each outcome by now. `running` until
-    all have one."""
+    all have one. `rate` is reached after `ramp_s`."""
 
     rate: float
     seconds: float
+    ramp_s: float
     elapsed_s: float
     running: bool
     sent: int
@@ -144,11 +146,12 @@ class SloReport(BaseModel):
 
 
 class BurstDefaults(BaseModel):
-    """The rate and seconds of a burst that does not say, the most that one may have, and why this
-    server has no prompts for one."""
+    """The rate, seconds and seconds of rise of a burst that does not say, the most that one may
+    have, and why this server has no prompts for one."""
 
     rate: float
     seconds: float
+    ramp_s: float
     most_rate: float
     most_seconds: float
     problem: str | None = None
@@ -195,3 +198,8 @@ class BurstRequest(BaseModel):
         None, gt=0, allow_inf_nan=False, description="Requests a second, on average."
     )
     seconds: float | None = Field(None, gt=0, allow_inf_nan=False)
+    ramp_s: float | None = Field(
+        None, ge=0, allow_inf_nan=False,
+        description="Seconds in which the rate rises linearly from 0 to `rate`; 0: at once. By "
+        "default a quarter of the burst, at most 10.",
+    )  # fmt: skip

@@ -102,7 +102,7 @@ class Planning:
         begun = time.perf_counter()
         plan = self.controller.plan(
             fleet.cluster(),
-            self._grown(fleet.targets),
+            self._grown(fleet.planned),
             [queue.alive for queue in fleet.queues],
             self._usable(),
         )

@@ -33,6 +33,7 @@ log = logging.getLogger(__name__)
 
 UNGOVERNED_S = 300.0  # `timeout_s` of requests that the policy does not decide, unless it is set
 FUTURE = ("oracle",)  # policies that know the future
+LATE = "it would be late"
 MEASURELESS = ("nirvana", "clipper-ha")  # policies that use no costs
 
 
@@ -250,6 +251,10 @@ class Router:
                 risk = request.quality[v] - paid - worth
             elif v != decision.variant:
                 excluded = self._excluded(request, v, low[v], cluster)
+                if excluded is None and options:  # the others were weighed, and this one was not
+                    floor = request.slo_class.floor
+                    unfit = f"its predicted quality is below the SLO class's floor, {floor:g}"
+                    excluded = unfit if request.quality[v] < floor else LATE
             found.append(
                 Candidate(
                     variant=name,
@@ -280,14 +285,15 @@ class Router:
         if self._models[v] not in cluster.models:
             return "no worker holds its model now"
         if not request.pinned and not self._in_time(request, v, cluster):
-            return "it would be late"
+            return LATE
         return "a cheaper one is good enough" if request.cheapest else None
 
     async def replacement(
         self, request: ImageRequest, decision: Decision, image: Image.Image
     ) -> str | None:
         """The variant that replaces a picture which the policy rejects; None if it accepts the
-        picture, the picture cannot be scored, or the policy reviews no pictures.
+        picture, the picture cannot be scored, not before the request's limit, or the policy reviews
+        no pictures.
 
         Raises WorkerError where the family has no scorer or no predictor.
         """
@@ -297,8 +303,12 @@ class Router:
         if self._scorer is None or predictor is None:
             raise WorkerError("This policy judges pictures: it needs a scorer and a predictor.")
         try:
-            (score,) = await self._scorer.scores(request.prompt, [image])
+            left_s = request.limit_s - time.monotonic()
+            (score,) = await self._scorer.scores(request.prompt, [image], left_s)
             judged = predictor.quality_of(score)
+        except TimeoutError:
+            log.warning("The scorer did not answer in time: a picture is sent without a judgement")
+            return None
         except Exception as error:  # its message may quote the prompt
             if not isinstance(error, BadRequest):
                 log.warning("Pictures cannot be judged (%s)", type(error).__name__)

@@ -21,7 +21,7 @@ from argus.config import Settings
 from argus.server.app import new_app
 from argus.server.live import EVENTS
 from argus.server.lock import DataLock
-from argus.server.logs import log_unhandled, set_up
+from argus.server.logs import log_unhandled
 from argus.server.service import STOP_S, Service
 
 log = logging.getLogger(__name__)
@@ -166,7 +166,6 @@ def serve(settings: Settings) -> None:
     model does not fit, InUse when another server uses the data folder.
     """
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))  # until the server handles it
-    set_up(settings.log_level, settings.log_format)
     torch.set_num_threads(1)  # the prompt encoder is small; the workers need the cores
     lock = DataLock(settings.data)
     service = Service(settings)
@@ -176,7 +175,7 @@ def serve(settings: Settings) -> None:
         port=settings.port,
         timeout_keep_alive=KEEP_ALIVE_S,
         timeout_graceful_shutdown=LAST_ANSWERS_S,
-        log_config=None,  # `set_up` has configured the log
+        log_config=None,  # `argus serve` has configured the log
         access_log=settings.log_level == "debug",
     )
     server = Server(config, service)

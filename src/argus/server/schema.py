@@ -139,8 +139,9 @@ class Candidate(BaseModel):
 
 class PictureReport(BaseModel):
     """How a picture was made. `steps_limit` is the most that the request allowed, where that limits
-    the exact variant; `painted_at` the size from which the picture was resized. `timings_ms` has
-    queue, encode, retrieve, denoise and decode.
+    the exact variant; `painted_at` the size from which the picture was resized. `unknown_words` are
+    those of the prompt that mean nothing to the family, so that no variant paints them; absent if
+    it cannot tell. `timings_ms` has queue, encode, retrieve, denoise and decode.
 
     `predicted_quality` is relative to the exact picture's 1, within the limit of steps, and
     `quality_bound` a lower bound of what such prompts get on average: of ten groups of prompts with
@@ -169,6 +170,7 @@ class PictureReport(BaseModel):
     neighbour: NeighbourReport | None = None
     similarity: float | None = None
     seed: int
+    unknown_words: list[str] | None = None
     prompt_truncated: bool
     negative_prompt_truncated: bool
     timings_ms: dict[str, float]

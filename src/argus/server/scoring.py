@@ -16,6 +16,7 @@ from argus.server.model import ServedFamily
 log = logging.getLogger(__name__)
 
 ASKED_LIMIT_S = 10.0
+LIMIT_S = 30.0  # for the server's own: its first call may load the scorer
 MOST_ASKED = 16  # pictures at a time that clients ask to be scored
 
 if TYPE_CHECKING:
@@ -38,10 +39,13 @@ class ScoringThread:
     def able(self) -> bool:
         return self._spec is not None
 
-    async def scores(self, prompt: str, images: list[Image.Image]) -> list[float]:
-        """The score of each image for the prompt. Raises ModelError if the scorer cannot be
-        loaded."""
-        return await self._run(self._thread, prompt, images)
+    async def scores(
+        self, prompt: str, images: list[Image.Image], limit_s: float = LIMIT_S
+    ) -> list[float]:
+        """The score of each image for the prompt. Raises ModelError if the scorer cannot be loaded,
+        TimeoutError if it does not answer within `limit_s`, at most `LIMIT_S`."""
+        async with asyncio.timeout(min(limit_s, LIMIT_S)):
+            return await self._run(self._thread, prompt, images)
 
     async def _run(
         self, thread: ThreadPoolExecutor, prompt: str, images: list[Image.Image]

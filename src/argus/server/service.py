@@ -49,6 +49,7 @@ from argus.server.storage import catalogue_url, open_cache, open_pictures
 from argus.server.threads import loaded
 from argus.server.tracing import Tracing
 from argus.server.usage import Usage
+from argus.server.words import Words
 from argus.workers.fleet import Fleet
 from argus.workers.local import LocalWorker
 from argus.workers.upstream import UpstreamWorker
@@ -111,6 +112,7 @@ class Service:
         folder = settings.data / "pictures"
         self.pictures = Pictures(open_pictures(folder, settings.url_ttl_s), self.health)
         self.scorer = ScoringThread(model)
+        self.words = Words(model.family)
         self.learning = Learning(
             settings, model, self.fleet, self.predictions, self.scorer, self.metrics, self.health
         )

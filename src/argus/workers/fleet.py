@@ -7,6 +7,7 @@ import logging
 import math
 import statistics
 import time
+from collections import Counter
 from collections.abc import Callable, Collection, Sequence
 from contextlib import suppress
 from contextvars import Context, copy_context
@@ -35,10 +36,14 @@ log = logging.getLogger(__name__)
 
 HANDOVER_STEPS = 2.0  # steps: decoding, and the time of a message
 BATCH_HANDOVER_STEPS = 1.0  # where batches do not mix: one's last step, the next one's first
-MOST_TRIALS, TRIALS_S = 7, 3.0
+WARM_UP = 1  # trials that are not counted: the first picture of a process takes longer
+MOST_TRIALS, TRIALS_S = 9, 5.0
 CALIBRATIONS = 3  # tries, where workers die in them
 STRAGGLE = 3.0  # times of the first measured worker, for which the others are waited for
-HELD_S = 60.0  # for which a pinned model stays loaded
+HELD_S, HELD_LOADS = (
+    5.0,
+    2.0,
+)  # for which a pinned model stays after its last use: seconds, or loads
 PINNED_LOOK_S = 0.5  # between looks whether a worker can give up a pinned model for another one
 MOST_FAILURES = 3  # of workers at the same job, after which it fails
 DEADLY = 2  # deaths of workers at the same job, after which it runs alone
@@ -82,9 +87,10 @@ class Fleet:
     `models` (d, m) are what a worker of a type loads for each model of the variant table; workers
     begin with their type's home model. Workers may join (`add`) and leave (`retire`) at any time;
     those that left keep their numbers until another of their type takes it. `scale` is the workers'
-    time as a multiple of the table's (`calibrate` measures it). `on_change` is called when workers
-    come or go. With `grows` workers join while it serves: one that is unusable says nothing of
-    those to come, and a model that one cannot load is kept from that one alone.
+    time as a multiple of the table's, `idle_scale` the same as `calibrate` found it, before there
+    was any load. `on_change` is called when workers come or go. With `grows` workers join while it
+    serves: one that is unusable says nothing of those to come, and a model that one cannot load is
+    kept from that one alone.
     """
 
     def __init__(
@@ -105,12 +111,16 @@ class Fleet:
         self._gone: set[int] = set()  # numbers of workers that left
         self._runs: dict[Request, _Run] = {}  # of queued and running requests
         self._tasks: dict[Request, asyncio.Task[None]] = {}  # of running ones
-        self._pinned: dict[int, float] = {}
+        self._planned: list[int] = []  # the models of the last plan, without pinned ones
+        self._pinned: dict[int, float] = {}  # until when each stays
+        self._awaited = Counter[int]()  # requests that wait for a worker with a model
+        self._giving_back: asyncio.TimerHandle | None = None
         self._loaded_at: dict[int, float] = {}
         self._broken: dict[tuple[int, int], Exception] = {}  # by `_site` and model
         self._reserved: dict[Request, WorkerQueue[Request]] = {}
         self._timers: dict[int, asyncio.TimerHandle] = {}
         self._changed = asyncio.Event()
+        self.idle_scale = 1.0
         self.loads = 0
         for worker in workers:
             self.add(worker)
@@ -139,9 +149,11 @@ class Fleet:
         if number in self._gone:
             self._gone.discard(number)
             self.workers[number], self.queues[number] = worker, queue
+            self._planned[number] = queue.target
         else:
             self.workers.append(worker)
             self.queues.append(queue)
+            self._planned.append(queue.target)
         if worker.opaque:
             sizes = range(1, self._batch_limit(kind, queue.model) + 1)
             known = [self._table.batch_step_s(kind, queue.model, size) for size in sizes]
@@ -194,6 +206,11 @@ class Fleet:
     def targets(self) -> list[int]:
         """The model that every worker holds, loads or is to load."""
         return [queue.target for queue in self.queues]
+
+    @property
+    def planned(self) -> list[int]:
+        """The model that every worker is to hold by the last plan, pins aside."""
+        return list(self._planned)
 
     @property
     def ready(self) -> bool:
@@ -307,7 +324,7 @@ class Fleet:
                 await worker.run(job)
                 if worker.restarts == restarts:  # else it includes the start of a process
                     seconds.append(time.monotonic() - begun)
-            took = statistics.median(seconds)
+            took = statistics.median(seconds[WARM_UP:] or seconds)
             step_s = self._table.batch_step_s(queue.kind, queue.model, 1)
             queue.set_slowness(took / (work_steps * step_s))
             able = self._table.runs[EXACT, queue.kind]
@@ -325,6 +342,7 @@ class Fleet:
                 for queue in self.queues:
                     if not queue.known:
                         queue.slowness = self.scale
+                self.idle_scale = self.scale
                 return min(*times, self.scale * self._table.slo_s)  # other types may be faster
         raise WorkerError(f"No worker makes a picture: {problem}")
 
@@ -477,8 +495,8 @@ class Fleet:
 
     def move(self, targets: Sequence[int]) -> None:
         """Have the workers hold the models `targets` (w,). A worker that is to hold another one
-        finishes its running requests, hands back its queued ones, and loads. Recently pinned models
-        stay with one worker."""
+        finishes its running requests, hands back its queued ones, and loads. Pinned models stay
+        with one worker until nobody has asked for them for a while."""
         sound = [
             model if self._can_hold(queue, model) else queue.target
             for queue, model in zip(self.queues, targets, strict=True)
@@ -487,6 +505,7 @@ class Fleet:
             model if self._can_hold(queue, model) else self._table.home(queue.kind)
             for queue, model in zip(self.queues, sound, strict=True)
         ]
+        self._planned = list(sound)
         for queue, target in zip(self.queues, self._with_pinned(sound), strict=True):
             queue.target = target
         for queue in self.queues:
@@ -495,8 +514,9 @@ class Fleet:
             self._drain(queue)
 
     def require(self, model: int) -> None:
-        """Have one worker hold a model for `HELD_S` seconds, because a request pins it. Where all
-        workers hold pinned ones, one that is idle gives its own up.
+        """Have one worker hold a model, because a request pins it, until nobody has waited for it
+        for a while (`_held_s`); then the worker goes back to what the plan wants. Where all workers
+        hold pinned ones, one that is idle gives its own up.
 
         Raises WorkerError for a model that could not be loaded.
         """
@@ -507,10 +527,34 @@ class Fleet:
         ]  # fmt: skip
         if able and len(broken) == len(able):
             raise WorkerError(f"{self._table.models[model]} cannot work: {broken[0]}")
-        known = self._pinned.get(model, 0.0) > time.monotonic()
-        self._pinned[model] = time.monotonic() + HELD_S
+        known = model in self._pinned
+        self._hold(model)
         if not known or model not in self.wanted:
-            self.move(self.targets)
+            self.move(self._planned)
+
+    def _hold(self, model: int, wait_s: float = 0.0) -> None:
+        """Keep a pinned model for a while after `wait_s`."""
+        self._pinned[model] = time.monotonic() + wait_s + self._held_s(model)
+        if self._giving_back is None:
+            self._give_back_at(self._pinned[model])
+
+    def _held_s(self, model: int) -> float:
+        """Seconds that a pinned model stays after its last use: a long load is to pay."""
+        return max(HELD_S, HELD_LOADS * float(self._table.load_s[:, model].min()) * self.scale)
+
+    def _give_back_at(self, at: float) -> None:
+        loop = asyncio.get_running_loop()
+        self._giving_back = loop.call_later(max(0.0, at - time.monotonic()), self._give_back)
+
+    def _give_back(self) -> None:
+        """Have the workers hold what the plan wants again, where nobody asks for pinned models."""
+        self._giving_back = None
+        for model in self._pinned:
+            if self._awaited[model]:
+                self._hold(model)
+        self.move(self._planned)
+        if self._pinned and self._giving_back is None:
+            self._give_back_at(min(self._pinned.values()))
 
     async def holding(
         self,
@@ -525,6 +569,20 @@ class Fleet:
         Those that `insist` require a model again that was given up for another one. Raises
         WorkerError if there is none within `limit_s` seconds.
         """
+        if model is None:
+            return await self._holding(None, limit_s, rather_not, insist)
+        self._awaited[model] += 1
+        try:
+            worker = await self._holding(model, limit_s, rather_not, insist)
+        finally:
+            self._awaited[model] -= 1
+        if model in self._pinned:
+            self._hold(model, self._wait_s(self.queues[worker], time.monotonic()))
+        return worker
+
+    async def _holding(
+        self, model: int | None, limit_s: float, rather_not: Collection[int], insist: bool
+    ) -> int:
         deadline = time.monotonic() + limit_s
         while True:
             cluster = self.cluster()
@@ -551,7 +609,11 @@ class Fleet:
 
     def _with_pinned(self, targets: list[int]) -> list[int]:
         now, given_up = time.monotonic(), set[int]()
-        self._pinned = {model: until for model, until in self._pinned.items() if until > now}
+        self._pinned = {
+            model: until
+            for model, until in self._pinned.items()
+            if until > now or self._awaited[model]
+        }
         for model in self._pinned:
             holders = [
                 queue.number for queue in self.queues_present
@@ -564,7 +626,8 @@ class Fleet:
             spare = [n for n in holders if targets[n] not in self._pinned or counts[n] > 1]
             idle = [n for n in holders if self._is_idle(n) and self.queues[n].target == targets[n]]
             if spare:
-                targets[max(spare, key=lambda n: counts[n])] = model
+                there = [n for n in spare if self.queues[n].target == model]
+                targets[max(there or spare, key=lambda n: counts[n])] = model
             elif idle:  # more models are pinned than there are workers: first what is not exact
                 number = min(idle, key=lambda n: (targets[n] == 0, self._pinned[targets[n]]))
                 given_up.add(targets[number])
@@ -646,7 +709,7 @@ class Fleet:
             self._pinned.pop(queue.model, None)
             self._leave(queue)
             queue.model = home
-            self.move(self.targets)
+            self.move(self._planned)
             worker.restart(replace(self._models[queue.kind][home], device=worker.model.device))
             self._on_change()
         elif worker.state is State.READY:
@@ -703,6 +766,8 @@ class Fleet:
         self._changed = asyncio.Event()
 
     async def stop(self, grace_s: float) -> None:
+        if self._giving_back is not None:
+            self._giving_back.cancel()
         for timer in self._timers.values():
             timer.cancel()
         await asyncio.gather(*(worker.stop(grace_s) for worker in self.present))

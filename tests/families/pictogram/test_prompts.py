@@ -4,8 +4,9 @@ import random
 
 import pytest
 
+from argus.families.catalog import find_family
 from argus.families.pictogram.captions import caption
-from argus.families.pictogram.prompts import AskedGroup, AskedScene, read_prompt
+from argus.families.pictogram.prompts import AskedGroup, AskedScene, read_prompt, unknown_words
 from argus.families.pictogram.scene.detector import Sight, Thing
 from argus.families.pictogram.scene.scorer import atoms_of, right
 from argus.families.pictogram.world import Scene, sample_scene
@@ -102,3 +103,23 @@ def test_a_scene_as_asked_for_is_right() -> None:
 )  # fmt: skip
 def test_a_prompt_is_read(prompt: str, expected: AskedScene) -> None:
     assert read_prompt(prompt) == expected
+
+
+@pytest.mark.parametrize(
+    ("prompt", "words"),
+    [
+        ("A green cat, at night", ["cat"]),
+        ("six dogs and a dog’s house", ["six", "dogs", "dog’s"]),
+        ("ein grüner Fisch", ["ein", "grüner", "fisch"]),
+        ("a house that is red, and some trees beneath it", []),
+    ],
+)
+def test_words_that_no_caption_has_are_unknown(prompt: str, words: list[str]) -> None:
+    assert unknown_words(prompt) == words
+
+
+def test_captions_and_examples_are_known_but_for_the_strange_word_of_some() -> None:
+    rng = random.Random(4)
+    captions = [caption(sample_scene(rng), rng) for _ in range(300)]
+    assert max(len(unknown_words(text)) for text in captions) == 1
+    assert not [text for text in find_family("pictogram").examples if unknown_words(text)]

@@ -6,6 +6,7 @@ import random
 from dataclasses import replace
 
 from argus.families.pictogram.captions import caption
+from argus.families.pictogram.prompts import unknown_words
 from argus.families.pictogram.world import (
     BACKGROUNDS,
     COLOURS,
@@ -45,6 +46,9 @@ class SceneIdeas:
 
     def words(self, rng: random.Random, idea: Scene) -> str:
         return caption(idea, rng)
+
+    def unknown_words(self, prompt: str) -> list[str]:
+        return unknown_words(prompt)
 
 
 def changed(rng: random.Random, scene: Scene, change: str) -> Scene:

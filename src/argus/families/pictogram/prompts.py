@@ -15,11 +15,13 @@ from argus.families.pictogram.captions import (
     BEHIND,
     BELOW,
     COLOUR_WORDS,
+    ENDINGS,
     FILL_WORDS,
     FRONT,
     KIND_WORDS,
     LEFT,
     NUMBER_WORDS,
+    OPENINGS,
     PART_WORDS,
     RIGHT,
     SIZE_WORDS,
@@ -70,6 +72,13 @@ def read_prompt(prompt: str) -> AskedScene:
     return _relate(groups, between, background)
 
 
+def unknown_words(prompt: str) -> list[str]:
+    """The words of a prompt, in lower case and each once, that no caption has: nothing of what they
+    mean is painted."""
+    words = re.findall(r"\w+(?:['’]\w+)*", prompt.lower())
+    return [word for word in dict.fromkeys(words) if word not in _KNOWN]
+
+
 def _alternatives(phrases: dict[str, tuple[str, ...]]) -> dict[str, str]:
     return {phrase: meaning for meaning, words in phrases.items() for phrase in words}
 
@@ -91,6 +100,19 @@ _PARTS = {
     for both in forms
     for word in both
 } | {"center": {"centre"}, "centers": {"centre"}}
+
+
+_PLACES = (LEFT, RIGHT, ABOVE, BELOW, FRONT, BEHIND)
+_LINKS = (  # words between things, and such as ask for nothing
+    "an and are at between bottom has have in is it its left middle of on plus right side some "
+    "that the there top which with"
+)
+_KNOWN = {
+    word
+    for phrases in (_BACKGROUNDS, _COLOURS, _FILLS, _SIZES, _NUMBERS, _NOUNS, _PARTS, *_PLACES)
+    for phrase in phrases
+    for word in phrase.split()
+} | set(re.findall(r"\w+", " ".join((*OPENINGS, *ENDINGS, _LINKS))))
 
 
 def _read_background(text: str) -> tuple[str | None, str]:

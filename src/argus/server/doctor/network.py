@@ -38,7 +38,7 @@ def port(settings: Settings, _: Family | None) -> Iterator[Finding]:
             says = f"{host}:{number} is taken{who} ({error.strerror})"
         yield problem("port", says, "Choose another with --port, or end what listens there.")
         return
-    yield ok("port", f"{host}:{number} is free")
+    yield ok("port", f"{host}:{number} is free: no server runs there (--port for another)")
 
 
 def _is_argus(host: str, number: int) -> bool:

@@ -50,6 +50,13 @@ export const api = {
 
   // What the server serves (`GET /v1/argus/served`), as last read.
   served: null,
+
+  // Shows in the header which policy decides, where that is known before it is read again.
+  decides(policy) {
+    if (!this.served || this.served.policy === policy) return;
+    this.served.policy = policy;
+    showFacts();
+  },
 };
 
 // The colour of a variant, as CSS; the same in every view.
@@ -182,14 +189,19 @@ function showServed() {
         ? ["degraded", `Cannot be stored or read now: ${served.degraded.join(", ")}.`]
         : ["ready", "The server makes pictures."];
   say(word, title);
-  facts.replaceChildren(h("strong", {}, served.family), h("span", { class: "muted" }, `policy ${served.policy}`));
-  facts.title = `${served.description} Argus ${served.version}.`;
+  showFacts();
   keyButton.hidden = served.key === undefined;
   if (served.key !== undefined) {
     keyButton.textContent = `Key: ${served.key}`;
     keyButton.title = served.admin ? "An admin key. Take another one." : "Take another key.";
   }
   document.dispatchEvent(new CustomEvent("served"));
+}
+
+function showFacts() {
+  const { served } = api;
+  facts.replaceChildren(h("strong", {}, served.family), h("span", { class: "muted" }, `policy ${served.policy}`));
+  facts.title = `${served.description} Argus ${served.version}.`;
 }
 
 function say(word, title) {

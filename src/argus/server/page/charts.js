@@ -4,6 +4,9 @@ import { h, num } from "./dom.js";
 import uPlot from "./vendor/uPlot.js";
 
 const HEIGHT = 190;
+const ASINH = 4; // uPlot's number of that scale
+const POWERS = [0, 0.1, 1, 10, 100, 1000, 10000]; // on its axis
+const LINEAR = 0.1; // to which a curved axis is about linear
 const FONT = "12px system-ui, sans-serif";
 const cursors = uPlot.sync("live");
 const clock = new Intl.DateTimeFormat([], { hour: "2-digit", minute: "2-digit", second: "2-digit", hourCycle: "h23" });
@@ -19,12 +22,13 @@ export function plain(value, step) {
 }
 
 // A chart. `title` and `unit` are its words, `format` writes a value and `tick(value, step)` one of
-// the y axis, `range` gives the limits of that axis for those of the data.
+// the y axis, `range` gives the limits of that axis for those of the data. A `note` explains them
+// below. A `curved` axis is linear up to `LINEAR` and logarithmic beyond.
 //
 // `show(times, series, span, marks)` draws series of `{name, values, colour}`, null for no value:
 // with `stack` one upon the other in their order, else as lines, with `dash` dashed. `span` are the
 // first and last second of the x axis; `marks` are `bands` of [from, to] and `lines` of {at, text}.
-export function newChart({ title, unit, format, range, tick = plain }) {
+export function newChart({ title, unit, format, range, note, curved = false, tick = curved ? String : plain }) {
   const plot = h("div", { class: "plot", role: "img" });
   const legend = h("ul", { class: "keys" });
   const element = h(
@@ -33,6 +37,7 @@ export function newChart({ title, unit, format, range, tick = plain }) {
     h("figcaption", {}, h("h3", {}, title)),
     plot,
     legend,
+    note && h("details", { class: "note" }, h("summary", {}, "What is this?"), h("p", {}, note)),
   );
   let drawn = null; // the uPlot, made again when the series or the colours change
   let shape = "";
@@ -54,6 +59,7 @@ export function newChart({ title, unit, format, range, tick = plain }) {
     drawn?.destroy();
     const [ink, line] = [css("--muted"), css("--line")];
     const axis = { stroke: ink, font: FONT, grid: { stroke: line, width: 1 }, ticks: { stroke: line, width: 1, size: 4 } };
+    const powers = curved ? { splits: (_, __, low, high) => POWERS.filter((one) => one >= low && one <= high), filter: (_, at) => at } : {};
     const areas = stacked().reverse().map((one) => ({ stroke: one.colour, fill: one.colour, width: 0, points: { show: false } }));
     const lines = now.series
       .filter((one) => !one.stack)
@@ -65,10 +71,10 @@ export function newChart({ title, unit, format, range, tick = plain }) {
         padding: [8, 26, 0, 0],
         legend: { show: false },
         cursor: { sync: { key: cursors.key, setSeries: false }, drag: { setScale: false, x: false, y: false }, y: false, points: { show: false } },
-        scales: { x: { time: true, range: () => now.span }, y: { range: (_, low, high) => range(low, high) } },
+        scales: { x: { time: true, range: () => now.span }, y: { ...(curved ? { distr: ASINH, asinh: LINEAR } : {}), range: (_, low, high) => range(low, high) } },
         axes: [
           { ...axis, space: 72, size: 30, values: (_, at) => at.map((one) => clock.format(1000 * one)) },
-          { ...axis, space: 34, size: 50, label: unit, labelFont: FONT, labelSize: 18, labelGap: 0, values: (_, at, __, ___, step) => at.map((one) => tick(one, step)) },
+          { ...axis, ...powers, space: 34, size: 50, label: unit, labelFont: FONT, labelSize: 18, labelGap: 0, values: (_, at, __, ___, step) => at.map((one) => tick(one, step)) },
         ],
         series: [{}, ...areas, ...lines],
         hooks: { drawClear: [drawBands], draw: [drawMarks], setCursor: [say] },

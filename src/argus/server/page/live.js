@@ -16,6 +16,8 @@ const RECENT_S = 60; // of the tiles
 const MEASURED_S = 300; // of the mean of measured quality: it is measured rarely
 const FEWEST_MEASURED = 5; // for a mean
 const RETRY_S = [1, 2, 4, 8];
+const PRICE_NOTE = "What a second of a worker is worth. At 2, a variant that takes 0.1 s more must make a picture better by 0.2, where 1 is all that the exact picture is worth. 0: workers are idle. Pictures of a few hundredths of a second make prices of 10 to 100 in a queue. The axis is linear up to about 0.1, then logarithmic.";
+const QUALITY_NOTE = "A picture's score beside that of the exact picture of its prompt and seed, as a share of what the exact one gains over a picture of another prompt: above 1 the scorer prefers it to the exact one, below 0 it is like a picture of another prompt. Measured are a share of the approximate pictures; what pins a variant and the built-in burst are not.";
 const OUTCOMES = [
   ["on_time", "on time", "--live-on-time"],
   ["late", "late", "--live-late"],
@@ -42,8 +44,8 @@ class View {
     this.charts = {
       load: newChart({ title: "Load and outcomes", unit: "pictures a second", format: rate, range: fromZero(1) }),
       variants: newChart({ title: "Variants", unit: "share of pictures", format: percent, range: () => [0, 1], tick: percent }),
-      price: newChart({ title: "Price of a worker", unit: "quality a worker-second", format: (value) => num(value, value && value < 10 ? (value < 1 ? 2 : 1) : 0), range: fromZero(0.1) }),
-      quality: newChart({ title: "Quality", unit: "1 = exact", format: (value) => num(value, 2), range: (low) => [Math.max(-0.2, Math.min(0.7, (low ?? 1) - 0.05)), 1.05] }),
+      price: newChart({ title: "Price of a worker", unit: "quality a worker-second", note: PRICE_NOTE, format: (value) => num(value, value && value < 10 ? (value < 1 ? 2 : 1) : 0), range: fromZero(1), curved: true }),
+      quality: newChart({ title: "Quality", unit: "1 = exact", note: QUALITY_NOTE, format: (value) => num(value, 2), range: (low) => [Math.max(-0.2, Math.min(0.7, (low ?? 1) - 0.05)), 1.05] }),
       latency: newChart({ title: "Latency", unit: "seconds", format: (value) => ms(1000 * value), range: fromZero(0.1) }),
       queue: newChart({ title: "Queue", unit: "pictures", format: (value) => num(value, 0), range: fromZero(4) }),
     };
@@ -250,6 +252,7 @@ class View {
       this.say("");
       this.told.textContent = `The policy is ${policy}.`;
       this.state.policy = policy;
+      this.api.decides(policy);
     } catch (error) {
       this.say(error.message, true);
     }
@@ -291,6 +294,7 @@ class View {
   showPolicy() {
     const { policy } = this.state;
     if (policy !== this.shown) this.policy.value = this.shown = policy;
+    this.api.decides(policy);
     this.take.disabled = this.policy.value === policy;
   }
 
@@ -300,11 +304,13 @@ class View {
     const running = Boolean(burst?.running);
     this.start.disabled = running || Boolean(this.report.burst.problem) || !this.report.slos.length;
     this.stop.disabled = !running;
-    let words = this.report.burst.problem ?? "";
+    const { problem, ramp_s: ramp } = this.report.burst;
+    let words = problem ?? `The rate rises over a quarter of the burst, at most ${num(ramp, 0)} s.`;
     if (burst) {
       const left = Math.max(0, burst.seconds - burst.elapsed_s);
       const ends = Object.entries(burst.outcomes).map(([name, count]) => `${count} ${name}`);
-      const when = !running ? "The last burst" : left ? `A burst, ${num(left, 0)} s left` : "A burst, waiting for the last pictures";
+      const rising = burst.elapsed_s < burst.ramp_s ? ", its rate still rising" : "";
+      const when = !running ? "The last burst" : left ? `A burst, ${num(left, 0)} s left${rising}` : "A burst, waiting for the last pictures";
       words = `${when}: ${burst.sent} sent${ends.length ? `, ${ends.join(", ")}` : ""}.`;
     }
     if (this.burst.textContent !== words) this.burst.textContent = words;
@@ -327,10 +333,10 @@ class View {
     const { drifted } = this.state;
     const offered = recent.length ? per("offered", short) : null;
     this.tiles.replaceChildren(
-      tile("Offered", offered === null ? "–" : `${num(offered, 1)} /s`, last?.exact_rate ? `exact alone could make ${num(last.exact_rate, 1)} /s` : ""),
-      tile("On time", onTime === null ? "–" : `${num(100 * onTime, 1)} %`, `of the last ${RECENT_S} s`, onTime === null ? "" : onTime >= 0.95 ? "good" : onTime >= 0.8 ? "warn" : "bad"),
-      tile("Predicted quality", predicted === null ? "–" : num(predicted, 2), measured === null ? `${measurements || "none"} measured yet` : `measured ${num(measured, 2)}, of ${measurements}`),
-      tile("Price now", prices.length ? num(Math.max(...prices), 1) : "–", prices.length ? "quality a worker-second" : this.state.policy.startsWith("price") ? "" : `${this.state.policy} has none`),
+      tile("Offered", offered === null ? "–" : `${num(offered, 1)} /s`, last?.exact_rate ? `exact alone could make ${num(last.exact_rate, 1)} /s` : "", "", "All workers with the exact model, as fast as they were when the server started."),
+      tile("On time", onTime === null ? "–" : `${num(100 * onTime, 1)} %`, `of the last ${RECENT_S} s`, onTime === null ? "" : onTime >= 0.95 ? "good" : onTime >= 0.8 ? "warn" : "bad", "Of all pictures that were asked for; others call it SLO attainment."),
+      tile("Predicted quality", predicted === null ? "–" : num(predicted, 2), measured === null ? `${measurements || "none"} measured yet` : `measured ${num(measured, 2)}, of ${measurements}`, "", QUALITY_NOTE),
+      tile("Price now", prices.length ? num(Math.max(...prices), 1) : "–", prices.length ? "quality a worker-second" : this.state.policy.startsWith("price") ? "" : `${this.state.policy} has none`, "", PRICE_NOTE),
       tile("Latency, p95", last?.latency_p95_s == null ? "–" : ms(1000 * last.latency_p95_s), limits.length ? `promised ${ms(1000 * Math.min(...limits))}` : "nothing promised", limits.length && last?.latency_p95_s > Math.min(...limits) ? "bad" : ""),
       tile("Drift", drifted === null ? "–" : drifted.length ? drifted.join(", ") : "none", drifted === null ? "no predictor" : "of errors and prompts", drifted?.length ? "bad" : ""),
     );
@@ -445,8 +451,8 @@ class View {
 
 // --- parts
 
-function tile(name, value, note, tone = "") {
-  return h("div", { class: `tile ${tone}` }, h("dt", {}, name), h("dd", {}, value), h("dd", { class: "muted" }, note));
+function tile(name, value, note, tone = "", title = null) {
+  return h("div", { class: `tile ${tone}`, title }, h("dt", {}, name), h("dd", {}, value), h("dd", { class: "muted" }, note));
 }
 
 function held(worker) {

@@ -9,6 +9,7 @@ const STAGES = ["queue", "encode", "retrieve", "denoise", "decode"];
 const PREVIEWS = 3;
 const AT_ONCE = 3; // pictures of the ladder
 const KEPT = 12; // earlier pictures
+const MEASURED = "Quality is measured beside the exact picture of this seed, whose is 1. Above 1 the scorer prefers the picture to the exact one; below 0 it is like a picture of another prompt.";
 const WIDE = "(min-width: 901px)"; // where the form is beside the results, as in style.css
 const TIE = 0.001; // worths that the policy takes for equal
 const OWN_SIZES = ["128x128", "256x256", "512x512"]; // resized, where the family allows it
@@ -195,7 +196,7 @@ function askForm(onPaint) {
     },
     fill(served) {
       examples.replaceChildren(...served.prompts.map((text) => h("button", {
-        type: "button", onclick: () => { prompt.value = text; element.requestSubmit(); },
+        type: "button", onclick: () => { prompt.value = text; prompt.focus(); },
       }, text)));
       const own = served.size_limit === undefined ? [] : OWN_SIZES;
       sizes.replaceChildren(...["auto", ...served.sizes, ...own].map((value) => h("option", { value })));
@@ -344,10 +345,16 @@ function howMade(asked, account) {
       h("p", { class: "muted small" }, asked.prompt),
       h("div", { class: "title" }, swatch(account.variant),
         account.deadline_ms !== undefined && h("span", { class: `badge ${account.on_time ? "good" : "bad"}` }, account.on_time ? "on time" : "late")),
-      h("p", {}, `${stepsRun(account)} ${why(account)}`)),
+      h("p", {}, `${stepsRun(account)} ${why(account)}`),
+      account.unknown_words?.length ? unknown(account.unknown_words) : null),
     account.neighbour && neighbour(asked, account),
     h("dl", { class: "grid" }, facts(account)),
     timings(account));
+}
+
+function unknown(words) {
+  const said = words.map((word) => `“${word}”`).join(", ");
+  return h("p", { class: "notice small" }, `The model does not know ${said}: no variant paints that, and the predicted quality says nothing of it.`);
 }
 
 function stepsRun(account) {
@@ -503,10 +510,10 @@ function measured(account, exact) {
 
 function figures(account, exact) {
   const rows = [];
-  const row = (name, value) => rows.push(h("dt", {}, name), h("dd", {}, value));
+  const row = (name, value, title) => rows.push(h("dt", { title }, name), h("dd", { title }, value));
   const quality = measured(account, exact);
   if (account.score !== undefined) row("Score", num(account.score));
-  if (quality !== null) row("Quality", num(quality));
+  if (quality !== null) row("Quality", num(quality), MEASURED);
   if (account.predicted_quality !== undefined) row("Predicted", num(account.predicted_quality));
   row("Worker time", ms(1000 * account.gpu_seconds));
   row("Took", ms(tookMs(account)));
@@ -562,7 +569,7 @@ function allVariants(asked, one) {
     cells.set(name, element);
   };
   const progress = () => {
-    said.textContent = count < variants.length ? `${count} of ${variants.length} painted.` : "Quality is measured beside the exact picture of this seed; a single picture's score is coarse.";
+    said.textContent = count < variants.length ? `${count} of ${variants.length} painted.` : `${MEASURED} A single picture's score is coarse.`;
   };
   const next = async (v) => {
     if (v.strategy === "cache" && !asked.cache) put(v.name, waitingFigure(v.name, asked, "The cache is not used."));

@@ -48,6 +48,7 @@ OFF = 0.1  # of latents
 NEAR_CELLS = 4
 NOTHING = -100  # what cross_entropy leaves out
 LOOKS = ("kind", "colour", "fill", "size", "second")
+SECOND_WEIGHT = 2.0  # of the smallest parts
 
 app = typer.Typer(add_completion=False)
 
@@ -265,7 +266,8 @@ def detection_loss(
 
     row, column = facts[:, 0], facts[:, 1]
     for i, name in enumerate(LOOKS):
-        loss = loss + F.cross_entropy(
+        weight = SECOND_WEIGHT if name == "second" else 1.0
+        loss = loss + weight * F.cross_entropy(
             maps[name][picture, :, row, column], facts[:, 2 + i], ignore_index=NOTHING
         )
     loss = loss + F.l1_loss(maps["place"][picture, :, row, column], places)
