@@ -109,7 +109,7 @@ def test_a_prompt_is_read(prompt: str, expected: AskedScene) -> None:
     ("prompt", "words"),
     [
         ("A green cat, at night", ["cat"]),
-        ("six dogs and a dog’s house", ["six", "dogs", "dog’s"]),
+        ("twelve dogs and a dog’s house", ["twelve", "dogs", "dog’s"]),
         ("ein grüner Fisch", ["ein", "grüner", "fisch"]),
         ("a house that is red, and some trees beneath it", []),
     ],

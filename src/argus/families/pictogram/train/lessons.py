@@ -137,7 +137,7 @@ def find_closeups(scenes: Sequence[Scene]) -> list[Closeup]:
 
 
 def weights_of(scene: Scene) -> Tensor:
-    """The weight (8, 8), a small integer, of each latent cell where noise leaves no doubt of what is
+    """The weights (8, 8) of latent cells, small integers, where noise leaves no doubt of what is
     where. Small parts in a colour of their own are what is learnt last."""
     weights = torch.ones(LATENT_SIZE, LATENT_SIZE, dtype=torch.uint8)
     for group in scene.groups:
