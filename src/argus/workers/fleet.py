@@ -40,10 +40,7 @@ WARM_UP = 1  # trials that are not counted: the first picture of a process takes
 MOST_TRIALS, TRIALS_S = 9, 5.0
 CALIBRATIONS = 3  # tries, where workers die in them
 STRAGGLE = 3.0  # times of the first measured worker, for which the others are waited for
-HELD_S, HELD_LOADS = (
-    5.0,
-    2.0,
-)  # for which a pinned model stays after its last use: seconds, or loads
+HELD_S, HELD_LOADS = 5.0, 2.0  # seconds, or loads, that a pinned model stays after its last use
 PINNED_LOOK_S = 0.5  # between looks whether a worker can give up a pinned model for another one
 MOST_FAILURES = 3  # of workers at the same job, after which it fails
 DEADLY = 2  # deaths of workers at the same job, after which it runs alone
