@@ -378,7 +378,7 @@ function facts(account) {
   const took = tookMs(account);
   const rows = [];
   const fact = (name, value, title) => rows.push(h("div", { title }, h("dt", {}, name), h("dd", {}, value)));
-  if (account.predicted_quality !== undefined) fact("Predicted quality", `${num(account.predicted_quality)}, at least ${num(account.quality_bound)}`, "Relative to the exact picture; nine pictures of ten are not below the bound.");
+  if (account.predicted_quality !== undefined) fact("Predicted quality", `${num(account.predicted_quality)}, at least ${num(account.quality_bound)}`, "Relative to the exact picture; nine groups of ten such prompts are above the bound on average.");
   if (account.score !== undefined) fact("Score of this picture", num(account.score), "By the family's scorer.");
   fact("Took", account.deadline_ms === undefined ? ms(took) : `${ms(took)} of ${ms(account.deadline_ms)}`);
   fact("Worker time", ms(1000 * account.gpu_seconds), "Each second divided among the pictures that shared it.");
@@ -472,7 +472,7 @@ function weighed(account) {
   return h("section", { class: "card", "aria-labelledby": "weighed" },
     h("div", { class: "head" },
       h("h2", { id: "weighed" }, "What the server knew when it decided"),
-      h("p", { class: "muted small" }, "Bars: predicted mean. Whiskers: down to what nine of ten reach. Line: the exact picture's 1.")),
+      h("p", { class: "muted small" }, "Bars: predicted mean. Whiskers: down to the bound that nine groups of ten such prompts are above on average. Line: the exact picture's 1.")),
     h("div", { class: "scroll" }, h("table", { class: "weighed", role: "table", style: { "--one": 1 / one } }, h("thead", { role: "rowgroup" }, head), h("tbody", { role: "rowgroup" }, rows))),
     h("p", { class: "sum small muted" }, verdict(account)));
 }
@@ -482,7 +482,7 @@ function qualityBar(c, one) {
   const bound = c.quality_bound ?? c.predicted_quality;
   const track = h("div", { class: "track", style: { "--mean": share(c.predicted_quality), "--low": share(bound) }, role: "img", "aria-label": `predicted ${num(c.predicted_quality)}, at least ${num(bound)}` },
     h("div", { class: "fill" }), bound < c.predicted_quality && h("div", { class: "bound" }));
-  return h("div", { class: "quality", title: `${num(c.predicted_quality, 3)}, at least ${num(bound, 3)} in nine of ten` }, track, h("span", {}, num(c.predicted_quality)));
+  return h("div", { class: "quality", title: `${num(c.predicted_quality, 3)}, such prompts on average at least ${num(bound, 3)}, in nine groups of ten` }, track, h("span", {}, num(c.predicted_quality)));
 }
 
 function costBar(c, dearest) {
@@ -539,7 +539,7 @@ function compared(account, exact) {
   const time = `${account.variant} took ${Math.round(100 * share)} % of the exact picture's worker time.`;
   const quality = measured(account, exact);
   if (quality === null) return `${time} The pictures were not scored: the server has no scorer for this prompt, or no time for it.`;
-  const predicted = account.predicted_quality === undefined ? "" : `; predicted were ${num(account.predicted_quality)} on average of such pictures, and at least ${num(account.quality_bound)} in nine of ten`;
+  const predicted = account.predicted_quality === undefined ? "" : `; predicted were ${num(account.predicted_quality)} on average of such prompts, with a lower bound of ${num(account.quality_bound)}`;
   return `${time} Its measured quality is ${num(quality)}${predicted}.`;
 }
 
