@@ -157,14 +157,17 @@ def _exact_scores(console: Console, rows: pd.DataFrame) -> dict[str, float]:
     things = exact["prompt"].map(lambda p: sum(g.count for g in asked[p].groups))
     related = exact["prompt"].map(lambda p: asked[p].relation is not None)
     result: dict[str, float] = {}
-    for name in ("right", "parts"):
-        values = exact[name] if name in exact else exact["score"]
+    for name in [name for name in ("right", "parts") if name in exact] or ["score"]:
+        values = exact[name]
         result |= {
             f"{name}_1": values[things == 1].mean(),
             f"{name}_2": values[things == 2].mean(),
             f"{name}_3plus": values[things >= 3].mean(),
         }
-    result["right_relation"] = exact["score"][related].mean()
+        if name != "parts":
+            result |= {
+                f"{name}_relation": values[related].mean(),
+            }
     result = {name: round(float(value), 4) for name, value in result.items()}
     console.print(result)
     return result

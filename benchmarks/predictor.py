@@ -72,7 +72,7 @@ def main(
     for name, regrets in found.items():
         result[name] = {f"{at.load:g}": round(at.predicted, 4) for at in regrets}
         shown.add_row(name, *(f"{at.predicted:.3f}" for at in regrets), _share(regrets[3]))
-    shown.add_row("truth of one seed", *(f"{at.truth:.3f}" for at in first), "100%")
+    shown.add_row("truth of other seeds", *(f"{at.truth:.3f}" for at in first), "100%")
     console.print(shown)
     for name in ("blind", "truth"):
         result[name] = {f"{at.load:g}": round(getattr(at, name), 4) for at in first}
@@ -166,7 +166,7 @@ def rated(console: Console, path: Path) -> dict[str, float]:
     quality = 1 + np.stack([np.zeros_like(base), turbo - base], axis=1) / base.mean()
     data = Examples(
         tuple(ratings["prompt"]), ("exact", "turbo"), (False, False), vectors,
-        np.full(len(ratings), np.nan, np.float32), quality,
+        np.full_like(vectors, np.nan), quality,
     )  # fmt: skip
     trained = training.train(data, "a benchmark")
     rng, half = np.random.default_rng(0), len(ratings) // 2

@@ -183,10 +183,9 @@ def _predicted(known: Scores, new: Scores | None, name: str, ranks: bool) -> tup
         vectors = embed_all(encoder, known.prompts)
         embedding = (time.perf_counter() - begun) / len(known.prompts)
         target = (known.ranks() if ranks else known).quality(1.0)
-        count = len(known.prompts)
         data = Examples(
             known.prompts, known.variants, (False,) * len(known.variants), vectors,
-            np.full(count, np.nan, np.float32), target,
+            np.full_like(vectors, np.nan), target,
         )  # fmt: skip
         trained = training.train(data, "a benchmark", epochs=0, kernel=True)
         begun = time.perf_counter()
@@ -196,8 +195,7 @@ def _predicted(known: Scores, new: Scores | None, name: str, ranks: bool) -> tup
         mean = trained.mean
         if new is not None:
             others = embed_all(encoder, new.prompts)
-            nobody = np.full(len(others), np.nan, np.float32)
-            mean = trained.predictor.predict_all(others, nobody)[0].astype(float)
+            mean = trained.predictor.predict_all(others)[0].astype(float)
         return {"mean": (mean - 1).tolist(), "ms": 1000 * (embedding + taken)}
 
     found = kept(("told", name, ranks, digest(known), digest(new)), make)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pandas as pd
 import pytest
@@ -71,7 +73,7 @@ def samples_of(prompts: list[str], predictor: Predictor) -> pd.DataFrame:
         {
             "prompt": prompts,
             "variant": "small",
-            "neighbour": None,
+            "near": None,
             "quality": [truth(prompt) for prompt in prompts],
             "predicted": mean[:, 1],
             "low": low[:, 1],
@@ -126,6 +128,34 @@ def test_samples_of_one_prompt_are_refused(table: Examples, old: Predictor) -> N
     seen = samples_of(["old 1"] * 60, old)
     with pytest.raises(BadRequest, match="samples of more prompts are needed"):
         retrain(seen, FAMILY, Encoder(), old, table)  # type: ignore[arg-type]
+
+
+def test_samples_of_resumed_pictures_teach_beside_which_neighbour(table: Examples) -> None:
+    resumed = replace(FAMILY, skips={5: 0.9}, cheaper={})
+    prompts = [f"old {n}" for n in range(300)]
+    vectors = vectors_of(prompts)
+    rng = np.random.default_rng(0)
+    far = rng.random(300) < 0.5
+    near = np.where(far[:, None], vectors_of([f"new {n}" for n in range(300)]), vectors)
+    quality = np.stack([np.ones(300), np.where(far, 0.2, 1.0)], axis=1)[:, :, None]
+    known = Examples(
+        tuple(prompts), ("exact", "skip-5"), (False, True), vectors,
+        near.astype(np.float32), quality,
+    )  # fmt: skip
+    old = training.train(known, "two").predictor
+    seen = pd.DataFrame(
+        {
+            "prompt": [f"old {n}" for n in range(1000, 1200)],
+            "variant": "skip-5",
+            "near": [vectors[n].astype(np.float16).tobytes() for n in range(200)],
+            "quality": 0.5,  # what was as good as exact no longer is
+        }
+    )
+    found = retrain(seen, resumed, Encoder(), old, known)  # type: ignore[arg-type]
+    assert found.better
+    assert found.new_error < 0.7 * found.old_error
+    with pytest.raises(BadRequest, match="There are 0 samples"):  # of before they said so
+        retrain(seen.assign(near=None), resumed, Encoder(), old, known)  # type: ignore[arg-type]
 
 
 def test_few_samples_are_refused(table: Examples, old: Predictor) -> None:

@@ -256,6 +256,21 @@ def test_a_scorer_that_hangs_keeps_no_picture(
     assert doubting.judged == []
 
 
+def test_a_picture_is_judged_only_while_its_deadline_leaves_time(
+    counter: Counter, doubting: Doubting, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    limits: list[float] = []
+
+    async def scores(prompt: str, images: list[Any], limit_s: float) -> list[float]:
+        limits.append(limit_s)
+        raise TimeoutError
+
+    monkeypatch.setattr(counter.service.scorer, "scores", scores)
+    (made,) = counter.serve(asked())
+    assert made.on_time
+    assert 0 < limits[0] <= made.request.deadline_s - made.request.arrived_s
+
+
 class Stubborn(Base):
     """Routes to `quick` at the second time only, else exactly."""
 

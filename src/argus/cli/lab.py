@@ -128,7 +128,8 @@ def calibrate(
         str | None,
         typer.Option(
             help="Which of the scorer's scores quality is made of, if it has several (as `right` "
-            "and `parts`); the table keeps all. Default: as the family says."
+            "and `parts`); the table keeps all, and `argus train` goes by the family's. Default: "
+            "as the family says."
         ),
     ] = None,
     device: Device = None,
@@ -273,7 +274,7 @@ def train(
         )  # fmt: skip
     shown.caption = f"{len(data.prompts):,} prompts, each held out of the network that predicts it"
     out.print(shown, highlight=False)
-    decided = Table("load", "blind", "predicted", "truth of one seed", "recovered")
+    decided = Table("load", "blind", "predicted", "truth of other seeds", "recovered")
     for at in regrets:
         decided.add_row(
             f"{at.load:g}x", f"{at.blind:.3f}", f"{at.predicted:.3f}", f"{at.truth:.3f}",
@@ -284,7 +285,7 @@ def train(
         out.print(decided, highlight=False)
     else:
         err.print("What decisions are worth needs two seeds: calibrate with --seeds 2.")
-    trained.predictor.weights["scores"] = training.scores_of(rows)
+    trained.predictor.weights["scores"] = training.scores_of(training.by_own_score(rows, chosen))
     output.mkdir(parents=True, exist_ok=True)
     held_out.write(data, trained, output / "held_out.parquet")
     trained.predictor.save(

@@ -161,8 +161,8 @@ def weights_of(source: str) -> str:
 
 
 def family_fingerprint(family: Family) -> str:
-    """A short hash of what a family's qualities depend on: its variants and weights, including the
-    text encoder's. Raises as `model_folder`."""
+    """A short hash of what a family's qualities depend on: its variants, its weights, including the
+    text encoder's, and which of its scorer's scores it names. Raises as `model_folder`."""
     facts: dict[str, Any] = {
         "variants": {name: variant.facts for name, variant in family.variants.items()},
         "weights": {
@@ -170,6 +170,8 @@ def family_fingerprint(family: Family) -> str:
             for name in sorted({variant.model for variant in family.variants.values()})
         },
     }
+    if family.scorer is not None and family.scorer.score is not None:
+        facts["score"] = family.scorer.score
     if family.encoder is not None:
         facts["encoder"] = fingerprint(encoder_folder(family.encoder))
     return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:16]

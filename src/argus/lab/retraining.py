@@ -10,7 +10,7 @@ import pandas as pd
 
 from argus.core.errors import BadRequest
 from argus.core.family import EXACT, Family
-from argus.lab.training import EPOCHS, Examples, Numbers, OnEpoch, Single, embed_some, train
+from argus.lab.training import EPOCHS, Examples, Numbers, OnEpoch, Single, train
 from argus.quality.encoder import PromptEncoder
 from argus.quality.predictor import Predictor
 from argus.quality.sentences import embed_all
@@ -54,6 +54,8 @@ def retrain(
     Raises BadRequest for too few samples.
     """
     samples = samples[samples["variant"].isin(list(family.variants))]
+    resumed = samples["variant"].map(lambda name: family.variants[name].skip > 0)
+    samples = samples[~resumed | samples["near"].notna()]  # else they say nothing of resuming
     if len(samples) < FEWEST_SAMPLES:
         raise BadRequest(
             f"There are {len(samples)} samples; training needs {FEWEST_SAMPLES}. A server takes "
@@ -66,8 +68,10 @@ def retrain(
             f"{(~judging).sum()} of others: samples of more prompts are needed."
         )
     vectors = embed_all(encoder, list(samples["prompt"]))
-    neighbours = [one if isinstance(one, str) else None for one in samples["neighbour"]]
-    near = embed_some(encoder, neighbours, vectors.shape[1])
+    near = np.full_like(vectors, np.nan)
+    for i, one in enumerate(samples["near"]):
+        if one is not None:
+            near[i] = np.frombuffer(one, np.float16)
     scores = old.weights.get("scores")
     seen = _examples(samples[~judging], vectors[~judging], near[~judging], family, scores)
     data = seen if table is None else _joined(table, seen)

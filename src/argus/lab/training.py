@@ -6,6 +6,7 @@ each prompt is held out once, and the predictor learns from all of them.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
@@ -31,7 +32,9 @@ EPOCHS = 150
 RATE, DECAY, DROPOUT = 3e-3, 0.03, 0.4
 MISSES = 0.1  # of groups are worth less than their bound on average
 GROUP = 40  # prompts with like expectations
+OVERLAP = 4  # groups that each prompt is in where bounds are chosen
 FEWEST = 50
+LEAST_SPREAD = 1e-3  # of a number that the networks take: indices keep vectors in float16
 # Of kernel regressions, chosen for every fold on a part of up to so many of its training prompts.
 SHARPNESS, RIDGES = (0.5, 1.0, 2.0, 4.0), (0.2, 0.5, 1.0, 2.0, 5.0)
 PART, MOST = 0.25, 1200
@@ -83,11 +86,12 @@ class Trained:
 
 
 def examples(rows: pd.DataFrame, family: Family, encoder: PromptEncoder) -> Examples:
-    """The examples of a table that `argus calibrate` wrote.
+    """The examples of a table that `argus calibrate` wrote, by the score that the family names.
 
     Raises BadRequest if it lacks a variant of the family or holds too few prompts.
     """
     variants = tuple(family.variants)
+    rows = by_own_score(rows, family)
     prompts, measured, neighbours = table.by_prompt(rows, variants)
     _enough(len(prompts))
     vectors = embed_all(encoder, prompts)
@@ -101,6 +105,14 @@ def examples(rows: pd.DataFrame, family: Family, encoder: PromptEncoder) -> Exam
         right=_right(rows, variants, measured),
         gain=float(scores_of(rows)[1]),
     )
+
+
+def by_own_score(rows: pd.DataFrame, family: Family) -> pd.DataFrame:
+    """A table by the score that the family names, whichever it was made with. Raises BadRequest if
+    it does not hold that one."""
+    if family.scorer is None or family.scorer.score is None:
+        return rows
+    return table.scored_by(rows, family.scorer.score)
 
 
 def embed_some(encoder: Encoder, prompts: Sequence[str | None], width: int) -> Single:
@@ -226,12 +238,12 @@ def _widening(data: Examples, mean: Numbers, chosen: NDArray[np.bool_]) -> Singl
     Vovk et al. 2005, of groups instead of single prompts)."""
     result = np.zeros(mean.shape[1], np.float32)
     for v in range(1, mean.shape[1]):
-        excess = [
-            foretold - measured
-            for foretold, measured in group_means(data, mean[:, v], v, chosen, overlap=4)
-        ]
+        groups = group_means(data, mean[:, v], v, chosen, overlap=OVERLAP)
+        excess = [foretold - measured for foretold, measured in groups]
         if excess:
-            result[v] = max(0.0, float(np.quantile(excess, 1 - MISSES)))
+            count = max(1.0, len(excess) / OVERLAP)  # of groups that share no prompt
+            share = min(1.0, math.ceil((count + 1) * (1 - MISSES)) / count)
+            result[v] = max(0.0, float(np.quantile(excess, share)))
     return result
 
 
@@ -254,7 +266,10 @@ def group_means(
     size = min(GROUP, max(1, len(at) // 10))
     weights = known * data.weights[:, None]
     found = []
-    for begin in range(0, len(at) - size + 1, max(1, size // overlap)):
+    begins = list(range(0, len(at) - size + 1, max(1, size // overlap)))
+    if begins and begins[-1] < len(at) - size:  # those of most worth
+        begins.append(len(at) - size)
+    for begin in begins:
         of = at[begin : begin + size]
         w = weights[of]
         foretold = np.average(guess[of], weights=w.sum(1))
@@ -355,7 +370,7 @@ def _standard(data: Examples) -> tuple[Single, Single]:
     d = data.vectors.shape[1]
     centre = np.concatenate([alone[:, :d].mean(0), seen[:, d:].mean(0)])
     spread = np.concatenate([alone[:, :d].std(0), seen[:, d:].std(0)])
-    return centre, np.where(spread > 0, spread, 1).astype(np.float32)
+    return centre, np.maximum(spread, LEAST_SPREAD).astype(np.float32)
 
 
 def _start(inputs: int, means: Numbers) -> dict[str, Tensor]:

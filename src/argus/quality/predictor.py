@@ -121,6 +121,7 @@ class Predictor:
             content = json.loads((folder / FACTS).read_text())
             weights = load_file(folder / WEIGHTS)
             found = cls(content["variants"], content["skips"], content["made_for"], weights)
+            inputs, width = weights["w1"].shape[1], len(weights["centre"])
         except (OSError, ValueError, KeyError, TypeError, SafetensorError) as error:
             raise ModelError(
                 f"{folder} holds no predictor that can be read: {error}. `argus train` makes one."
@@ -130,7 +131,7 @@ class Predictor:
                 f"The predictor in {folder} was trained for other variants, weights or another "
                 "text encoder: train one for this family (`argus train`)."
             )
-        if found.weights["w1"].shape[1] != 2 * len(found.weights["centre"]) + 1:
+        if inputs != 2 * width + 1:
             raise ModelError(
                 f"The predictor in {folder} is of an earlier version of Argus, which did not look "
                 "at neighbours' prompts: train it again (`argus train`)."

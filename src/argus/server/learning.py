@@ -13,6 +13,8 @@ from collections import deque
 from contextlib import suppress
 from pathlib import Path
 
+import numpy as np
+
 from argus.config import Settings
 from argus.control.request import Request
 from argus.control.variants import EXACT
@@ -38,6 +40,7 @@ log = logging.getLogger(__name__)
 
 MOST_WAITING = 64
 LOOK_S = 0.25
+PAUSE_S = 300.0  # after a scorer that did not answer
 PATIENCE_S = 60.0
 TEST_EVERY = 20  # prompts
 NEW_SAMPLES = FEWEST_SAMPLES  # since the last training, before the next one
@@ -121,6 +124,9 @@ class Learning:
                 continue
             try:
                 await self.measure(self._waiting.popleft())
+            except TimeoutError:
+                log.warning("The scorer does not answer: nothing is measured for %g s", PAUSE_S)
+                await asyncio.sleep(PAUSE_S)
             except Exception as error:  # its message may quote the prompt
                 log.warning("A served picture could not be measured (%s)", type(error).__name__)
 
@@ -129,6 +135,7 @@ class Learning:
         no worker holds the exact model, or there is no predictor."""
         table, exact = self._model.table, self._model.family.exact
         prompt, seed = picture.request.prompt, picture.job.seed
+        neighbour = picture.request.neighbour
         cluster = self._fleet.cluster()
         model = int(table.model[EXACT])
         if model not in cluster.models:
@@ -148,7 +155,7 @@ class Learning:
             picture.variant,
             seed,
             picture.request.similarity,
-            picture.request.neighbour.prompt if picture.request.neighbour else None,
+            None if neighbour is None else neighbour.vector.astype(np.float16).tobytes(),
             score,
             s_exact,
             predictor.quality_of(score, s_exact),

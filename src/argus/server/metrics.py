@@ -170,7 +170,7 @@ class Metrics:
         )
         self.similarity = Histogram(
             "argus_cache_similarity",
-            "Similarity of prompts to the nearest cached one, where there is one.",
+            "Similarity of prompts to their neighbours, where there is one.",
             buckets=(0.3, 0.5, 0.6, 0.7, 0.75, 0.8, 0.85, 0.9, 0.95, 0.99, 1),
             registry=registry,
         )

@@ -292,8 +292,8 @@ class Router:
         self, request: ImageRequest, decision: Decision, image: Image.Image
     ) -> str | None:
         """The variant that replaces a picture which the policy rejects; None if it accepts the
-        picture, the picture cannot be scored, not before the request's limit, or the policy reviews
-        no pictures.
+        picture, the picture cannot be scored, no time is left for that, or the policy reviews no
+        pictures.
 
         Raises WorkerError where the family has no scorer or no predictor.
         """
@@ -302,8 +302,10 @@ class Router:
         predictor = self._predictions.predictor
         if self._scorer is None or predictor is None:
             raise WorkerError("This policy judges pictures: it needs a scorer and a predictor.")
+        left_s = request.deadline_s - time.monotonic()
+        if left_s <= 0:
+            return None
         try:
-            left_s = request.limit_s - time.monotonic()
             (score,) = await self._scorer.scores(request.prompt, [image], left_s)
             judged = predictor.quality_of(score)
         except TimeoutError:

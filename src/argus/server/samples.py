@@ -24,7 +24,7 @@ _samples = sa.Table(
     sa.Column("variant", sa.Text, nullable=False),
     sa.Column("seed", sa.BigInteger, nullable=False),
     sa.Column("similarity", sa.Float),
-    sa.Column("neighbour", sa.Text),
+    sa.Column("near", sa.LargeBinary),
     sa.Column("score", sa.Float, nullable=False),
     sa.Column("s_exact", sa.Float, nullable=False),
     sa.Column("quality", sa.Float, nullable=False),
@@ -40,10 +40,11 @@ _samples = sa.Table(
 class Sample:
     """A served picture's quality beside the exact picture of its prompt and seed.
 
-    `neighbour` is the prompt of the entry from which it was or could have been resumed, at
-    `similarity`. `score` and `s_exact` are the scorer's, `quality` is
-    1 + (score - s_exact) / mean gain; `predicted` and `low` are the prediction's mean and bound.
-    `made_for` is the fingerprint of the family, `at` seconds since the epoch.
+    `near` is the embedding (d,), float16, of the cached prompt from which it was or could have been
+    resumed, at `similarity`; not its words, which may be removed from the cache. `score` and
+    `s_exact` are the scorer's, `quality` is 1 + (score - s_exact) / mean gain; `predicted` and
+    `low` are the prediction's mean and bound. `made_for` is the fingerprint of the family, `at`
+    seconds since the epoch.
     """
 
     namespace: str
@@ -51,7 +52,7 @@ class Sample:
     variant: str
     seed: int
     similarity: float | None
-    neighbour: str | None
+    near: bytes | None
     score: float
     s_exact: float
     quality: float
@@ -77,13 +78,10 @@ class Samples:
                 connection.execute(_samples.delete().where(_samples.c.id <= last))
 
     def remove(self, namespace: str | None = None, prompt: str | None = None) -> int:
-        """Remove the samples of a namespace, of a prompt (its neighbours' too), or of both, or all
-        samples; returns how many were removed."""
-        those = []
-        if namespace is not None:
-            those.append(_samples.c.namespace == namespace)
-        if prompt is not None:
-            those.append((_samples.c.prompt == prompt) | (_samples.c.neighbour == prompt))
+        """Remove the samples of a namespace, of a prompt, or of both, or all samples; returns how
+        many were removed."""
+        given = {"namespace": namespace, "prompt": prompt}
+        those = [_samples.c[name] == value for name, value in given.items() if value is not None]
         with self._engine.begin() as connection:
             return connection.execute(_samples.delete().where(*those)).rowcount
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 
-from argus.core.errors import ArgusError
+from argus.core.errors import named
 from argus.core.family import Family
 from argus.lab.prompts import ideas_of
 from argus.lab.workload import Reader
@@ -22,8 +22,8 @@ class Words:
         if family.ideas is not None:
             try:
                 ideas = ideas_of(family)
-            except ArgusError as error:
-                log.warning("%s", error)
+            except Exception as error:  # of a class of somebody's own
+                log.warning("Words of prompts cannot be read: %s", named(error))
             else:
                 self._reader = ideas if isinstance(ideas, Reader) else None
 

@@ -53,8 +53,11 @@ class SimilarityCache:
     def nearest(self, prompt: int, count: int) -> Numbers:
         """The embeddings (n, d) of the nearest cached prompts, nearest first, at most `count`."""
         cached = self._cached[: self._count]
-        order = np.argsort(-(cached @ self._vectors[prompt]), kind="stable")
-        return cached[order[:count]]
+        apart = -(cached @ self._vectors[prompt])
+        some = np.arange(len(cached))
+        if len(cached) > count:
+            some = np.argpartition(apart, count)[:count]
+        return cached[some[np.argsort(apart[some], kind="stable")]]
 
     def add(self, prompt: int) -> None:
         if not self._has[prompt]:

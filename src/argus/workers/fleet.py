@@ -37,7 +37,7 @@ log = logging.getLogger(__name__)
 HANDOVER_STEPS = 2.0  # steps: decoding, and the time of a message
 BATCH_HANDOVER_STEPS = 1.0  # where batches do not mix: one's last step, the next one's first
 WARM_UP = 1  # trials that are not counted: the first picture of a process takes longer
-MOST_TRIALS, TRIALS_S = 9, 5.0
+MOST_TRIALS, TRIALS_S = 9, 4.0
 CALIBRATIONS = 3  # tries, where workers die in them
 STRAGGLE = 3.0  # times of the first measured worker, for which the others are waited for
 HELD_S, HELD_LOADS = 5.0, 2.0  # seconds, or loads, that a pinned model stays after its last use
@@ -316,12 +316,14 @@ class Fleet:
         async def timed(worker: Worker, queue: WorkerQueue[Request]) -> float:
             job, work_steps = jobs[queue.model]
             seconds: list[float] = []
-            while len(seconds) < MOST_TRIALS and sum(seconds) < TRIALS_S:
+            while len(seconds) <= WARM_UP or (
+                len(seconds) < MOST_TRIALS and sum(seconds[WARM_UP:]) < TRIALS_S
+            ):
                 begun, restarts = time.monotonic(), worker.restarts
                 await worker.run(job)
                 if worker.restarts == restarts:  # else it includes the start of a process
                     seconds.append(time.monotonic() - begun)
-            took = statistics.median(seconds[WARM_UP:] or seconds)
+            took = statistics.median(seconds[WARM_UP:])
             step_s = self._table.batch_step_s(queue.kind, queue.model, 1)
             queue.set_slowness(took / (work_steps * step_s))
             able = self._table.runs[EXACT, queue.kind]
@@ -495,8 +497,8 @@ class Fleet:
         finishes its running requests, hands back its queued ones, and loads. Pinned models stay
         with one worker until nobody has asked for them for a while."""
         sound = [
-            model if self._can_hold(queue, model) else queue.target
-            for queue, model in zip(self.queues, targets, strict=True)
+            model if self._can_hold(queue, model) else before
+            for queue, model, before in zip(self.queues, targets, self._planned, strict=True)
         ]
         sound = [
             model if self._can_hold(queue, model) else self._table.home(queue.kind)
@@ -532,26 +534,39 @@ class Fleet:
     def _hold(self, model: int, wait_s: float = 0.0) -> None:
         """Keep a pinned model for a while after `wait_s`."""
         self._pinned[model] = time.monotonic() + wait_s + self._held_s(model)
-        if self._giving_back is None:
-            self._give_back_at(self._pinned[model])
+        self._give_back_later()
 
     def _held_s(self, model: int) -> float:
         """Seconds that a pinned model stays after its last use: a long load is to pay."""
         return max(HELD_S, HELD_LOADS * float(self._table.load_s[:, model].min()) * self.scale)
 
-    def _give_back_at(self, at: float) -> None:
-        loop = asyncio.get_running_loop()
-        self._giving_back = loop.call_later(max(0.0, at - time.monotonic()), self._give_back)
+    def _give_back_later(self) -> None:
+        """Set the timer for when the first pinned model may be given back."""
+        if self._giving_back is not None:
+            self._giving_back.cancel()
+            self._giving_back = None
+        if self._pinned:
+            left_s = max(0.0, min(self._pinned.values()) - time.monotonic())
+            loop = asyncio.get_running_loop()
+            self._giving_back = loop.call_later(left_s, self._give_back)
 
     def _give_back(self) -> None:
         """Have the workers hold what the plan wants again, where nobody asks for pinned models."""
-        self._giving_back = None
-        for model in self._pinned:
-            if self._awaited[model]:
-                self._hold(model)
+        now = time.monotonic()
+        for model, until in self._pinned.items():
+            if until <= now and self._is_used(model):
+                self._pinned[model] = now + self._held_s(model)
         self.move(self._planned)
-        if self._pinned and self._giving_back is None:
-            self._give_back_at(min(self._pinned.values()))
+        self._give_back_later()
+
+    def _is_used(self, model: int) -> bool:
+        """Whether requests that pin a model wait for a worker with it, or in its queue."""
+        return self._awaited[model] > 0 or any(
+            getattr(request, "pinned", False)
+            for queue in self.queues_present
+            if queue.model == model
+            for _, _, request in queue.queued
+        )
 
     async def holding(
         self,

@@ -109,7 +109,7 @@ def test_a_prompt_is_read(prompt: str, expected: AskedScene) -> None:
     ("prompt", "words"),
     [
         ("A green cat, at night", ["cat"]),
-        ("twelve dogs and a dog’s house", ["twelve", "dogs", "dog’s"]),
+        ("twelve dogs and a dog’s house", ["twelve", "dogs", "dog"]),
         ("ein grüner Fisch", ["ein", "grüner", "fisch"]),
         ("a house that is red, and some trees beneath it", []),
     ],
@@ -121,5 +121,7 @@ def test_words_that_no_caption_has_are_unknown(prompt: str, words: list[str]) ->
 def test_captions_and_examples_are_known_but_for_the_strange_word_of_some() -> None:
     rng = random.Random(4)
     captions = [caption(sample_scene(rng), rng) for _ in range(300)]
-    assert max(len(unknown_words(text)) for text in captions) == 1
+    strange = [word for text in captions for word in unknown_words(text)]
+    assert 0 < len(strange) < 0.12 * len(captions)  # `captions._with_strange_word`: 6 %
+    assert unknown_words("a cup's handle and two sailing boats") == []
     assert not [text for text in find_family("pictogram").examples if unknown_words(text)]

@@ -76,6 +76,7 @@ def unknown_words(prompt: str) -> list[str]:
     """The words of a prompt, in lower case and each once, that no caption has: nothing of what they
     mean is painted."""
     words = re.findall(r"\w+(?:['’]\w+)*", prompt.lower())
+    words = [re.sub(r"['’]s$", "", word) for word in words]
     return [word for word in dict.fromkeys(words) if word not in _KNOWN]
 
 
@@ -107,12 +108,22 @@ _LINKS = (  # words between things, and such as ask for nothing
     "an and are at between bottom has have in is it its left middle of on plus right side some "
     "that the there top which with"
 )
-_KNOWN = {
-    word
-    for phrases in (_BACKGROUNDS, _COLOURS, _FILLS, _SIZES, _NUMBERS, _NOUNS, _PARTS, *_PLACES)
-    for phrase in phrases
-    for word in phrase.split()
-} | set(re.findall(r"\w+", " ".join((*OPENINGS, *ENDINGS, _LINKS))))
+_KNOWN = (
+    {
+        word
+        for phrases in (_BACKGROUNDS, _COLOURS, _FILLS, _SIZES, _NUMBERS, _NOUNS, _PARTS, *_PLACES)
+        for phrase in phrases
+        for word in phrase.split()
+    }
+    | {
+        word
+        for names in KIND_WORDS.values()
+        for forms in names
+        for noun in forms
+        for word in noun.split()
+    }
+    | set(re.findall(r"\w+", " ".join((*OPENINGS, *ENDINGS, _LINKS))))
+)
 
 
 def _read_background(text: str) -> tuple[str | None, str]:

@@ -443,7 +443,7 @@ class View {
       tile("Latents", bytes(cache.size_bytes), `of ${bytes(cache.limit_bytes)}`),
       tile("Resumed", hits.toLocaleString("en"), `pictures in the last ${RECENT_S} s`),
       tile("Hit rate", hits + misses ? percent(hits / (hits + misses)) : "–", `of ${hits + misses} looked up`),
-      tile("Similarity", similar.length ? num(mean, 2) : "–", "mean, to the nearest prompt"),
+      tile("Similarity", similar.length ? num(mean, 2) : "–", "mean, to the neighbour"),
       tile("Store", percent(cache.usable), "of latents come in time", cache.usable < 0.9 ? "warn" : ""),
     );
   }

@@ -1,4 +1,4 @@
-"""Samples say which neighbour they are of."""
+"""Samples say what their neighbour was."""
 
 import sqlalchemy as sa
 from alembic import op
@@ -8,4 +8,4 @@ down_revision = "0003"
 
 
 def upgrade() -> None:
-    op.add_column("samples", sa.Column("neighbour", sa.Text))
+    op.add_column("samples", sa.Column("near", sa.LargeBinary))

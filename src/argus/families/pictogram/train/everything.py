@@ -39,7 +39,7 @@ def everything(
 
     def train(stage: str, steps: int, base: Path | None = None, **options: object) -> Path:
         folder = work / stage
-        if not (folder / "weights").exists():
+        if not (folder / "done").exists():
             settings: dict[str, object] = {
                 "work": folder, "steps": batches(steps), "scenes": scenes, "seed": seed,
                 "device": device, "threads": threads, "closeups": 0.0, "sheet_every": 0,
@@ -48,6 +48,7 @@ def everything(
             if base is not None:
                 settings["base"] = base
             main(**settings)  # type: ignore[arg-type]
+            (folder / "done").touch()  # weights may be there in part
         return folder / "weights"
 
     own = train(
