@@ -37,7 +37,7 @@ def test_the_profile_is_of_these_weights() -> None:
         name: fingerprint(Path(folder)) for name, folder in FAMILY.models.items()
     }
     steps = {name: model.step_s[8] for name, model in profile.models.items()}
-    assert steps["tiny"] < steps["small"] < steps["base"]
+    assert steps["small"] < steps["base"]
 
 
 def test_the_predictor_knows_easy_prompts_from_hard_ones() -> None:
@@ -47,7 +47,7 @@ def test_the_predictor_knows_easy_prompts_from_hard_ones() -> None:
     vector = encoder.embed("a red house in the snow").vector
     others = ("four blue boats at sea", "red house in the snow")
     far, near = (predictor.predict(vector, encoder.embed(one).vector) for one in others)
-    deepest = predictor.variants.index("skip-10")
+    deepest = predictor.variants.index(f"skip-{max(FAMILY.skips)}")
     assert near.mean[deepest] > far.mean[deepest] + 0.05
     assert near.mean[predictor.variants.index(EXACT)] == 1.0
 
@@ -63,4 +63,4 @@ def test_the_family_is_a_world_to_simulate() -> None:
     assert world.truth.shape == world.predicted.shape
     assert not np.isnan(world.predicted).any()
     costs = world.table.cost_s(world.slo * world.table.slo_s)[:, 0]
-    assert costs[world.table.variants.index("turbo")] < 0.5 * costs[0]
+    assert costs[world.table.variants.index("small")] < 0.5 * costs[0]

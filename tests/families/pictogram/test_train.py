@@ -71,9 +71,8 @@ def test_training_leaves_a_pipeline_and_goes_on_where_it_stopped(work: Path) -> 
     assert not [path for path in configs if str(work) in path.read_text()]
 
 
-@pytest.mark.parametrize("model", ["small", "tiny"])
-def test_the_shipped_base_teaches_the_other_models(model: str, tmp_path: Path) -> None:
-    train(tmp_path, "--model", model, "--steps", "1", "--closeups", "0", "--sheet-every", "0")
+def test_the_shipped_base_teaches_the_small_model(tmp_path: Path) -> None:
+    train(tmp_path, "--model", "small", "--steps", "1", "--closeups", "0", "--sheet-every", "0")
     pipeline = StableDiffusionPipeline.from_pretrained(tmp_path / "weights")
     picture = pipeline("a red house", num_inference_steps=4, guidance_scale=1.0)
     assert picture.images[0].size == (64, 64)
@@ -86,7 +85,7 @@ def test_every_network_of_the_family_is_trained_in_turn(tmp_path: Path) -> None:
     options = ["--share", "0.0001", "--device", "cpu", "--scenes", "64"]
     result = CliRunner().invoke(everything, ["--work", str(tmp_path), *options])
     assert result.exit_code == 0, result.output
-    for stage in ("guided", "small", "tiny"):
+    for stage in ("guided", "small"):
         pipeline = StableDiffusionPipeline.from_pretrained(tmp_path / stage / "weights")
         picture = pipeline("a red house", num_inference_steps=2, guidance_scale=1.0)
         assert picture.images[0].size == (64, 64)
@@ -106,7 +105,7 @@ def test_going_on_keeps_to_the_noise_schedule_of_the_training(tmp_path: Path) ->
 
 
 def test_a_pupil_that_guesses_as_its_teacher_has_nothing_to_learn() -> None:
-    teacher, pupil = new_unet("tiny"), new_unet("tiny")
+    teacher, pupil = new_unet("small"), new_unet("small")
     alphas, nothing = new_scheduler().alphas_cumprod, torch.randn(1, 40, 128)
     loss = Denoising(alphas, Teacher(teacher, nothing, guidance=1.0))
     latents = torch.randn(4, LATENT_CHANNELS, 8, 8)
@@ -181,7 +180,7 @@ def test_the_cells_of_a_scene_say_what_they_show() -> None:
 
 def test_gradients_of_parts_are_those_of_the_whole() -> None:
     """Also laid out as the weights are, which fused optimisers take for granted."""
-    unet = new_unet("tiny").to(memory_format=torch.channels_last)
+    unet = new_unet("small").to(memory_format=torch.channels_last)
     latents = torch.randn(4, LATENT_CHANNELS, 8, 8)
     inputs = (
         latents,

@@ -25,7 +25,7 @@ TEXT_WIDTH = 128
 MAX_TOKENS = 40
 SHIFT = 3.0
 # The family's models, and the widths of the two levels of their UNets.
-WIDTHS = {"base": (128, 192), "small": (64, 96), "tiny": (32, 64)}
+WIDTHS = {"base": (128, 192), "small": (64, 96)}
 
 
 def new_vae() -> AutoencoderKL:

@@ -37,7 +37,6 @@ app = typer.Typer(add_completion=False)
 class Model(StrEnum):
     base = "base"
     small = "small"
-    tiny = "tiny"
 
 
 GUIDANCE = 2.0  # of a base that has not taken it over yet
@@ -123,7 +122,7 @@ def main(
     latents = latents_of(world, components, work / "latents.safetensors")
     lessons = Lessons(world, latents.to(where), closeups, 1.0 if go_on else EASY_SHARE)
     loss = _loss(base, model, pipeline, guidance)
-    rate = RATE if plain or model in (Model.small, Model.tiny) else FINE_RATE
+    rate = RATE if plain or model == Model.small else FINE_RATE
     sheet = Sheet(
         every=sheet_every,
         steps=SHEET_STEPS,
@@ -189,10 +188,10 @@ def _taught(base: Path, model: Model, go_on: bool) -> StableDiffusionPipeline:
     """A model that shares all but the UNet with its base."""
     pipeline = StableDiffusionPipeline.from_pretrained(base, use_safetensors=True)
     pipeline.scheduler = new_scheduler()
+    pipeline.unet = new_unet(model)
     if go_on:
-        pipeline.unet = UNet2DConditionModel.from_pretrained(WEIGHTS / model / "unet")
-    else:
-        pipeline.unet = new_unet(model)
+        shipped = UNet2DConditionModel.from_pretrained(WEIGHTS / model / "unet")
+        grow(pipeline.unet, shipped.state_dict())
     return pipeline
 
 

@@ -30,8 +30,8 @@ def everything(
     new_words: Annotated[bool, typer.Option(help="Learn the vocabulary anew.")] = True,
     seed: Annotated[int, typer.Option(help="Seed of scenes and captions.")] = 21,
 ) -> None:
-    """Train base from the shipped weights, let it take its guidance over, teach the smaller models,
-    and train the detector. What is to be shipped is in WORK/guided, WORK/small, WORK/tiny and
+    """Train base from the shipped weights, let it take its guidance over, teach the small model,
+    and train the detector. What is to be shipped is in WORK/guided, WORK/small and
     WORK/detector, beside WORK/base/components.safetensors."""
 
     def batches(of: int) -> int:
@@ -60,8 +60,7 @@ def everything(
         reader_steps=batches(READER),
     )
     guided = train("guided", GUIDANCE, own, go_on=True, guidance=GUIDED_BY, seed=seed + 1)
-    for model in (Model.small, Model.tiny):
-        train(model.value, PUPIL, guided, model=model, seed=seed + 1)
+    train("small", PUPIL, guided, go_on=True, model=Model.small, seed=seed + 1)
     detecting.main(
         work / "detector",
         steps=batches(DETECTOR),
