@@ -29,8 +29,9 @@ serve: $(READY) ## the server, on port 8000 (make serve FLAGS="--port 9000")
 picture: $(READY) ## a first picture, in argus.png
 	@$(BIN)/argus generate "a red house in the snow" --output argus.png
 
-grid: $(READY) ## the README's grid of pictures, by the shipped weights
+grid: $(READY) ## the README's pictures by the shipped weights: docs/grid.png, docs/strip.png
 	@$(BIN)/python -m argus.families.pictogram.grid docs/grid.png
+	@$(BIN)/python -m argus.families.pictogram.strip docs/strip.png
 
 test: $(READY) ## the tests that CI runs (about 10 minutes on two cores)
 	@echo "Testing ..."

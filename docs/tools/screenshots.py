@@ -110,7 +110,7 @@ def main(
     folder: Annotated[Path, typer.Argument(help="Where to save them.")],
     times: Annotated[
         float, typer.Option(help="The burst's height, in exact pictures that the server carries.")
-    ] = 2.5,
+    ] = 2.0,
 ) -> None:
     chromium = shutil.which("chromium")  # Debian's; None: Playwright's own
     folder.mkdir(parents=True, exist_ok=True)
