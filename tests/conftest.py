@@ -195,7 +195,7 @@ def constant_predictor(made_for: str, quality: dict[str, float]) -> Predictor:
         "w1": np.zeros((1, 2 * width + 1, hidden)), "b1": np.zeros((1, hidden)),
         "w2": np.zeros((1, hidden, hidden)), "b2": np.zeros((1, hidden)),
         "w3": np.zeros((1, hidden, count)), "b3": np.array([list(quality.values())]),
-        "usual": np.array(list(quality.values())),
+        "knots": np.zeros(1), "usual": np.array(list(quality.values())),
         "trust": np.ones(count), "widening": np.full(count, 0.1),
         "centre": np.zeros(width), "spread": np.eye(width), "scores": np.array([0.1, 0.2]),
     }  # fmt: skip

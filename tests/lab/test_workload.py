@@ -11,7 +11,7 @@ from argus.core.errors import BadRequest
 from argus.families.catalog import default_family, find_family
 from argus.families.pictogram.ideas import CHANGES, changed
 from argus.families.pictogram.prompts import read_prompt
-from argus.families.pictogram.world import sample_scene
+from argus.families.pictogram.world import MAX_THINGS, sample_scene
 from argus.lab.prompts import WrittenIdeas, find_prompts, ideas_of, split_prompts
 from argus.lab.workload import Habits, Ideas, Request, workload
 
@@ -65,8 +65,12 @@ def test_a_scene_is_changed_in_one_way(change: str) -> None:
     rng = random.Random(change)
     for _ in range(100):
         scene = sample_scene(rng)
-        new = changed(rng, scene, change)
-        assert 1 <= new.things <= 5
+        try:
+            new = changed(rng, scene, change)
+        except ValueError:  # a crowd is small, and not everything has a part
+            assert change in ("size", "second")
+            continue
+        assert 1 <= new.things <= MAX_THINGS
         assert change == "scene" or new.relation == scene.relation
         if change in ("colour", "kind", "fill", "size"):
             differing = [

@@ -22,12 +22,13 @@ from argus.core.family import EXACT, Family
 from argus.quality import table
 from argus.quality.drift import moments
 from argus.quality.encoder import PromptEncoder
-from argus.quality.predictor import Predictor, features, squared_distances
+from argus.quality.predictor import Predictor, features, similarities, squared_distances
 from argus.quality.scores import Scores
 from argus.quality.sentences import Encoder, embed_all
 
 FOLDS = 5
-HIDDEN = 48
+KNOTS = (0.0, 0.3, 0.6, 0.85, 0.95, 0.98, 1.0)  # shares of the examples' similarities below each
+HIDDEN = 64
 EPOCHS = 150
 RATE, DECAY, DROPOUT = 3e-3, 0.03, 0.4
 MISSES = 0.1  # of groups are worth less than their bound on average
@@ -67,7 +68,7 @@ class Examples:
     @property
     def similarity(self) -> Single:
         """The cosine (p,) of each prompt's embedding and its neighbour's, NaN without one."""
-        return 1 - features(self.vectors, self.near)[:, -1]
+        return similarities(self.vectors, self.near)
 
     @property
     def weights(self) -> Single:
@@ -170,12 +171,13 @@ def train(
     then for the bounds alone, and without `epochs` these are the same distance below all means.
     """
     fold = folds(len(data.prompts), seed)
-    weights = _fit(data, fold, seed, epochs, on_epoch)
+    knots = _knots(data.similarity)
+    weights = _fit(data, fold, knots, seed, epochs, on_epoch)
     if kernel:
         weights |= _kernels(data, fold, seed)
     usual = _usual(data).astype(np.float32)
     none, full = np.zeros_like(usual), np.ones_like(usual)
-    plain = {"usual": usual, "trust": full, "widening": none}
+    plain = {"knots": knots, "usual": usual, "trust": full, "widening": none}
     if kernel:
         plain["anchors"] = data.vectors
     if data.right is not None:
@@ -278,13 +280,13 @@ def group_means(
 
 
 def _fit(
-    data: Examples, fold: NDArray[np.int64], seed: int, epochs: int, tell: OnEpoch
+    data: Examples, fold: NDArray[np.int64], knots: Single, seed: int, epochs: int, tell: OnEpoch
 ) -> dict[str, Single]:
     """The networks' weights as `Predictor` takes them, by Adam on all examples at once."""
     torch.manual_seed(seed)
-    centre, spread = _standard(data)
-    alone = torch.from_numpy((features(data.vectors, None) - centre) / spread)
-    beside = torch.from_numpy((features(data.vectors, data.near) - centre) / spread).nan_to_num()
+    alone, beside = (features(data.vectors, near, knots) for near in (None, data.near))
+    centre, spread = _standard(alone, beside, data.vectors.shape[1])
+    alone, beside = (torch.from_numpy((x - centre) / spread).nan_to_num() for x in (alone, beside))
     skips = torch.tensor(data.skips)
     counted = data.right is not None
     measured = data.quality if data.right is None else data.right
@@ -362,15 +364,23 @@ def _ridge(near: Numbers, target: Numbers, ridge: float) -> Numbers:
     return solved
 
 
-def _standard(data: Examples) -> tuple[Single, Single]:
-    """Means and deviations of the features (2·d + 1,); of differences, where there are any."""
-    alone, beside = features(data.vectors, None), features(data.vectors, data.near)
+def _standard(alone: Single, beside: Single, d: int) -> tuple[Single, Single]:
+    """Means and deviations of the features without and with neighbours (n, 2·d + k); of what
+    neighbours differ in, where there are any."""
     known = beside[np.isfinite(beside).all(axis=1)]
     seen = known if len(known) else alone
-    d = data.vectors.shape[1]
     centre = np.concatenate([alone[:, :d].mean(0), seen[:, d:].mean(0)])
     spread = np.concatenate([alone[:, :d].std(0), seen[:, d:].std(0)])
     return centre, np.maximum(spread, LEAST_SPREAD).astype(np.float32)
+
+
+def _knots(similarity: Single) -> Single:
+    """The similarities between which quality is about linear; dense at the top, where prompts are
+    the same in other words."""
+    known = similarity[~np.isnan(similarity)]
+    if not len(known):
+        return np.zeros(1, np.float32)
+    return np.unique(np.quantile(known, KNOTS).astype(np.float32))
 
 
 def _start(inputs: int, means: Numbers) -> dict[str, Tensor]:

@@ -17,7 +17,7 @@ PATIENCE = 18.0  # how much of chance is put up with; chosen by `benchmarks/drif
 MEMORY = 1000  # errors by which chance is judged
 LEAST_SPREAD = 0.1  # of errors, in quality
 WINDOW, FEWEST_PROMPTS = 500, 100
-PART = 0.02  # of the training prompts
+PART = 0.007  # of the training prompts
 
 
 class Drift:
@@ -30,8 +30,8 @@ class Drift:
     `prompts`: among the latest `WINDOW` prompts, the mean embedding of the different ones is
     further from the training prompts' than that of any `PART` of the training prompts can be in
     that direction, taking those for normal. So no wave of fashion among prompts that the predictor
-    knows raises it, be it fifty times as frequent as in training, and no client that repeats its
-    prompts.
+    knows raises it, be it a hundred times as frequent as in training, and no client that repeats
+    its prompts.
 
     `centre` (d,) and `spread` (d, d) are mean and covariance of the training prompts' embeddings;
     without them prompts are not tested.
@@ -98,7 +98,7 @@ def moved(means: Numbers, centre: Numbers, spread: Numbers) -> Numbers:
     of how far the mean of the `PART` of them that lies furthest in the same direction would be, if
     they were normal with covariance `spread` (d, d)."""
     normal = NormalDist()
-    furthest = normal.pdf(normal.inv_cdf(1 - PART)) / PART  # standard deviations: 2.42
+    furthest = normal.pdf(normal.inv_cdf(1 - PART)) / PART  # standard deviations: 2.79
     gap = means - centre
     length = np.square(gap).sum(1)
     along = np.einsum("nd,de,ne->n", gap, spread, gap, optimize=True)

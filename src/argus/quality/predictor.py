@@ -34,16 +34,17 @@ class Prediction:
 class Predictor:
     """The average of several small networks that were trained on different prompts.
 
-    They take a prompt's embedding x (d,), what its neighbour's y differs in, y - x, and
-    1 - cos(x, y), and return a mean for every variant. Variants that do not skip, and all without a
-    neighbour, see zeros in place of the last two. `weights` are
+    They take a prompt's embedding x (d,), what its neighbour's y differs in, y - x, and where the
+    similarity of both is between a few similarities, the `knots`, and return a mean for every
+    variant. Variants that do not skip, and all without a neighbour, see zeros in place of the last
+    two. `weights` are
 
-    - `w1` (e, 2·d + 1, h), `b1` (e, h), `w2` (e, h, h), `b2` (e, h): two hidden layers of e
+    - `w1` (e, 2·d + k, h), `b1` (e, h), `w2` (e, h, h), `b2` (e, h): two hidden layers of e
       networks
     - `w3` (e, h, v), `b3` (e, v): means; with `gain` (1,), of a scorer that says right or wrong,
       the log-odds of a right picture, and quality is 1 + (p_v - p_exact) / gain
-    - `usual` (v,), the mean quality over prompts, and `trust` (v,), from 0 to 1, the factor of the
-      networks' difference from it
+    - `knots` (k,), ascending; `usual` (v,), the mean quality over prompts, and `trust` (v,), from 0
+      to 1, the factor of the networks' difference from it
     - `widening` (v,): how far bounds are below means, so that they hold for new prompts
     - `centre` (d,) and `spread` (d, d): mean and covariance of the training prompts' embeddings
     - `scores` (2,): s₀ and the mean of s_exact - s₀, by which a score becomes quality
@@ -88,9 +89,9 @@ class Predictor:
         """Means and bounds (n, v) of prompts with embeddings (n, d) whose neighbours have
         embeddings `near` (n, d), NaN for those without; None: nobody has a neighbour."""
         w = self.weights
-        out = _outputs(w, features(vectors, None))
+        out = _outputs(w, features(vectors, None, w["knots"]))
         if self._skips.any():
-            resumed = np.nan if near is None else _outputs(w, features(vectors, near))
+            resumed = np.nan if near is None else _outputs(w, features(vectors, near, w["knots"]))
             out = np.asarray(np.where(self._skips, resumed, out), np.float32)
         if "gain" in w:
             chance: Numbers = np.asarray(1 / (1 + np.exp(-out)), np.float32)
@@ -121,7 +122,7 @@ class Predictor:
             content = json.loads((folder / FACTS).read_text())
             weights = load_file(folder / WEIGHTS)
             found = cls(content["variants"], content["skips"], content["made_for"], weights)
-            inputs, width = weights["w1"].shape[1], len(weights["centre"])
+            inputs = 2 * len(weights["centre"]) + len(weights["knots"])
         except (OSError, ValueError, KeyError, TypeError, SafetensorError) as error:
             raise ModelError(
                 f"{folder} holds no predictor that can be read: {error}. `argus train` makes one."
@@ -131,7 +132,7 @@ class Predictor:
                 f"The predictor in {folder} was trained for other variants, weights or another "
                 "text encoder: train one for this family (`argus train`)."
             )
-        if inputs != 2 * width + 1:
+        if weights["w1"].shape[1] != inputs:
             raise ModelError(
                 f"The predictor in {folder} is of an earlier version of Argus, which did not look "
                 "at neighbours' prompts: train it again (`argus train`)."
@@ -150,17 +151,32 @@ def facts_of(folder: Path) -> dict[str, Any]:
     return dict(facts)
 
 
-def features(vectors: Numbers, near: Numbers | None) -> Numbers:
-    """What the networks take (n, 2·d + 1) of embeddings (n, d) and those of neighbours (n, d), NaN
+def features(vectors: Numbers, near: Numbers | None, knots: Numbers) -> Numbers:
+    """What the networks take (n, 2·d + k) of embeddings (n, d) and those of neighbours (n, d), NaN
     for those without; None: none is looked at."""
     n, d = vectors.shape
-    result: Numbers = np.zeros((n, 2 * d + 1), np.float32)
+    result: Numbers = np.zeros((n, 2 * d + len(knots)), np.float32)
     result[:, :d] = vectors
     if near is not None:
-        result[:, d:-1] = near - vectors
-        lengths = np.linalg.norm(vectors, axis=1) * np.linalg.norm(near, axis=1)
-        result[:, -1] = 1 - (vectors * near).sum(1) / np.maximum(lengths, 1e-9)
+        result[:, d : 2 * d] = near - vectors
+        result[:, 2 * d :] = hats(knots, similarities(vectors, near))
     return result
+
+
+def similarities(vectors: Numbers, near: Numbers) -> Numbers:
+    """The cosines (n,) of embeddings (n, d) and those of neighbours, NaN where these are."""
+    lengths = np.linalg.norm(vectors, axis=1) * np.linalg.norm(near, axis=1)
+    cosines: Numbers = (vectors * near).sum(1) / np.maximum(lengths, np.float32(1e-9))
+    return cosines
+
+
+def hats(knots: Numbers, at: Numbers) -> Numbers:
+    """The weights (n, k) of the knots for linear interpolation at `at` (n,), beyond the last those
+    of it; NaN where `at` is."""
+    eye = np.eye(len(knots), dtype=np.float32)
+    rows: Numbers = np.stack([np.interp(at, knots, row) for row in eye], axis=1).astype(np.float32)
+    rows[np.isnan(at)] = np.nan
+    return rows
 
 
 def _outputs(w: Mapping[str, Numbers], inputs: Numbers) -> Numbers:
