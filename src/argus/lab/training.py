@@ -284,15 +284,15 @@ def _fit(
 ) -> dict[str, Single]:
     """The networks' weights as `Predictor` takes them, by Adam on all examples at once."""
     torch.manual_seed(seed)
-    alone, beside = (features(data.vectors, near, knots) for near in (None, data.near))
-    centre, spread = _standard(alone, beside, data.vectors.shape[1])
-    alone, beside = (torch.from_numpy((x - centre) / spread).nan_to_num() for x in (alone, beside))
+    seen = [features(data.vectors, near, knots) for near in (None, data.near)]
+    centre, spread = _standard(*seen, data.vectors.shape[1])
+    alone, beside = (torch.from_numpy((x - centre) / spread).nan_to_num() for x in seen)
     skips = torch.tensor(data.skips)
     counted = data.right is not None
     measured = data.quality if data.right is None else data.right
     beside_known = np.isfinite(data.near).all(axis=1).reshape(-1, 1, 1)
-    seen = beside_known | ~np.array(data.skips)[:, None]
-    known = torch.from_numpy(~np.isnan(measured) & seen)
+    taught = beside_known | ~np.array(data.skips)[:, None]
+    known = torch.from_numpy(~np.isnan(measured) & taught)
     target = torch.from_numpy(np.nan_to_num(measured)).float()
     counts = known * (torch.arange(FOLDS)[:, None] != torch.from_numpy(fold))[:, :, None, None]
     counts = counts * torch.from_numpy(data.weights)[:, None, None]
