@@ -284,9 +284,10 @@ def _fit(
 ) -> dict[str, Single]:
     """The networks' weights as `Predictor` takes them, by Adam on all examples at once."""
     torch.manual_seed(seed)
-    seen = [features(data.vectors, near, knots) for near in (None, data.near)]
-    centre, spread = _standard(*seen, data.vectors.shape[1])
-    alone, beside = (torch.from_numpy((x - centre) / spread).nan_to_num() for x in seen)
+    plain, resumed = (features(data.vectors, near, knots) for near in (None, data.near))
+    centre, spread = _standard(plain, resumed, data.vectors.shape[1])
+    alone = torch.from_numpy((plain - centre) / spread)
+    beside = torch.from_numpy((resumed - centre) / spread).nan_to_num()
     skips = torch.tensor(data.skips)
     counted = data.right is not None
     measured = data.quality if data.right is None else data.right
