@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import logging
+import sqlite3
+import time
 from pathlib import Path
+from typing import Any
 
 import sqlalchemy as sa
 
@@ -16,6 +19,7 @@ BIG = sa.BigInteger().with_variant(sa.Integer, "sqlite")  # SQLite's integers ha
 VERSION_TABLE = "alembic_version"
 MIGRATING = 7_246_551_104  # key of PostgreSQL's advisory lock that is held while tables are changed
 WAIT_S = 60  # for another process that changes the tables
+WAL_TRIES, WAL_PAUSE_S = 200, 0.05
 CONNECT_S = 5
 POOL_WAIT_S = 5.0  # for a free connection
 STATEMENT_S = 30
@@ -139,10 +143,24 @@ def _migrate(engine: sa.Engine) -> None:
         log.info("The catalogue's tables were brought up to date (revision %s)", HEAD)
 
 
+def _switch_to_wal(cursor: Any) -> None:
+    """Turn the write-ahead log on; once it is, this changes nothing. Of several processes that do
+    it at the same moment SQLite refuses all but one at once, whatever `busy_timeout` says."""
+    for left in reversed(range(WAL_TRIES)):
+        try:
+            cursor.execute("PRAGMA journal_mode=WAL")
+        except sqlite3.OperationalError:
+            if not left:
+                raise
+            time.sleep(WAL_PAUSE_S)
+        else:
+            return
+
+
 def _set_up_sqlite(connection: sa.engine.interfaces.DBAPIConnection, _: object) -> None:
     cursor = connection.cursor()
     cursor.execute("PRAGMA busy_timeout=10000")
-    cursor.execute("PRAGMA journal_mode=WAL")
+    _switch_to_wal(cursor)
     cursor.execute("PRAGMA synchronous=NORMAL")
     cursor.close()
 
