@@ -12,6 +12,8 @@ from argus.cache.index import Vector
 from argus.control.variants import VariantTable
 from argus.quality.predictor import Prediction, Predictor
 
+BETTER = 0.1  # in predicted quality, than the nearest neighbour's
+
 
 class Predictions:
     """Predicts nothing without a predictor. `number` counts the predictors so far, and identifies
@@ -42,11 +44,13 @@ class Predictions:
 
     def best_first(self, vector: Vector, neighbours: Sequence[Neighbour]) -> list[Neighbour]:
         """The neighbours in the order of what pictures resumed from them are predicted to be worth,
-        on average over the variants that skip; 0 for one whose latents are not stored."""
+        on average over the variants that skip; 0 for one whose latents are not stored. The nearest,
+        which is given first, comes first unless another one is better by more than `BETTER`."""
         if self._predictor is None or len(neighbours) < 2:
             return list(neighbours)
         near = np.stack([one.vector for one in neighbours])
         mean, _ = self._predictor.predict_all(np.repeat(vector[None], len(near), axis=0), near)
         stored = np.array([[k > 0 and k in one.skips for k in self._skips] for one in neighbours])
-        worth = np.where(stored, mean[:, self._order], 0.0).sum(axis=1)
+        worth = np.where(stored, mean[:, self._order], 0.0).sum(axis=1) / max(1, stored.shape[1])
+        worth[0] += BETTER * stored[0].mean()
         return [neighbours[i] for i in np.argsort(-worth, kind="stable")]
