@@ -101,12 +101,10 @@ class SimilarityIndex:
 
     def holds(self, scope: str, entry: int, vector: Vector) -> bool:
         """Whether an entry is there with this vector (d,), of whatever length."""
-        with self._lock:
-            there = self._scopes.get(scope)
-            if there is None or entry not in there:
-                return False
-            known = there.vector(entry)
-        return known.shape == vector.shape and np.allclose(_unit(known), _unit(vector), atol=ALIKE)
+        known = self.vector(scope, entry)
+        if known is None or known.shape != vector.shape:
+            return False
+        return np.allclose(_unit(known), _unit(vector), atol=ALIKE)
 
     def nearest(self, scope: str, vector: Vector, count: int = 1) -> list[tuple[int, float]]:
         """The `count` entries nearest to a vector (d,), with their cosine similarities, nearest

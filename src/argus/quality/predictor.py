@@ -180,7 +180,7 @@ def hats(knots: Numbers, at: Numbers) -> Numbers:
 
 
 def _outputs(w: Mapping[str, Numbers], inputs: Numbers) -> Numbers:
-    """The networks' average (n, v), for `features` (n, 2·d + 1)."""
+    """The networks' average (n, v), for `features` (n, 2·d + k)."""
     hidden = np.maximum(np.matmul(inputs, w["w1"]) + w["b1"][:, None], 0)
     hidden = np.maximum(np.matmul(hidden, w["w2"]) + w["b2"][:, None], 0)
     out: Numbers = (np.matmul(hidden, w["w3"]) + w["b3"][:, None]).mean(0)

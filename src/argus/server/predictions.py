@@ -51,6 +51,6 @@ class Predictions:
         near = np.stack([one.vector for one in neighbours])
         mean, _ = self._predictor.predict_all(np.repeat(vector[None], len(near), axis=0), near)
         stored = np.array([[k > 0 and k in one.skips for k in self._skips] for one in neighbours])
-        worth = np.where(stored, mean[:, self._order], 0.0).sum(axis=1) / max(1, stored.shape[1])
-        worth[0] += BETTER * stored[0].mean()
+        mean[0] += BETTER
+        worth = np.where(stored, mean[:, self._order], 0.0).sum(axis=1)
         return [neighbours[i] for i in np.argsort(-worth, kind="stable")]

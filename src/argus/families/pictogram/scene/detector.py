@@ -26,7 +26,7 @@ from argus.families.pictogram.world import (
 
 WEIGHTS = Path(__file__).parent / "detector.safetensors"
 STRIDE = 4
-_LOOKS = ("kind", "colour", "fill", "size", "second")
+LOOKS = ("kind", "colour", "fill", "size", "second")
 CELLS = SIZE // STRIDE
 THRESHOLD = 0.4
 HEADS = {
@@ -101,7 +101,7 @@ class Detector(nn.Module):
         presence = maps["presence"].sigmoid()
         peaks = presence == F.max_pool2d(presence, 3, stride=1, padding=1)
         found = (peaks & (presence > THRESHOLD))[:, 0].cpu().numpy()
-        looks = {name: maps[name].argmax(1).cpu().numpy() for name in _LOOKS}
+        looks = {name: maps[name].argmax(1).cpu().numpy() for name in LOOKS}
         places = maps["place"].cpu().numpy()
         sights = []
         for i, background in enumerate(backgrounds.argmax(1).tolist()):

@@ -21,12 +21,13 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from argus.families.pictogram import BASE, COMPONENTS
-from argus.families.pictogram.scene.detector import CELLS, STRIDE, WEIGHTS, Detector
+from argus.families.pictogram.scene.detector import CELLS, LOOKS, STRIDE, WEIGHTS, Detector
 from argus.families.pictogram.train.components import Components
 from argus.families.pictogram.train.drawing import pictures
 from argus.families.pictogram.train.growing import grow
 from argus.families.pictogram.train.halves import Halves
 from argus.families.pictogram.train.progress import Checkpoints, Progress, cosine
+from argus.families.pictogram.train.reading import NOTHING, second_number
 from argus.families.pictogram.world import (
     BACKGROUNDS,
     COLOURS,
@@ -46,8 +47,6 @@ EMPTY = 0.04
 JITTER = 2
 OFF = 0.1  # of latents
 NEAR_CELLS = 4
-NOTHING = -100  # what cross_entropy leaves out
-LOOKS = ("kind", "colour", "fill", "size", "second")
 SECOND_WEIGHT = 2.0  # of the smallest parts
 
 app = typer.Typer(add_completion=False)
@@ -239,7 +238,7 @@ def _second(group: Group) -> int:
     """The second colour's number; what no thing can have is not asked."""
     if group.kind not in PARTS:
         return NOTHING
-    return len(COLOURS) if group.second is None else COLOURS.index(group.second)
+    return second_number(group.second)
 
 
 def detection_loss(

@@ -161,7 +161,7 @@ def facts_of(scene: Scene) -> list[int]:
     facts: list[int] = []
     for group in scene.groups:
         facts += [KINDS.index(group.kind), COLOURS.index(group.colour), FILLS.index(group.fill)]
-        facts += [sizes.index(group.size), group.count - 1, _second(group.second)]
+        facts += [sizes.index(group.size), group.count - 1, second_number(group.second)]
     for _ in range(GROUPS - len(scene.groups)):
         facts += [len(KINDS), *(NOTHING,) * (len(_COLUMNS) - 1)]
     relation = len(RELATIONS) if scene.relation is None else RELATIONS.index(scene.relation)
@@ -175,7 +175,7 @@ def cells_of(scene: Scene) -> Tensor:
     scale = SIZE // LATENT_SIZE
     for group in scene.groups:
         looks = [KINDS.index(group.kind), COLOURS.index(group.colour), FILLS.index(group.fill)]
-        values = torch.tensor([*looks, _second(group.second)])
+        values = torch.tensor([*looks, second_number(group.second)])
         reach = group.size_px / 2 - 1
         for x, y in group.places:
             (left, right), (top, bottom) = (
@@ -185,5 +185,6 @@ def cells_of(scene: Scene) -> Tensor:
     return cells.flatten(1)
 
 
-def _second(colour: str | None) -> int:
+def second_number(colour: str | None) -> int:
+    """The number of a second colour; the last one stands for none."""
     return len(COLOURS) if colour is None else COLOURS.index(colour)
