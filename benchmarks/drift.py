@@ -226,7 +226,7 @@ def delay(
 
 def residuals(family: Any, folder: Path) -> Numbers:
     """Measured minus predicted (p, v, s) of prompts that the predictor had not seen."""
-    rows = quality_table.read(folder / "quality.parquet")
+    rows = quality_table.judged(quality_table.read(folder / "quality.parquet"))
     told = pd.read_parquet(folder / "predictor" / "held_out.parquet")
     names = list(family.variants)
     prompts, quality, _ = quality_table.by_prompt(rows, names)

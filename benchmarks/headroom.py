@@ -60,7 +60,7 @@ def main(
     as_json: Annotated[bool, typer.Option("--json", help="A JSON object as last line.")] = False,
 ) -> None:
     family = default_family()
-    rows = qualities.read(table or Path(family.folder) / "quality.parquet")
+    rows = qualities.judged(qualities.read(table or Path(family.folder) / "quality.parquet"))
     costs = costs_of(family, Profile.read(profile or Path(family.folder) / "profile.json"))
     console = Console()
     result: dict[str, Any] = {"seeds": int(rows["seed"].nunique())}

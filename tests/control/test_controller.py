@@ -113,6 +113,19 @@ def test_a_window_is_counted_by_the_time_it_took(controller: Controller) -> None
     assert controller.rate(0.0) == pytest.approx(1 / WINDOW_S * 30)
 
 
+def test_what_came_before_a_burst_does_not_lessen_it(controller: Controller) -> None:
+    """A window that was idle at first, or slower, would halve the forecast in mid-burst."""
+    look_s = WINDOW_S / LOOKS
+    for at in range(1, LOOKS + 1):
+        busy = at > LOOKS // 2
+        for _ in range(12 if busy else 0):
+            controller.arrived(request(only(0, 1)))
+        if at == LOOKS:
+            controller.end_window(at * look_s)
+        controller.look(at * look_s, 1.0)
+    assert controller.rate(WINDOW_S) == pytest.approx(12 / look_s)
+
+
 def test_slower_workers_make_the_plan_outdated_and_leave_less_of_deadlines(
     controller: Controller, policy: Noting
 ) -> None:

@@ -113,6 +113,26 @@ def test_a_table_keeps_every_score_of_its_scorer(tiny_family: Path, tmp_path: Pa
         table.scored_by(counted, "dark")
 
 
+def test_some_prompts_may_get_a_single_picture_to_learn_from(
+    tiny_family: Path, tmp_path: Path
+) -> None:
+    many = replace(asked(tiny_family), single=len(PROMPTS) - 3)
+    told: list[tuple[int, int]] = []
+    rows = calibrate(many, tmp_path / "some.parquet", lambda *done: told.append(done))
+    assert told[-1][0] == told[-1][1]
+    pictures = rows[rows["variant"] == "exact"].groupby("prompt")["seed"].apply(list)
+    assert all(pictures[prompt] == [0, 1] for prompt in PROMPTS[:3])
+    assert all(pictures[prompt] == [0] for prompt in PROMPTS[3:])
+    assert set(table.judged(rows)["prompt"]) == set(PROMPTS[:3])
+    whole = calibrate(asked(tiny_family), tmp_path / "all.parquet")
+    both = rows.merge(whole, on=["prompt", "variant", "seed"])
+    assert len(both) == len(rows)
+    np.testing.assert_allclose(both["score_x"], both["score_y"], rtol=1e-4)
+    assert (both["neighbour_x"].fillna("") == both["neighbour_y"].fillna("")).all()
+    with pytest.raises(BadRequest, match="would get a single picture"):
+        calibrate(replace(many, single=len(PROMPTS)), tmp_path / "none.parquet")
+
+
 def test_another_measurement_is_not_mixed_in(tiny_family: Path, tmp_path: Path) -> None:
     out = tmp_path / "quality.parquet"
     (tmp_path / "quality.parquet.parts").mkdir()

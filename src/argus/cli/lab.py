@@ -120,6 +120,14 @@ def calibrate(
         "quality.parquet"
     ),
     seeds: Annotated[int, typer.Option(help="Pictures of each prompt and variant.", min=1)] = 2,
+    single: Annotated[
+        int,
+        typer.Option(
+            help="So many of the prompts get one picture of each variant only: enough to learn "
+            "from, while what decisions are worth is judged on the others.",
+            min=0,
+        ),
+    ] = 0,
     donors: Annotated[
         str | None,
         typer.Option(help="Cached prompts, given as --prompts. Default: half as many, own."),
@@ -159,7 +167,7 @@ def calibrate(
     with Progress(*columns, console=err) as bar:
         task = bar.add_task("", total=None)
         table = measure(
-            Calibration(chosen, tuple(asked), tuple(others), seeds, device, dtype, servers),
+            Calibration(chosen, tuple(asked), tuple(others), seeds, device, dtype, servers, single),
             output,
             lambda done, of: bar.update(task, completed=done, total=of),
         )

@@ -47,6 +47,7 @@ class Controller:
         )
         self._count = self._counted = self._seen = 0  # in total, by last window, by last look
         self._looked_s = self._added_s = now  # last look, end of the last window
+        self._fresh, self._fresh_s = 0, now  # count and time from which the forecast is behind
         self._unplanned = False  # whether the policy has made no plan for recent requests yet
 
     def rate(self, now: float) -> float:
@@ -73,14 +74,14 @@ class Controller:
         self._count += count
 
     def end_window(self, now: float) -> None:
-        """Add the window's count to the forecast."""
+        """Add the window's count to the forecast, after a jump what came since."""
         count, elapsed_s = self._count - self._counted, now - self._added_s
         expected = self._forecast.next() * elapsed_s
         if expected > 0 and (count or expected >= 1):  # nothing is learnt while nobody asks
             error = min(MOST_ERROR, abs(count - expected) / expected)
             self._doubt += DOUBT_WEIGHT * (error - self._doubt)
-        self._forecast.add(count, elapsed_s)
-        self._counted, self._added_s = self._count, now
+        self._forecast.add(self._count - self._fresh, now - self._fresh_s)
+        self._counted, self._added_s = self._fresh, self._fresh_s = self._count, now
 
     def look(self, now: float, slowness: float) -> bool:
         """Whether the last plan is outdated: far more or fewer requests arrived since the last look
@@ -94,6 +95,7 @@ class Controller:
             return outdated
         if self._forecast.level is None or self._forecast.is_burst(count, elapsed_s):
             self._forecast.jump(count / elapsed_s)
+            self._fresh, self._fresh_s = self._count, now
             return True
         return outdated
 

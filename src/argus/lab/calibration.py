@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import hashlib
 import importlib.util
-import itertools
 import json
 import math
 import os
@@ -52,8 +51,9 @@ OnProgress = Callable[[int, int], None]
 
 @dataclass(frozen=True)
 class Calibration:
-    """What is measured: `prompts` under `seeds` seeds each; `donors` are the prompts whose latents
-    the cache holds. `upstreams` are the servers that make the pictures of the models they hold."""
+    """What is measured: `prompts` under `seeds` seeds each, the last `single` of them under one;
+    `donors` are the prompts whose latents the cache holds. `upstreams` are the servers that make
+    the pictures of the models they hold."""
 
     family: Family
     prompts: tuple[str, ...]
@@ -62,6 +62,16 @@ class Calibration:
     device: str
     dtype: str
     upstreams: Mapping[str, Sequence[Upstream]] = field(default_factory=dict)
+    single: int = 0
+
+    @cached_property
+    def several(self) -> frozenset[str]:
+        """The prompts with all seeds."""
+        return frozenset(self.prompts[: len(self.prompts) - self.single])
+
+    def seeds_of(self, prompt: str) -> range:
+        """The seeds of a prompt's pictures."""
+        return range(self.seeds if prompt in self.several else 1)
 
     @cached_property
     def parts(self) -> list[tuple[str, int]]:
@@ -85,6 +95,8 @@ class Calibration:
             "seeds": self.seeds,
             "dtype": self.dtype,
         }
+        if self.single:
+            facts["single"] = self.single
         if self.upstreams:
             facts["upstreams"] = {
                 model: sorted({str(one.served_model) for one in servers})
@@ -108,6 +120,11 @@ def calibrate(
         raise BadRequest("Calibration needs at least one seed.")
     if len(asked.prompts) < 2:
         raise BadRequest("Calibration needs at least two prompts: s₀ is of unrelated ones.")
+    if asked.single >= len(asked.prompts):
+        raise BadRequest(
+            f"All {len(asked.prompts)} prompts would get a single picture, and nothing could be "
+            "judged: let --single be less than that."
+        )
     work = out.with_name(f"{out.name}.parts")
     _claim(work, asked.identity)
     progress = _Progress(asked, on_progress)
@@ -119,7 +136,7 @@ def calibrate(
         files.append(file)
         prompts = asked.prompts[begin : begin + CHUNK]
         if file.exists():
-            progress.skip(model, len(prompts))
+            progress.skip(model, prompts)
             continue
         if bench is None or bench.model != model:
             if bench is not None:
@@ -179,17 +196,22 @@ class _Progress:
 
     def __init__(self, asked: Calibration, tell: OnProgress) -> None:
         self._asked, self._tell = asked, tell
-        variants = asked.family.variants.values()
         self._of_model: dict[str, int] = {}
-        for variant in variants:
-            steps = (variant.steps - variant.skip) * asked.seeds
+        for variant in asked.family.variants.values():
+            steps = variant.steps - variant.skip
             self._of_model[variant.model] = self._of_model.get(variant.model, 0) + steps
-        donors = len(asked.donors) * asked.family.exact.steps * asked.seeds
-        self._total = donors + len(asked.prompts) * sum(self._of_model.values())
+        pictures = sum(len(asked.seeds_of(prompt)) for prompt in asked.prompts)
+        self._total = pictures * sum(self._of_model.values())
+        self._total += len(asked.donors) * asked.family.exact.steps
         self._done = 0
 
-    def skip(self, model: str, prompts: int) -> None:
-        self.add(prompts * self._of_model[model])
+    def more(self, steps: int) -> None:
+        """So many steps more have to be done."""
+        self._total += steps
+
+    def skip(self, model: str, prompts: Sequence[str]) -> None:
+        pictures = sum(len(self._asked.seeds_of(prompt)) for prompt in prompts)
+        self.add(pictures * self._of_model[model])
 
     def add(self, steps: int) -> None:
         self._done += steps
@@ -258,7 +280,8 @@ class _Bench:
     def _commissions(
         self, variant: Variant, neighbours: dict[str, Neighbour | None]
     ) -> Iterator[Commission[tuple[str, int]]]:
-        for prompt, seed in itertools.product(neighbours, range(self._asked.seeds)):
+        asked = [(prompt, seed) for prompt in neighbours for seed in self._asked.seeds_of(prompt)]
+        for prompt, seed in asked:
             start: Tensor | None = None
             if variant.skip:
                 neighbour = neighbours[prompt]
@@ -346,19 +369,40 @@ class _Donors:
 
     def _fill(self, asked: Calibration, engine: Engine, progress: _Progress) -> None:
         """Run those donors that the cache does not hold yet."""
-        exact, skips = asked.family.exact, tuple(asked.family.skips)
+        """Run those donors that the cache does not hold yet: under the first seed all of them,
+        under the others those that are neighbours of prompts with several."""
+        self._run(asked, engine, progress, 0, asked.donors)
+        near = (
+            {self._neighbour_of(prompt) for prompt in asked.several} if asked.seeds > 1 else set()
+        )
+        others = [donor for donor in asked.donors if donor in near]
+        progress.more(len(others) * (asked.seeds - 1) * asked.family.exact.steps)
+        for seed in range(1, asked.seeds):
+            self._run(asked, engine, progress, seed, others)
+
+    def _neighbour_of(self, prompt: str) -> str | None:
+        found = self.neighbour(prompt)
+        return None if found is None else found.prompt
+
+    def _run(
+        self,
+        asked: Calibration,
+        engine: Engine,
+        progress: _Progress,
+        seed: int,
+        donors: Sequence[str],
+    ) -> None:
+        exact, scope = asked.family.exact, self._scopes[seed]
+        number = {donor: i for i, donor in enumerate(asked.donors)}
         lacking = []
-        for (seed, scope), (i, prompt) in itertools.product(
-            enumerate(self._scopes), enumerate(asked.donors)
-        ):
+        for prompt in donors:
             if self._cache.stored(scope, prompt) is None:
-                job = exact.job(prompt, DONOR_SEED * (1 + seed) + i)
-                lacking.append(Commission((scope, prompt), job, keep=skips))
+                job = exact.job(prompt, DONOR_SEED * (1 + seed) + number[prompt])
+                lacking.append(Commission(prompt, job, keep=tuple(asked.family.skips)))
             else:
                 progress.add(exact.steps)
         for one, result in paint(engine, lacking):
-            scope, prompt = one.of
-            self._cache.keep(scope, prompt, self._encoder.embed(prompt).vector, result.kept)
+            self._cache.keep(scope, one.of, self._encoder.embed(one.of).vector, result.kept)
             progress.add(exact.steps)
 
     def neighbour(self, prompt: str) -> Neighbour | None:

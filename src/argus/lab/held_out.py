@@ -76,10 +76,12 @@ def errors(data: Examples, trained: Trained) -> dict[str, Errors]:
 
 def regret(data: Examples, guess: Numbers, costs: Numbers) -> list[Regret]:
     """The regret, by load, of routing by a guess (p, v) of quality, with `costs` (v,) as of
-    `costs_of`. Empty for data of one seed: nothing is left to judge the choice on."""
+    `costs_of`; judged on the prompts with pictures under every seed. Empty for data of one seed:
+    nothing is left to judge the choice on."""
     if data.quality.shape[2] < 2:
         return []
-    q, known = _never(data.quality), _never(guess)
+    whole = ~np.isnan(data.quality[:, 0]).any(axis=1)
+    q, known = _never(data.quality[whole]), _never(guess[whole])
     belief, all_prompts = believed(q), np.zeros(len(q), np.int64)
     found = []
     for load in LOADS:

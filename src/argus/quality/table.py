@@ -92,6 +92,14 @@ def by_prompt(
     return [str(prompt) for prompt in found.index], quality, neighbours
 
 
+def judged(table: pd.DataFrame) -> pd.DataFrame:
+    """The rows of the prompts whose pictures were made under most seeds: decisions are judged on
+    these, and others only learnt from."""
+    seeds = table.groupby("prompt")["seed"].transform("nunique")
+    chosen: pd.DataFrame = table[seeds == seeds.max()]
+    return chosen
+
+
 def similarities(table: pd.DataFrame) -> NDArray[np.float32]:
     """The similarity (p,) of every prompt's neighbour, NaN without one; prompts in the order of
     `by_prompt`."""

@@ -244,7 +244,7 @@ def _measured(spec: dict[str, Any], sources: dict[str, str]) -> World:
     folder = Path(family.folder)
     profile = Profile.read(folder / "profile.json")
     names = list(family.variants)
-    rows = table.read(folder / "quality.parquet")
+    rows = table.judged(table.read(folder / "quality.parquet"))
     prompts, quality, _ = table.by_prompt(rows, names)
     similarity = table.similarities(rows)
     held_out = pd.read_parquet(folder / spec["predictor"])
