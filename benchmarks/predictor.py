@@ -110,7 +110,7 @@ def by_similarity(data: Examples, out: Flags, costs: Numbers) -> Numbers:
     """Straight lines between knots for what skips, constants for the rest."""
     at = np.nan_to_num(data.similarity).astype(float)
     place = hats(np.quantile(at, np.linspace(0, 1, 6)), at)
-    means = data.quality.mean(2)
+    means = np.nanmean(data.quality, axis=2)
     fitted = np.linalg.lstsq(place[~out], means[~out], rcond=None)[0]
     constant = np.broadcast_to(means[~out].mean(0), means[out].shape)
     return np.where(np.array(data.skips), place[out] @ fitted, constant)
@@ -118,13 +118,13 @@ def by_similarity(data: Examples, out: Flags, costs: Numbers) -> Numbers:
 
 def by_things(data: Examples, out: Flags, costs: Numbers) -> Numbers:
     counts = np.array([sum(g.count for g in read_prompt(p).groups) for p in data.prompts])
-    means = pd.DataFrame(data.quality[~out].mean(2)).groupby(counts[~out]).mean()
+    means = pd.DataFrame(np.nanmean(data.quality[~out], axis=2)).groupby(counts[~out]).mean()
     return means.reindex(counts[out]).fillna(means.mean()).to_numpy()
 
 
 def by_best_level(data: Examples, out: Flags, costs: Numbers) -> Numbers:
     order = np.argsort(costs)
-    good = data.quality.mean(2)[:, order] >= 1.0 - 1e-9
+    good = np.nanmean(data.quality, axis=2)[:, order] >= 1.0 - 1e-9
     best = good.argmax(1)  # of the variants by cost; the exact one always is
     model = LogisticRegression(max_iter=500, C=0.3).fit(data.vectors[~out], best[~out])
     chances = np.zeros((int(out.sum()), len(costs)))
@@ -136,7 +136,7 @@ def by_best_level(data: Examples, out: Flags, costs: Numbers) -> Numbers:
 
 def by_boosting(data: Examples, out: Flags, costs: Numbers) -> Numbers:
     features = np.c_[data.vectors, data.similarity]
-    means = data.quality.mean(2)
+    means = np.nanmean(data.quality, axis=2)
     result = np.ones((int(out.sum()), len(costs)))
     for v in range(1, len(costs)):
         model = HistGradientBoostingRegressor(max_iter=80, learning_rate=0.06, max_leaf_nodes=8)

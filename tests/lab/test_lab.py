@@ -120,6 +120,7 @@ def test_some_prompts_may_get_a_single_picture_to_learn_from(
     told: list[tuple[int, int]] = []
     rows = calibrate(many, tmp_path / "some.parquet", lambda *done: told.append(done))
     assert told[-1][0] == told[-1][1]
+    assert all(a[1] >= b[1] for a, b in itertools.pairwise(told))
     pictures = rows[rows["variant"] == "exact"].groupby("prompt")["seed"].apply(list)
     assert all(pictures[prompt] == [0, 1] for prompt in PROMPTS[:3])
     assert all(pictures[prompt] == [0] for prompt in PROMPTS[3:])
@@ -129,8 +130,9 @@ def test_some_prompts_may_get_a_single_picture_to_learn_from(
     assert len(both) == len(rows)
     np.testing.assert_allclose(both["score_x"], both["score_y"], rtol=1e-4)
     assert (both["neighbour_x"].fillna("") == both["neighbour_y"].fillna("")).all()
-    with pytest.raises(BadRequest, match="would get a single picture"):
-        calibrate(replace(many, single=len(PROMPTS)), tmp_path / "none.parquet")
+    for nothing in (replace(many, single=len(PROMPTS) - 1), replace(many, seeds=1)):
+        with pytest.raises(BadRequest, match="nothing is left to judge"):
+            calibrate(nothing, tmp_path / "none.parquet")
 
 
 def test_another_measurement_is_not_mixed_in(tiny_family: Path, tmp_path: Path) -> None:

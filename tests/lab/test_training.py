@@ -111,6 +111,35 @@ def test_nine_groups_of_ten_are_above_their_bound_on_average() -> None:
     assert gap.mean() < 0.25  # single pictures are half a quality off
 
 
+def test_prompts_with_a_single_picture_teach_and_others_judge() -> None:
+    whole, judged = counted(1500), np.arange(1500) < 100
+    assert whole.right is not None
+    single = ~judged[:, None, None] & (np.arange(4) > 0)
+    quality, right = (np.where(single, np.nan, x) for x in (whole.quality, whole.right))
+    data = replace(whole, quality=quality, right=right, judged=judged)
+    few = replace(
+        whole,
+        prompts=whole.prompts[:100],
+        vectors=whole.vectors[:100],
+        near=whole.near[:100],
+        quality=whole.quality[:100],
+        right=whole.right[:100],
+    )
+    taught, alone = (training.train(one, MADE_FOR, epochs=150) for one in (data, few))
+    assert not np.isnan(taught.mean).any()
+    assert not np.isnan(taught.low).any()
+    errors, before = held_out.errors(data, taught), held_out.errors(few, alone)
+    truth = np.where(whole.vectors[:100, 0] > 0, 1.0, 0.3 / 0.8)
+    off, far_off = (np.abs(one.mean[:100, 2] - truth).mean() for one in (taught, alone))
+    assert off < far_off
+    assert errors["small"].rank > before["small"].rank
+    assert errors["small"].covered >= 0.8
+    at = {one.load: one for one in held_out.regret(data, taught.mean, COSTS)}
+    told = {one.load: one for one in held_out.regret(few, alone.mean, COSTS)}
+    assert at[1.5].blind == pytest.approx(told[1.5].blind)  # judged on the same pictures
+    assert at[1.5].predicted > at[1.5].blind
+
+
 def test_only_what_skips_depends_on_the_neighbour(data: Examples, trained: Trained) -> None:
     most, least = int(data.similarity.argmax()), int(data.similarity.argmin())
     vector, towards = data.vectors[most], data.near[least] - data.vectors[least]

@@ -119,12 +119,14 @@ def calibrate(
     output: Annotated[Path, typer.Option("--out", "-o", help="The table to write.")] = Path(
         "quality.parquet"
     ),
-    seeds: Annotated[int, typer.Option(help="Pictures of each prompt and variant.", min=1)] = 2,
+    seeds: Annotated[
+        int, typer.Option(help="Pictures of each prompt and variant (but --single).", min=1)
+    ] = 2,
     single: Annotated[
         int,
         typer.Option(
-            help="So many of the prompts get one picture of each variant only: enough to learn "
-            "from, while what decisions are worth is judged on the others.",
+            help="The last so many of the prompts get one picture of each variant only: enough to "
+            "learn from, while what decisions are worth is judged on the others.",
             min=0,
         ),
     ] = 0,

@@ -74,7 +74,8 @@ class Controller:
         self._count += count
 
     def end_window(self, now: float) -> None:
-        """Add the window's count to the forecast, after a jump what came since."""
+        """Add the window's count to the forecast, after a jump what came since. Doubt is about the
+        whole window: a plan was made for all of it."""
         count, elapsed_s = self._count - self._counted, now - self._added_s
         expected = self._forecast.next() * elapsed_s
         if expected > 0 and (count or expected >= 1):  # nothing is learnt while nobody asks

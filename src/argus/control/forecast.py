@@ -8,7 +8,8 @@ from dataclasses import dataclass
 
 @dataclass
 class Forecast:
-    """Holt's linear method over windows of about equal length, with a test for bursts.
+    """Holt's linear method over windows of about equal length, with a test for bursts. A shorter
+    window counts for as much less.
 
     A window whose count is more than `burst` standard deviations (of a Poisson count) from the
     forecast is a burst: the level jumps to its rate at once, and the trend is reset. `level` is in
@@ -34,7 +35,8 @@ class Forecast:
             self.jump(rate)
         else:
             before, expected = self.level, self.level + self.damping * self.trend
-            self.level = expected + self.alpha * (rate - expected)
+            part = min(1.0, elapsed_s / self.window_s)
+            self.level = expected + part * self.alpha * (rate - expected)
             change = self.level - before
             self.trend = self.damping * self.trend + self.beta * (
                 change - self.damping * self.trend

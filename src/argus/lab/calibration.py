@@ -1,4 +1,4 @@
-"""`argus calibrate`: makes and scores a picture of every prompt, seed and variant.
+"""`argus calibrate`: makes and scores every variant's pictures of every prompt, under some seeds.
 
 Work is split into parts: all variants of one model for a few prompts. A part is written whole when
 it is done, so that a killed run loses at most one part and repeats none.
@@ -120,10 +120,11 @@ def calibrate(
         raise BadRequest("Calibration needs at least one seed.")
     if len(asked.prompts) < 2:
         raise BadRequest("Calibration needs at least two prompts: s₀ is of unrelated ones.")
-    if asked.single >= len(asked.prompts):
+    if asked.single and (asked.seeds == 1 or len(asked.prompts) - asked.single < 2):
         raise BadRequest(
-            f"All {len(asked.prompts)} prompts would get a single picture, and nothing could be "
-            "judged: let --single be less than that."
+            f"With --single {asked.single} of {len(asked.prompts)} prompts and --seeds "
+            f"{asked.seeds} nothing is left to judge decisions by: at least two prompts must get "
+            "two seeds or more."
         )
     work = out.with_name(f"{out.name}.parts")
     _claim(work, asked.identity)
@@ -202,12 +203,12 @@ class _Progress:
             self._of_model[variant.model] = self._of_model.get(variant.model, 0) + steps
         pictures = sum(len(asked.seeds_of(prompt)) for prompt in asked.prompts)
         self._total = pictures * sum(self._of_model.values())
-        self._total += len(asked.donors) * asked.family.exact.steps
+        self._total += len(asked.donors) * asked.seeds * asked.family.exact.steps
         self._done = 0
 
-    def more(self, steps: int) -> None:
-        """So many steps more have to be done."""
-        self._total += steps
+    def fewer(self, steps: int) -> None:
+        """So many of the steps need not be done."""
+        self._total -= steps
 
     def skip(self, model: str, prompts: Sequence[str]) -> None:
         pictures = sum(len(self._asked.seeds_of(prompt)) for prompt in prompts)
@@ -343,8 +344,8 @@ def _by_name(scores: dict[str, Scores], unrelated: dict[str, Scores], i: int) ->
 
 
 class _Donors:
-    """A cache of other prompts' latents, filled once for every seed: a sampler without noise of its
-    own gives the same picture whenever it resumes from the same latents."""
+    """A cache of other prompts' latents, filled once for every seed that needs them: a sampler
+    without noise of its own gives the same picture whenever it resumes from the same latents."""
 
     def __init__(self, asked: Calibration, work: Path, engine: Engine, progress: _Progress) -> None:
         folder = work / "donors"
@@ -368,15 +369,15 @@ class _Donors:
         self._cache.close()
 
     def _fill(self, asked: Calibration, engine: Engine, progress: _Progress) -> None:
-        """Run those donors that the cache does not hold yet."""
         """Run those donors that the cache does not hold yet: under the first seed all of them,
         under the others those that are neighbours of prompts with several."""
         self._run(asked, engine, progress, 0, asked.donors)
-        near = (
-            {self._neighbour_of(prompt) for prompt in asked.several} if asked.seeds > 1 else set()
-        )
+        if asked.seeds == 1:
+            return
+        near = {self._neighbour_of(prompt) for prompt in asked.several}
         others = [donor for donor in asked.donors if donor in near]
-        progress.more(len(others) * (asked.seeds - 1) * asked.family.exact.steps)
+        needless = len(asked.donors) - len(others)
+        progress.fewer(needless * (asked.seeds - 1) * asked.family.exact.steps)
         for seed in range(1, asked.seeds):
             self._run(asked, engine, progress, seed, others)
 

@@ -60,27 +60,29 @@ def costs_of(family: Family, profile: Profile) -> dict[str, float]:
 
 
 def errors(data: Examples, trained: Trained) -> dict[str, Errors]:
-    """Errors by variant, without the exact one, whose quality is 1 by definition."""
+    """Errors by variant, without the exact one, whose quality is 1 by definition, of the prompts
+    that judge."""
     result = {}
     for v, name in list(enumerate(data.variants))[1:]:
-        measured, known = data.quality[:, v], ~np.isnan(data.quality[:, v]).any(1)
+        measured, known = data.quality[:, v], ~np.isnan(data.quality[:, v]).any(1) & data.judging
         truth, mean = measured[known].mean(1), trained.mean[known, v]
         told_apart = np.ptp(mean) > 0 and np.ptp(truth) > 0
+        groups = group_means(data, trained.low[:, v], v, data.judging)
         result[name] = Errors(
             float(np.abs(truth - mean).mean()),
             float(spearmanr(truth, mean).statistic) if told_apart else 0.0,
-            float(np.mean([b <= got for b, got in group_means(data, trained.low[:, v], v)])),
+            float(np.mean([b <= got for b, got in groups])),
         )
     return result
 
 
 def regret(data: Examples, guess: Numbers, costs: Numbers) -> list[Regret]:
     """The regret, by load, of routing by a guess (p, v) of quality, with `costs` (v,) as of
-    `costs_of`; judged on the prompts with pictures under every seed. Empty for data of one seed:
+    `costs_of`; judged on the prompts that judge. Empty for data of one seed:
     nothing is left to judge the choice on."""
     if data.quality.shape[2] < 2:
         return []
-    whole = ~np.isnan(data.quality[:, 0]).any(axis=1)
+    whole = data.judging
     q, known = _never(data.quality[whole]), _never(guess[whole])
     belief, all_prompts = believed(q), np.zeros(len(q), np.int64)
     found = []

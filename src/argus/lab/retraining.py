@@ -132,6 +132,7 @@ def _joined(table: Examples, seen: Examples) -> Examples:
         quality=np.concatenate([table.quality, np.concatenate([seen.quality, padding], axis=2)]),
         weight=np.concatenate([table.weights, np.full(len(seen.prompts), weight, np.float32)]),
         right=right,
+        judged=np.concatenate([table.judging, seen.judging]),
     )
 
 

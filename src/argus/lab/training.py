@@ -42,6 +42,7 @@ PART, MOST = 0.25, 1200
 
 Numbers = NDArray[np.float64]
 Single = NDArray[np.float32]
+Flags = NDArray[np.bool_]
 OnEpoch = Callable[[int, int], None]
 
 
@@ -52,7 +53,8 @@ class Examples:
     every variant and seed, NaN where there is none (`table.by_prompt`). `weight` (p,) is their
     weight; None: equal.
     Of a scorer that says right or wrong, `right` (p, v, s) is what it said, 1 or 0, and quality is
-    1 + (right - right_exact) / `gain`.
+    1 + (right - right_exact) / `gain`. By the prompts of `judged` (p,) bounds are chosen and
+    decisions judged, None: by all; the others were seen too little of for that.
     """
 
     prompts: tuple[str, ...]
@@ -64,6 +66,12 @@ class Examples:
     weight: Single | None = None
     right: Numbers | None = None
     gain: float = 1.0
+    judged: Flags | None = None
+
+    @property
+    def judging(self) -> Flags:
+        """Which of the prompts (p,) judge."""
+        return np.ones(len(self.prompts), np.bool_) if self.judged is None else self.judged
 
     @property
     def similarity(self) -> Single:
@@ -96,6 +104,7 @@ def examples(rows: pd.DataFrame, family: Family, encoder: PromptEncoder) -> Exam
     prompts, measured, neighbours = table.by_prompt(rows, variants)
     _enough(len(prompts))
     vectors = embed_all(encoder, prompts)
+    judged: Flags = np.all(np.isfinite(measured[:, 0]), axis=1)
     return Examples(
         tuple(prompts),
         variants,
@@ -105,6 +114,7 @@ def examples(rows: pd.DataFrame, family: Family, encoder: PromptEncoder) -> Exam
         measured,
         right=_right(rows, variants, measured),
         gain=float(scores_of(rows)[1]),
+        judged=judged,
     )
 
 
@@ -196,11 +206,10 @@ def train(
         mean, _ = held_out(plain)
         plain["trust"] = _trust(data, mean, usual)
     mean, _ = held_out(plain)
-    every_row = np.ones(len(fold), dtype=bool)
-    plain["widening"] = _widening(data, mean, every_row)
+    plain["widening"] = _widening(data, mean, data.judging)
     low = mean.copy()
     for e in range(FOLDS):  # from the other prompts, so that bounds are held out as well
-        low[fold == e] -= _widening(data, mean, fold != e)
+        low[fold == e] -= _widening(data, mean, data.judging & (fold != e))
     centre, spread = moments(data.vectors, data.weights)
     plain |= {"centre": centre, "spread": spread}
     return Trained(Predictor(data.variants, data.skips, made_for, weights | plain), mean, low)
@@ -234,7 +243,7 @@ def _trust(data: Examples, mean: Numbers, usual: Single) -> Single:
     return bounded
 
 
-def _widening(data: Examples, mean: Numbers, chosen: NDArray[np.bool_]) -> Single:
+def _widening(data: Examples, mean: Numbers, chosen: Flags) -> Single:
     """How much lower than the held-out `mean` (p, v) each variant's bounds must be for nine tenths
     of the groups of `chosen` prompts (p,) to be worth more on average (split conformal prediction,
     Vovk et al. 2005, of groups instead of single prompts)."""
@@ -253,7 +262,7 @@ def group_means(
     data: Examples,
     guess: Numbers,
     v: int,
-    chosen: NDArray[np.bool_] | None = None,
+    chosen: Flags | None = None,
     overlap: int = 1,
 ) -> list[tuple[float, float]]:
     """The means of `guess` (p,) and of the measured quality of variant v, over groups of `chosen`

@@ -58,7 +58,9 @@ def train_painter(
     unet.set_attn_processor(AttnProcessor())
     text_encoder.set_attn_implementation("eager")
     text_encoder.requires_grad_(text_share > 0)
-    pair = nn.ModuleDict({"unet": unet, "text_encoder": text_encoder})
+    pair = nn.ModuleDict({"unet": unet})
+    if text_share:  # else a checkpoint would bring back a text encoder that base no longer has
+        pair["text_encoder"] = text_encoder
     average = Average(pair)
     trained = [*unet.parameters(), *(text_encoder.parameters() if text_share else ())]
     groups = [{"params": list(unet.parameters()), "share": 1.0}]
