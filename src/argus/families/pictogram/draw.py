@@ -112,20 +112,19 @@ def _moon(body: Pen, _: Pen, __: Pen) -> None:
 
 def _sun(body: Pen, rays: Pen, details: Pen) -> None:
     for pen in (body, rays):
-        pen.polygon(_spokes(10, 0.5, 0.31))
-    body.oval(0.5, 0.5, 0.32)
-    rays.oval(0.5, 0.5, 0.30, ink=0)
-    details.oval(0.39, 0.44, 0.05)
-    details.oval(0.61, 0.44, 0.05)
-    details.oval(0.5, 0.60, 0.11, 0.06)
+        pen.polygon(_spokes(10, 0.5, 0.34))
+    rays.oval(0.5, 0.5, 0.25, ink=0)
+    details.oval(0.41, 0.45, 0.045)
+    details.oval(0.59, 0.45, 0.045)
+    details.oval(0.5, 0.58, 0.09, 0.05)
 
 
 def _flower(body: Pen, centre: Pen, _: Pen) -> None:
     for i in range(5):
         a = math.radians(-90 + 72 * i)
         body.oval(0.5 + 0.29 * math.cos(a), 0.52 + 0.29 * math.sin(a), 0.215)
-    body.oval(0.5, 0.52, 0.2)
-    centre.oval(0.5, 0.52, 0.19)
+    for pen in (body, centre):
+        pen.oval(0.5, 0.52, 0.26)
 
 
 def _house(body: Pen, roof: Pen, details: Pen) -> None:
@@ -138,11 +137,11 @@ def _house(body: Pen, roof: Pen, details: Pen) -> None:
 
 
 def _tree(body: Pen, trunk: Pen, _: Pen) -> None:
-    body.polygon([(0.5, 0.0), (0.80, 0.34), (0.20, 0.34)])
-    body.polygon([(0.5, 0.14), (0.90, 0.56), (0.10, 0.56)])
-    body.polygon([(0.5, 0.30), (0.98, 0.76), (0.02, 0.76)])
+    body.polygon([(0.5, 0.0), (0.80, 0.32), (0.20, 0.32)])
+    body.polygon([(0.5, 0.12), (0.90, 0.51), (0.10, 0.51)])
+    body.polygon([(0.5, 0.27), (0.98, 0.68), (0.02, 0.68)])
     for pen in (body, trunk):
-        pen.box(0.36, 0.76, 0.64, 1.0)
+        pen.box(0.33, 0.68, 0.67, 1.0)
 
 
 def _boat(body: Pen, sails: Pen, details: Pen) -> None:
