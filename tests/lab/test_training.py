@@ -153,6 +153,20 @@ def test_only_what_skips_depends_on_the_neighbour(data: Examples, trained: Train
     assert nobody.mean[2] == far.mean[2]
 
 
+def test_a_prompt_that_comes_again_bears_every_skip() -> None:
+    """Though pictures beside all measured neighbours were bad."""
+    data = world()
+    quality = data.quality.copy()
+    quality[:, 1] -= quality[:, 1].mean() - 0.2
+    near = 0.5 * data.near + 0.5 * np.roll(data.near, 1, axis=0)  # none of them is the same
+    bad = replace(data, quality=quality, near=near.astype(np.float32))
+    predictor = training.train(bad, MADE_FOR, epochs=150).predictor
+    again, _ = predictor.predict_all(bad.vectors, bad.vectors)
+    beside, _ = predictor.predict_all(bad.vectors, bad.near)
+    assert again[:, 1].mean() > 0.7
+    assert beside[:, 1].mean() == pytest.approx(0.2, abs=0.1)
+
+
 def test_a_predictor_is_kept(data: Examples, trained: Trained, tmp_path: Path) -> None:
     trained.predictor.save(tmp_path / "here", {"prompts": 500})
     kept = Predictor.load(tmp_path / "here", MADE_FOR)

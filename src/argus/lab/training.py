@@ -27,10 +27,11 @@ from argus.quality.scores import Scores
 from argus.quality.sentences import Encoder, embed_all
 
 FOLDS = 5
-KNOTS = (0.0, 0.3, 0.6, 0.85, 0.95, 0.98, 1.0)  # shares of the examples' similarities below each
+KNOTS = (0.0, 0.3, 0.6, 0.85, 0.95, 0.98, 0.995)  # shares of the examples' similarities below each
 HIDDEN = 64
 EPOCHS = 150
 RATE, DECAY, DROPOUT = 3e-3, 0.03, 0.4
+REPEATED = 0.3  # weight of each prompt beside a cached run of itself
 MISSES = 0.1  # of groups are worth less than their bound on average
 GROUP = 40  # prompts with like expectations
 OVERLAP = 4  # groups that each prompt is in where bounds are chosen
@@ -176,6 +177,9 @@ def train(
     """A predictor for the family of fingerprint `made_for`. `on_epoch` is called with the epochs
     that are done and their total.
 
+    That a picture resumed from a run of its own prompt is worth what exact pictures are need not be
+    measured: of every prompt this is learnt too.
+
     With `kernel` its means are by kernel regression, which is better for some thousand prompts with
     noisy scores, and needs variants without skips and pictures by all of them. The networks are
     then for the bounds alone, and without `epochs` these are the same distance below all means.
@@ -193,19 +197,18 @@ def train(
     if data.right is not None:
         plain["gain"] = np.array([data.gain], np.float32)
 
-    def held_out(extra: dict[str, Single]) -> tuple[Numbers, Numbers]:
-        mean, low = (np.empty((len(data.prompts), len(usual))) for _ in range(2))
+    def held_out(near: Single) -> Numbers:
+        mean = np.empty((len(data.prompts), len(usual)))
         for e in range(FOLDS):
             own = {name: value[e : e + 1] for name, value in weights.items()}
-            one = Predictor(data.variants, data.skips, made_for, own | extra)
+            one = Predictor(data.variants, data.skips, made_for, own | plain)
             out = fold == e
-            mean[out], low[out] = one.predict_all(data.vectors[out], data.near[out])
-        return mean, low
+            mean[out], _ = one.predict_all(data.vectors[out], near[out])
+        return mean
 
     if not kernel:  # whose ridge is chosen for prompts that are held out
-        mean, _ = held_out(plain)
-        plain["trust"] = _trust(data, mean, usual)
-    mean, _ = held_out(plain)
+        plain["trust"] = _trust(data, held_out(data.near), held_out(data.vectors), usual)
+    mean = held_out(data.near)
     plain["widening"] = _widening(data, mean, data.judging)
     low = mean.copy()
     for e in range(FOLDS):  # from the other prompts, so that bounds are held out as well
@@ -229,15 +232,20 @@ def _usual(data: Examples) -> Numbers:
     return mean
 
 
-def _trust(data: Examples, mean: Numbers, usual: Single) -> Single:
+def _trust(data: Examples, mean: Numbers, repeated: Numbers, usual: Single) -> Single:
     """The slopes (v,), in [0, 1], of a regression of measured on predicted quality of held-out
-    prompts, both less the usual: predictions shrink as far as they fit noise."""
+    prompts, both less the usual: predictions shrink as far as they fit noise. `repeated` (p, v) is
+    predicted where prompts have runs of themselves for neighbours."""
     some = (~np.isnan(data.quality)).any(axis=2)
     measured = np.nansum(data.quality, axis=2) / np.maximum((~np.isnan(data.quality)).sum(2), 1)
-    guess, truth = mean - usual, measured - usual
-    weights = (some & ~np.isnan(guess)) * data.weights[:, None]
-    guess = np.nan_to_num(guess)
-    both, own = (guess * truth * weights).sum(0), (guess * guess * weights).sum(0)
+    both, own = np.zeros(len(usual)), np.zeros(len(usual))
+    beside = some & ~np.isnan(mean), measured, mean, 1.0
+    itself = np.broadcast_to(data.skips, some.shape), np.ones_like(measured), repeated, REPEATED
+    for known, truth, guess, share in (beside, itself):
+        weights = share * known * data.weights[:, None]
+        off = np.nan_to_num(guess) - usual
+        both += (off * (truth - usual) * weights).sum(0)
+        own += (off * off * weights).sum(0)
     slopes = np.divide(both, own, out=np.zeros_like(both), where=own > 0)
     bounded: Single = np.clip(slopes, 0.0, 1.0).astype(np.float32)
     return bounded
@@ -297,6 +305,8 @@ def _fit(
     centre, spread = _standard(plain, resumed, data.vectors.shape[1])
     alone = torch.from_numpy((plain - centre) / spread)
     beside = torch.from_numpy((resumed - centre) / spread).nan_to_num()
+    repeated = (features(data.vectors, data.vectors, knots) - centre) / spread
+    itself = torch.from_numpy(repeated.astype(np.float32))
     skips = torch.tensor(data.skips)
     counted = data.right is not None
     measured = data.quality if data.right is None else data.right
@@ -315,13 +325,11 @@ def _fit(
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimiser, RATE, total_steps=max(1, epochs))
     for epoch in range(epochs):
         mean = torch.where(skips, _outputs(w, beside), _outputs(w, alone))[..., None]
-        if counted:
-            mean = mean.sigmoid()
-            sure = mean.clamp(1e-6, 1 - 1e-6)
-            loss = -(target * sure.log() + (1 - target) * (1 - sure).log())
-        else:
-            loss = (target - mean).square()
-        loss = (loss * counts).sum() / counts.sum() * len(skips)
+        loss = (_loss(mean, target, counted) * counts).sum()
+        if data.skips.count(True):  # what exact's pictures are worth
+            again = _outputs(w, itself)[:, :, skips][..., None]
+            loss = loss + REPEATED * (_loss(again, target[:, :1], counted) * counts[:, :, :1]).sum()
+        loss = loss / counts.sum() * len(skips)
         optimiser.zero_grad()
         loss.backward()  # type: ignore[no-untyped-call]
         optimiser.step()
@@ -333,6 +341,14 @@ def _fit(
     result["b1"] = result["b1"] - (centre / spread) @ result["w1"]
     result["w1"] = result["w1"] / spread[:, None]
     return {name: np.ascontiguousarray(value, np.float32) for name, value in result.items()}
+
+
+def _loss(mean: Tensor, target: Tensor, counted: bool) -> Tensor:
+    """The losses of expected values, of `counted` ones as log-odds of 1 against 0."""
+    if not counted:
+        return (target - mean).square()
+    sure = mean.sigmoid().clamp(1e-6, 1 - 1e-6)
+    return -(target * sure.log() + (1 - target) * (1 - sure).log())
 
 
 def _kernels(data: Examples, fold: NDArray[np.int64], seed: int) -> dict[str, Single]:
@@ -390,7 +406,7 @@ def _knots(similarity: Single) -> Single:
     known = similarity[~np.isnan(similarity)]
     if not len(known):
         return np.zeros(1, np.float32)
-    return np.unique(np.quantile(known, KNOTS).astype(np.float32))
+    return np.unique(np.append(np.quantile(known, KNOTS), 1.0).astype(np.float32))
 
 
 def _start(inputs: int, means: Numbers) -> dict[str, Tensor]:
