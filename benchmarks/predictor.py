@@ -36,6 +36,7 @@ from argus.lab import held_out, training
 from argus.lab.training import FOLDS, Examples
 from argus.quality import table as qualities
 from argus.quality.encoder import PromptEncoder
+from argus.quality.predictor import hats
 
 RESAMPLES = 400
 TURBO_COST = 0.1  # of SDXL's; any cost below a half gives the same mix of halves
@@ -98,12 +99,6 @@ def folded(data: Examples, costs: Numbers, guess: Guess) -> Numbers:
     for e in range(FOLDS):
         result[fold == e] = guess(data, fold == e, costs)
     return result
-
-
-def hats(knots: Numbers, at: Numbers) -> Numbers:
-    """The weights (n, k) of the knots for linear interpolation at `at` (n,)."""
-    x = np.clip(at, knots[0], knots[-1])
-    return np.stack([np.interp(x, knots, row) for row in np.eye(len(knots))], axis=1)
 
 
 def by_similarity(data: Examples, out: Flags, costs: Numbers) -> Numbers:

@@ -201,8 +201,7 @@ class _Progress:
         for variant in asked.family.variants.values():
             steps = variant.steps - variant.skip
             self._of_model[variant.model] = self._of_model.get(variant.model, 0) + steps
-        pictures = sum(len(asked.seeds_of(prompt)) for prompt in asked.prompts)
-        self._total = pictures * sum(self._of_model.values())
+        self._total = self._pictures(asked.prompts) * sum(self._of_model.values())
         self._total += len(asked.donors) * asked.seeds * asked.family.exact.steps
         self._done = 0
 
@@ -211,8 +210,11 @@ class _Progress:
         self._total -= steps
 
     def skip(self, model: str, prompts: Sequence[str]) -> None:
-        pictures = sum(len(self._asked.seeds_of(prompt)) for prompt in prompts)
-        self.add(pictures * self._of_model[model])
+        self.add(self._pictures(prompts) * self._of_model[model])
+
+    def _pictures(self, prompts: Sequence[str]) -> int:
+        """How many pictures each variant makes of the prompts."""
+        return sum(len(self._asked.seeds_of(prompt)) for prompt in prompts)
 
     def add(self, steps: int) -> None:
         self._done += steps
