@@ -5,10 +5,11 @@
 A real server (HTTP, prompt encoder, cache search, prediction, `price`, fleet, PNG, metrics) in a
 process of its own, in front of workers that only wait: a picture takes the time that the profile
 says for the number in flight, scaled so that the offered rate keeps the workers `--busy` of the
-time. Every request has a prompt of its own. First as many as the server can answer: four clients a
-worker, each asking as soon as it is answered (`requests_per_s`). Then `--rate` a second in an open
-loop: `added_ms` is the latency as the client sees it less the time that the worker waited, `cpu_ms`
-the server's CPU time for a request. The client is a process of its own.
+time. Every request has a prompt of its own. First as many as the server can answer: 64 clients or
+more, each asking as soon as it is answered (`requests_per_s`), before workers that wait a tenth as
+long, since they would be the limit. Then, by a second server, `--rate` a second in an open loop:
+`added_ms` is the latency as the client sees it less the time that the worker waited, `cpu_ms` the
+server's CPU time for a request. The client is a process of its own.
 """
 
 from __future__ import annotations
@@ -24,8 +25,8 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable
-from contextlib import suppress
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from itertools import count
 from pathlib import Path
 from typing import Annotated
@@ -41,7 +42,9 @@ from argus.config import Settings, SloClass
 from argus.core.job import Job
 from argus.workers.worker import Finished, Model, OnPreview, State
 
-CLIENTS = 4  # for each worker
+CLIENTS = 64  # at least, and one a worker, who ask as soon as they are answered
+FASTER = 10  # workers, where the server is to be the limit
+WARM_UP_S = 3.0
 WORDS = [
     "red",
     "blue",
@@ -191,6 +194,14 @@ class Client:
 
 
 def measured(workers: int, rate: float, seconds: float, busy: float) -> dict[str, float]:
+    with _serving(workers, rate, busy / FASTER) as (client, _):
+        most_per_s = asyncio.run(_most(client, max(CLIENTS, workers), seconds))
+    with _serving(workers, rate, busy) as (client, server):
+        return {"requests_per_s": most_per_s} | asyncio.run(_offered(client, server, rate, seconds))
+
+
+@contextmanager
+def _serving(workers: int, rate: float, busy: float) -> Iterator[tuple[Client, psutil.Process]]:
     with tempfile.TemporaryDirectory() as data:
         with socket.create_server(("127.0.0.1", 0)) as free:
             port = free.getsockname()[1]
@@ -198,8 +209,7 @@ def measured(workers: int, rate: float, seconds: float, busy: float) -> dict[str
         process = subprocess.Popen(ours)
         try:
             _until_ready(port)
-            server = psutil.Process(process.pid)
-            return asyncio.run(_measured(port, server, workers, rate, seconds))
+            yield Client(port), psutil.Process(process.pid)
         finally:
             process.terminate()
             process.wait()
@@ -213,21 +223,23 @@ def _until_ready(port: int) -> None:
         time.sleep(0.1)
 
 
-async def _measured(
-    port: int, server: psutil.Process, workers: int, rate: float, seconds: float
-) -> dict[str, float]:
-    client = Client(port)
-    await client.closed(4, 3.0)  # until it is ready, and warm
+async def _most(client: Client, clients: int, seconds: float) -> float:
+    await client.closed(4, WARM_UP_S)
     begun = time.perf_counter()
-    most = await client.closed(CLIENTS * workers, seconds)
-    most_s = time.perf_counter() - begun
+    most = await client.closed(clients, seconds)
     served = sum(not math.isnan(waited) for _, waited in most)
+    return round(served / (time.perf_counter() - begun), 1)
+
+
+async def _offered(
+    client: Client, server: psutil.Process, rate: float, seconds: float
+) -> dict[str, float]:
+    await client.closed(4, WARM_UP_S)
     before = _cpu_s(server)
     offered = await client.open(rate, seconds)
     cpu_s = _cpu_s(server) - before
     added = sorted(1000 * (took - waited) for took, waited in offered if not math.isnan(waited))
     return {
-        "requests_per_s": round(served / most_s, 1),
         "offered_per_s": rate,
         "answered": round(len(added) / len(offered), 4),
         "added_p50_ms": round(statistics.median(added), 2),

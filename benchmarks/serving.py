@@ -95,7 +95,9 @@ def main(
     capacity: Annotated[
         float | None, typer.Option(help="Exact pictures a second it carries; else measured.")
     ] = None,
-    slo: Annotated[float, typer.Option(help="Deadline, times the exact latency alone.")] = 3.0,
+    slo: Annotated[
+        float, typer.Option(help="Deadline, times an exact picture alone by the profile.")
+    ] = 3.0,
     seconds: Annotated[float, typer.Option(help="Seconds for the trace.")] = 120.0,
     window: Annotated[float, typer.Option(help="Seconds between plans.")] = 5.0,
     warm: Annotated[int, typer.Option(help="Prompts in the cache at the beginning.")] = 400,
@@ -113,7 +115,8 @@ def main(
 
     def settings_of(name: str) -> Path:
         file = out / f"{name}.yaml"
-        file.write_text(json.dumps(configured(out, profile, name, workers, slo, window)))
+        latency_s = slo * table.slo_s
+        file.write_text(json.dumps(configured(out, name, workers, latency_s, window)))
         return file
 
     if capacity is None:
@@ -165,6 +168,7 @@ def main(
         names = TWINS if number % 2 == 0 else TWINS[::-1]
         both = {name: served_by(name, at, cache) for name in names}
         found.append({name: in_burst(both[name], table, judge, at) for name in TWINS})
+        print(f"pair {number + 1}, in the burst:", json.dumps(found[-1]), flush=True)
     if pairs > 1:
         result["paired"] = {" - ".join(TWINS): differences(found)}
         print(result["paired"])
@@ -222,7 +226,7 @@ def differences(pairs: list[dict[str, dict[str, float]]]) -> dict[str, dict[str,
     for name in (*PAIRED, "lost"):
         each = np.array([[one[twin][name] for twin in TWINS] for one in pairs])
         apart = each[:, 0] - each[:, 1]
-        reach = t.ppf(0.975, len(pairs) - 1) * apart.std(ddof=1) / len(pairs) ** 0.5
+        reach = float(t.ppf(0.975, len(pairs) - 1)) * float(apart.std(ddof=1)) / len(pairs) ** 0.5
         mean = float(apart.mean())
         own = dict(zip(TWINS, each.mean(axis=0).tolist(), strict=True))
         result[name] = {"mean": mean, "low": mean - reach, "high": mean + reach, **own}
@@ -240,15 +244,17 @@ def measured_profile(family: Family, file: Path, workers: int) -> Profile:
 
 
 def configured(
-    out: Path, profile: Profile, policy: str, workers: int, slo: float, window: float
+    out: Path, policy: str, workers: int, latency_s: float, window: float
 ) -> dict[str, Any]:
+    """A server's settings. The deadline is in seconds, the same for all: a server that starts
+    measures its own exact picture, and finds another one each time."""
     return {
         "policy": policy,
         "workers": workers,
         "port": 0,
         "data": str((out / f"data-{policy}").absolute()),
         "profile": str((out / f"profile-{workers}.json").absolute()),
-        "slo": {"default": {"latency": f"{slo:g}x"}},
+        "slo": {"default": {"latency": f"{latency_s:.3f}s"}},
         "window_s": window,
         "queue_limit": 1000,
         "truth_share": 0,
