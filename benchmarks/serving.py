@@ -74,7 +74,7 @@ from argus.simulator.requests import OUTCOMES as OUTCOME_NAMES
 from argus.simulator.traces import arrivals, rates_of
 from argus.simulator.world import Drawing, Neighbourhood, Store, World
 
-POLICIES = "price,price-blind,argus,pac,proteus,nirvana,clipper-ht,clipper-ha"
+POLICIES = "price,price-blind,argus,proteus,nirvana,clipper-ht,clipper-ha"
 COMMAND = [sys.executable, "-c", "from argus.cli.main import main; main()"]
 EXCERPT = slice(130, 290)  # of the bursty trace, minutes: a burst with its flanks
 OUTCOMES = {429: SHED, 504: DROPPED}
@@ -91,15 +91,15 @@ def main(
         "serving"
     ),
     workers: Annotated[int, typer.Option(help="Workers of the server.")] = 2,
-    peak: Annotated[float, typer.Option(help="Height of the burst, in exact capacities.")] = 2.5,
+    peak: Annotated[float, typer.Option(help="Height of the burst, in exact capacities.")] = 3.0,
     capacity: Annotated[
         float | None, typer.Option(help="Exact pictures a second it carries; else measured.")
     ] = None,
     slo: Annotated[
         float, typer.Option(help="Deadline, times an exact picture alone by the profile.")
-    ] = 3.0,
+    ] = 4.0,
     seconds: Annotated[float, typer.Option(help="Seconds for the trace.")] = 120.0,
-    window: Annotated[float, typer.Option(help="Seconds between plans.")] = 5.0,
+    window: Annotated[float, typer.Option(help="Seconds between plans.")] = 2.0,
     warm: Annotated[int, typer.Option(help="Prompts in the cache at the beginning.")] = 400,
     seed: Annotated[int, typer.Option(help="Of arrivals, prompts and pictures.")] = 0,
     pairs: Annotated[int, typer.Option(help="Bursts for price and its blind twin in turn.")] = 0,
