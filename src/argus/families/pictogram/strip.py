@@ -92,7 +92,7 @@ def _columns(family: Family) -> Iterator[Column]:
     few = min(fewer, key=lambda name: family.cheaper[name].steps)
     yield column(f"exact: {family.exact.steps} steps", EXACT)
     yield column(f"{family.cheaper[few].steps} steps", few)
-    yield column("the model `small`", "small")
+    yield column("the small model", "small")
     for neighbour, which in ((1, "a near"), (2, "a far")):
         yield column(f"{deepest} skipped, from {which} prompt", skip_name(deepest), neighbour)
 

@@ -378,7 +378,7 @@ function facts(account) {
   const took = tookMs(account);
   const rows = [];
   const fact = (name, value, title) => rows.push(h("div", { title }, h("dt", {}, name), h("dd", {}, value)));
-  if (account.predicted_quality !== undefined) fact("Predicted quality", `${num(account.predicted_quality)}, at least ${num(account.quality_bound)}`, "Relative to the exact picture; nine groups of ten such prompts are above the bound on average.");
+  if (account.predicted_quality !== undefined) fact("Predicted quality", `${num(account.predicted_quality)}, at least ${num(account.quality_bound)}`, "Relative to the exact picture; in nine of ten groups of such prompts the mean is above the bound.");
   if (account.score !== undefined) fact("Score of this picture", num(account.score), "By the family's scorer.");
   fact("Took", account.deadline_ms === undefined ? ms(took) : `${ms(took)} of ${ms(account.deadline_ms)}`);
   fact("Worker time", ms(1000 * account.gpu_seconds), "Each second divided among the pictures that shared it.");
@@ -472,7 +472,7 @@ function weighed(account) {
   return h("section", { class: "card", "aria-labelledby": "weighed" },
     h("div", { class: "head" },
       h("h2", { id: "weighed" }, "What the server knew when it decided"),
-      h("p", { class: "muted small" }, "Bars: predicted mean. Whiskers: down to the bound that nine groups of ten such prompts are above on average. Line: the exact picture's 1.")),
+      h("p", { class: "muted small" }, "Bars: predicted mean. Whiskers: down to a bound; in nine of ten groups of such prompts the mean is above it. Worker time: a share of a full batch. Line: the exact picture's 1.")),
     h("div", { class: "scroll" }, h("table", { class: "weighed", role: "table", style: { "--one": 1 / one } }, h("thead", { role: "rowgroup" }, head), h("tbody", { role: "rowgroup" }, rows))),
     h("p", { class: "sum small muted" }, verdict(account)));
 }

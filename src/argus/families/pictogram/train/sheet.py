@@ -62,7 +62,7 @@ def lay_out(
 ) -> Image.Image:
     """Pictures in a grid, each `zoom` times its size with its label below."""
     font = ImageFont.load_default(size=15)
-    side, foot, gap = pictures[0].width * zoom, 44, 12
+    side, foot, gap = pictures[0].width * zoom, 62, 12
     rows = -(-len(pictures) // columns)
     width, height = columns * (side + gap) + gap, rows * (side + foot + gap) + gap
     page = Image.new("RGB", (width, height), "white")
@@ -71,6 +71,6 @@ def lay_out(
         x = gap + (i % columns) * (side + gap)
         y = gap + (i // columns) * (side + foot + gap)
         page.paste(picture.resize((side, side), Image.Resampling.LANCZOS), (x, y))
-        lines = "\n".join(textwrap.wrap(label, side // 7)[:2])
+        lines = "\n".join(textwrap.wrap(label, side // 7)[:3])
         pen.multiline_text((x, y + side + 4), lines, fill=(40, 40, 50), font=font, spacing=2)
     return page
