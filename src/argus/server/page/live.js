@@ -16,7 +16,7 @@ const RECENT_S = 60; // of the tiles
 const MEASURED_S = 300; // of the mean of measured quality: it is measured rarely
 const FEWEST_MEASURED = 5; // for a mean
 const RETRY_S = [1, 2, 4, 8];
-const PRICE_NOTE = "What a second of a worker is worth. At 2, a variant that takes 0.1 s more must make a picture better by 0.2, where 1 is all that the exact picture is worth. 0: workers are idle. Pictures of a few hundredths of a second make prices of 10 to 100 in a queue. The axis is linear up to about 0.1, then logarithmic.";
+const PRICE_NOTE = "What a second of a worker is worth. At 2, a variant that takes 0.1 s more must make a picture better by 0.2, where 1 is all that the exact picture is worth. 0: a worker is idle, in a burst only for moments. Pictures of a few hundredths of a second make prices of 10 to 100 in a queue. The axis is linear up to about 0.1, then logarithmic.";
 const QUALITY_NOTE = "A picture's score beside that of the exact picture of its prompt and seed, as a share of what the exact one gains over a picture of another prompt: above 1 the scorer prefers it to the exact one, below 0 it is like a picture of another prompt. Measured are a share of the approximate pictures; what pins a variant and the built-in burst are not.";
 const OUTCOMES = [
   ["on_time", "on time", "--live-on-time"],
