@@ -118,7 +118,7 @@ class WaitingWorker:
     def kill(self) -> None: ...
 
 
-def serve(port: int, workers: int, rate: float, busy: float, data: str) -> None:
+def serve(port: int, workers: int, rate: float, busy: float, latency: str, data: str) -> None:
     """The server's process."""
     import argus.server.service as service
     from argus.server.model import ServedFamily
@@ -126,7 +126,7 @@ def serve(port: int, workers: int, rate: float, busy: float, data: str) -> None:
 
     settings = Settings(
         port=port, data=Path(data), workers=workers, device="cpu", queue_limit=4096,
-        slo={"default": SloClass(latency="10x")}, truth_share=0, log_level="warning",
+        slo={"default": SloClass(latency=latency)}, truth_share=0, log_level="warning",
     )  # fmt: skip
     model = ServedFamily.of(settings)
     table = model.table
@@ -194,33 +194,45 @@ class Client:
 
 
 def measured(workers: int, rate: float, seconds: float, busy: float) -> dict[str, float]:
-    with _serving(workers, rate, busy / FASTER) as (client, _):
+    with _serving(workers, rate, busy / FASTER, "60s") as (client, _):
         most_per_s = asyncio.run(_most(client, max(CLIENTS, workers), seconds))
-    with _serving(workers, rate, busy) as (client, server):
+    with _serving(workers, rate, busy, "10x") as (client, server):
         return {"requests_per_s": most_per_s} | asyncio.run(_offered(client, server, rate, seconds))
 
 
 @contextmanager
-def _serving(workers: int, rate: float, busy: float) -> Iterator[tuple[Client, psutil.Process]]:
+def _serving(
+    workers: int, rate: float, busy: float, latency: str
+) -> Iterator[tuple[Client, psutil.Process]]:
     with tempfile.TemporaryDirectory() as data:
         with socket.create_server(("127.0.0.1", 0)) as free:
             port = free.getsockname()[1]
-        ours = [sys.executable, __file__, "--serve", f"{port} {workers} {rate} {busy} {data}"]
+        ours = [
+            sys.executable,
+            __file__,
+            "--serve",
+            f"{port} {workers} {rate} {busy} {latency} {data}",
+        ]
         process = subprocess.Popen(ours)
         try:
-            _until_ready(port)
+            _until_ready(port, process)
             yield Client(port), psutil.Process(process.pid)
         finally:
             process.terminate()
-            process.wait()
+            try:
+                process.wait(30)
+            except subprocess.TimeoutExpired:
+                process.kill()
+                process.wait()
 
 
-def _until_ready(port: int) -> None:
-    while True:
+def _until_ready(port: int, process: subprocess.Popen[bytes]) -> None:
+    while process.poll() is None:
         with suppress(httpx.TransportError):
             if httpx.get(f"http://127.0.0.1:{port}/ready").is_success:
                 return
         time.sleep(0.1)
+    raise SystemExit("The server ended before it was ready.")
 
 
 async def _most(client: Client, clients: int, seconds: float) -> float:
@@ -262,8 +274,8 @@ def main(
     serving: Annotated[str, typer.Option("--serve", hidden=True)] = "",
 ) -> None:
     if serving:
-        port, number, offered, share, data = serving.split()
-        serve(int(port), int(number), float(offered), float(share), data)
+        port, number, offered, share, latency, data = serving.split()
+        serve(int(port), int(number), float(offered), float(share), latency, data)
         return
     found = {int(n): measured(int(n), rate, seconds, busy) for n in workers.split(",")}
     table = Table("workers", "most requests/s", "answered", "added p50", "p99", "CPU a request")

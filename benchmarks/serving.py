@@ -31,7 +31,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
@@ -120,7 +120,9 @@ def main(
         return file
 
     if capacity is None:
-        capacity = carried(settings_of("clipper-ha"), warmed, out / "data-capacity", ideal, family)
+        capacity = carried(
+            settings_of("clipper-ha"), warmed, out / "data-clipper-ha", ideal, family
+        )
     load = load_of(family, seed, warm, peak * capacity, seconds)
     print(
         f"{len(load.asked):,} requests in {seconds:g} s; exact pictures are carried at "
@@ -346,12 +348,14 @@ async def replay(
             base_url=f"{url}/v1", api_key="none", max_retries=0, timeout=GIVE_UP_S
         )
         await client.images.generate(prompt="a first one, to warm up", extra_body=OPTED_OUT)
+        done.slowness.append((0.0, metric(url, "argus_slowness")))
         begun = time.perf_counter()
 
         async def watch() -> None:
             while True:
-                seen = await asyncio.to_thread(metric, url, "argus_slowness")
-                done.slowness.append((time.perf_counter() - begun, seen))
+                with suppress(httpx.HTTPError):  # a busy server may not answer
+                    seen = await asyncio.to_thread(metric, url, "argus_slowness")
+                    done.slowness.append((time.perf_counter() - begun, seen))
                 await asyncio.sleep(WATCH_S)
 
         async def one(number: int) -> None:

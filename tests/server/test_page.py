@@ -165,23 +165,6 @@ def test_a_variant_below_the_floor_says_so(argus: Running, monkeypatch: pytest.M
     assert found["quick"]["excluded"] == "its predicted quality is below the SLO class's floor, 0"
 
 
-def test_a_blind_policy_s_account_is_of_what_it_believed(
-    measured_family: Path, tmp_path: Path
-) -> None:
-    settings = Settings(
-        family=str(measured_family), data=tmp_path, workers=1, policy="price-blind",
-        slo={"default": SloClass(latency="60s")}, truth_share=0.0,
-    )  # fmt: skip
-    with running(settings) as server:
-        made = account_of(server, "a fish like any other", argus={"explain": True})
-        usual = dict(zip(VARIANTS, server.service.model.table.mean_quality, strict=True))
-    weighed = [one for one in made["candidates"] if "worth" in one]
-    assert any(one["predicted_quality"] != usual[one["variant"]] for one in weighed)
-    for one in weighed:
-        believed = one["worth"] + one["paid"] + one["risk"]
-        assert believed == pytest.approx(usual[one["variant"]], abs=1e-3)
-
-
 def test_a_pin_excludes_no_variant_and_weighs_none(argus: Running) -> None:
     made = account_of(argus, "a pinned fish", argus={"variant": "quick", "explain": True})
     found = {one["variant"]: one for one in made["candidates"]}

@@ -242,26 +242,26 @@ class Router:
             mean = request.beside_exact(request.prediction.mean).tolist()
             low = request.beside_exact(request.prediction.low).tolist()
         cluster, found = self._fleet.cluster(), []
-        believed = request.quality if self.informed else self._mean  # what was decided by
         for v, name in enumerate(self._table.variants):
             cost_s = request.size_factor * (request.exact_share if v == EXACT else 1) * costs_s[v]
             worth = paid = risk = excluded = None
             if v in options:
                 worth, _, _, price, _, cost_s = options[v]
                 paid = price * cost_s
-                risk = believed[v] - paid - worth
+                risk = request.quality[v] - paid - worth
             elif v != decision.variant:
                 excluded = self._excluded(request, v, low[v], cluster)
                 if excluded is None and options:  # the others were weighed, and this one was not
                     floor = request.slo_class.floor
-                    unfit = f"its predicted quality is below the SLO class's floor, {floor:g}"
-                    excluded = unfit if believed[v] < floor else LATE
+                    known = "predicted" if self.informed else "usual"
+                    unfit = f"its {known} quality is below the SLO class's floor, {floor:g}"
+                    excluded = unfit if request.quality[v] < floor else LATE
             found.append(
                 Candidate(
                     variant=name,
                     predicted_quality=_known(mean[v]),
                     quality_bound=_known(low[v]),
-                    cost_ms=round(1000 * cost_s * cluster.slowness, 2),
+                    cost_ms=round(1000 * cost_s * self._fleet.scale, 2),
                     paid=_known(paid),
                     risk=_known(risk),
                     worth=_known(worth),

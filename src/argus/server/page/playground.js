@@ -472,7 +472,7 @@ function weighed(account) {
   return h("section", { class: "card", "aria-labelledby": "weighed" },
     h("div", { class: "head" },
       h("h2", { id: "weighed" }, "What the server knew when it decided"),
-      h("p", { class: "muted small" }, "Bars: predicted mean. Whiskers: down to a bound; in nine of ten groups of such prompts the mean is above it. Worker time: a share of a full batch. Line: the exact picture's 1.")),
+      h("p", { class: "muted small" }, "Bars: predicted mean. Whiskers: down to a bound; in nine of ten groups of such prompts the mean is above it. Worker time: its share of the largest batch that the deadlines allow. Line: the exact picture's 1.")),
     h("div", { class: "scroll" }, h("table", { class: "weighed", role: "table", style: { "--one": 1 / one } }, h("thead", { role: "rowgroup" }, head), h("tbody", { role: "rowgroup" }, rows))),
     h("p", { class: "sum small muted" }, verdict(account)));
 }
