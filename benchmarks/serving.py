@@ -120,9 +120,7 @@ def main(
         return file
 
     if capacity is None:
-        capacity = carried(
-            settings_of("clipper-ha"), warmed, out / "data-clipper-ha", ideal, family
-        )
+        capacity = carried(settings_of("clipper-ha"), warmed, ideal, family)
     load = load_of(family, seed, warm, peak * capacity, seconds)
     print(
         f"{len(load.asked):,} requests in {seconds:g} s; exact pictures are carried at "
@@ -131,8 +129,7 @@ def main(
     )
 
     def served_by(name: str, load: Load, warmed: Path) -> Replayed:
-        data = out / f"data-{name}"
-        done = asyncio.run(replay(settings_of(name), warmed, data, load.arrived_s, load.asked))
+        done = asyncio.run(replay(settings_of(name), warmed, load.arrived_s, load.asked))
         print(f"{name:12}", done.summary, flush=True)
         return done
 
@@ -275,14 +272,14 @@ def warmed_cache(family: Family, out: Path, prompts: list[str]) -> Path:
     return folder
 
 
-def carried(settings: Path, warmed: Path, data: Path, ideal: float, family: Family) -> float:
+def carried(settings: Path, warmed: Path, ideal: float, family: Family) -> float:
     """The most exact pictures a second that the server answers in time, at a few constant loads."""
     best = 0.0
     for share in LOADS:
         count = int(share * ideal * LOAD_S)
         prompts = [one.prompt for one in islice(workload(ideas_of(family), 99), count)]
         arrived_s = np.sort(np.random.default_rng(99).random(count) * LOAD_S)
-        done = asyncio.run(replay(settings, warmed, data, arrived_s, prompts))
+        done = asyncio.run(replay(settings, warmed, arrived_s, prompts))
         best = max(best, done.outcome.count(ON_TIME) / LOAD_S)
     return best
 
@@ -335,10 +332,10 @@ class Replayed:
         )
 
 
-async def replay(
-    settings: Path, warmed: Path, data: Path, arrived_s: Numbers, prompts: list[str]
-) -> Replayed:
-    """Send every request at its moment to a server with these settings."""
+async def replay(settings: Path, warmed: Path, arrived_s: Numbers, prompts: list[str]) -> Replayed:
+    """Send every request at its moment to a server with these settings, whose data folder begins as
+    a copy of `warmed`."""
+    data = Path(json.loads(settings.read_text())["data"])
     shutil.rmtree(data, ignore_errors=True)
     shutil.copytree(warmed, data)
     done = Replayed(len(prompts), arrived_s)
