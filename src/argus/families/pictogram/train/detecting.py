@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import torch
 import torch.nn.functional as F
@@ -33,6 +33,7 @@ from argus.families.pictogram.world import (
     COLOURS,
     FILLS,
     KINDS,
+    MAX_THINGS,
     PARTS,
     SIZE,
     SIZES,
@@ -47,6 +48,7 @@ EMPTY = 0.04
 JITTER = 2
 OFF = 0.1  # of latents
 NEAR_CELLS = 4
+SOFT = 0.3  # of the pictures
 SECOND_WEIGHT = 2.0  # of the smallest parts
 
 app = typer.Typer(add_completion=False)
@@ -86,9 +88,14 @@ def main(
     decode = Decoder(coder, Components.load(components).to(torch.device(device)))
     detector = train_detector(detector, decode, work, steps, seed, scenes, threads, bfloat16)
     path = work / "detector.safetensors"
+    save_detector(detector, path)
+    print(f"saved {path}, {path.stat().st_size / 1e6:.1f} MB")
+
+
+def save_detector(detector: Detector, path: Path) -> None:
+    """Save its weights, in float16."""
     states = {name: value.cpu().contiguous() for name, value in detector.state_dict().items()}
     save_file({name: x.half() if x.is_floating_point() else x for name, x in states.items()}, path)
-    print(f"saved {path}, {path.stat().st_size / 1e6:.1f} MB")
 
 
 @dataclass(frozen=True)
@@ -102,7 +109,7 @@ class Decoder:
     def __call__(self, pixels: Tensor) -> Tensor:
         latents = self.components.encode(pixels.to(self.vae.device))
         latents = latents + OFF * torch.randn_like(latents)
-        result: Tensor = self.vae.decode(latents).sample.clamp(-1, 1).cpu()
+        result: Tensor = self.vae.decode(latents).sample.clamp(-1, 1)
         return result
 
 
@@ -120,7 +127,7 @@ def train_detector(
     device = detector.background.weight.device
     scenes = [loose_scene(random.Random(f"detector {seed} {i}")) for i in range(scene_count)]
     drawn = _drawn(scenes, decoder, work / "detector_pictures.safetensors")
-    targets = [targets_of(scene) for scene in scenes]
+    targets = targets_of(scenes).to(device)
     detector = detector.to(memory_format=torch.channels_last).train()  # type: ignore[call-overload]
     optimiser = torch.optim.AdamW(detector.parameters(), lr=RATE, weight_decay=1e-3, fused=True)
     checkpoints = Checkpoints(work / "detector.ckpt", detector=detector, optimiser=optimiser)
@@ -133,8 +140,8 @@ def train_detector(
         for group in optimiser.param_groups:
             group["lr"] = RATE * cosine(step, steps, warmup=100)
         chosen = rng.choices(range(scene_count), k=BATCH)
-        batch = _disturbed(drawn[chosen].float() / 127.5 - 1, rng).to(device)
-        asked = [targets[i] for i in chosen]
+        batch = disturbed(drawn[chosen].to(device).float() / 127.5 - 1)
+        asked = targets[chosen]
         size = -(-BATCH // threads)
         ranges = [slice(at, at + size) for at in range(0, BATCH, size)]
         loss = halves.backward(
@@ -178,7 +185,7 @@ def _drawn(scenes: list[Scene], decoder: Decoder, cached: Path) -> Tensor:
     parts = []
     for begin in range(0, len(scenes), 64):
         batch = pictures(scenes[begin : begin + 64])
-        batch[::2] = decoder(batch[::2])
+        batch[::2] = decoder(batch[::2]).cpu()
         parts.append(((batch + 1) * 127.5).round().to(torch.uint8))
         progress.step()
     drawn = torch.cat(parts).contiguous()
@@ -186,52 +193,73 @@ def _drawn(scenes: list[Scene], decoder: Decoder, cached: Path) -> Tensor:
     return drawn
 
 
-def _disturbed(batch: Tensor, rng: random.Random) -> Tensor:
+def disturbed(batch: Tensor) -> Tensor:
     """The pictures a little brighter or darker, noisier, at times softer."""
-    contrast = 1 + 0.12 * (2 * torch.rand(len(batch), 1, 1, 1) - 1)
-    brightness = 0.1 * (2 * torch.rand(len(batch), 1, 1, 1) - 1)
-    if rng.random() < 0.3:
-        soft = F.avg_pool2d(F.pad(batch, (1, 1, 1, 1), mode="replicate"), 3, stride=1)
-        batch = batch.lerp(soft, torch.rand(len(batch), 1, 1, 1))
-    noise = 0.06 * torch.rand(len(batch), 1, 1, 1) * torch.randn_like(batch)
+
+    def chance() -> Tensor:
+        return torch.rand(len(batch), 1, 1, 1, device=batch.device)
+
+    contrast, brightness = 1 + 0.12 * (2 * chance() - 1), 0.1 * (2 * chance() - 1)
+    soft = F.avg_pool2d(F.pad(batch, (1, 1, 1, 1), mode="replicate"), 3, stride=1)
+    batch = batch.lerp(soft, chance() * (chance() < SOFT))
+    noise = 0.06 * chance() * torch.randn_like(batch)
     return (batch * contrast + brightness + noise).contiguous(memory_format=torch.channels_last)
 
 
-Targets = tuple[Tensor, Tensor, Tensor, int]
+@dataclass(frozen=True)
+class Targets:
+    """What the detector should say of n pictures.
 
-
-def targets_of(scene: Scene) -> Targets:
-    """What the detector should say of a scene.
-
-    Presence (16, 16): 1 in the cell of a centre, falling off around it. Facts (m, 7), integers:
-    row and column of a cell near a centre, then the `LOOKS` of that thing. Places
-    (m, 2): the centre's x and y in cells, from that cell's upper left. The background's number.
+    `presence` (n, 16, 16): 1 in the cell of a centre, falling off around it. `facts` (n, 36, 7),
+    integers: row and column of a cell near a centre, then the `LOOKS` of that thing; rows without a
+    thing are NOTHING. `places` (n, 36, 2): the centre's x and y in cells, from that cell's upper
+    left. `backgrounds` (n,): their numbers.
     """
-    presence = torch.zeros(CELLS, CELLS)
-    centres = torch.arange(CELLS) + 0.5
-    facts, places = [], []
-    for group in scene.groups:
-        looks = [
-            KINDS.index(group.kind), COLOURS.index(group.colour), FILLS.index(group.fill),
-            list(SIZES).index(group.size), _second(group),
-        ]  # fmt: skip
-        for x, y in group.places:
-            at_x, at_y = x / STRIDE, y / STRIDE
-            squares = (centres[:, None] - at_y) ** 2 + (centres[None, :] - at_x) ** 2
-            presence = torch.maximum(presence, torch.exp(-squares / 1.5))
-            near = squares.flatten().topk(NEAR_CELLS, largest=False).indices.tolist()
-            presence.view(-1)[near[0]] = 1.0
-            for cell in near:
-                row, column = divmod(cell, CELLS)
-                facts.append([row, column, *looks])
-                places.append([at_x - column, at_y - row])
-    number = BACKGROUNDS.index(scene.background)
-    return (
-        presence,
-        torch.tensor(facts, dtype=torch.long).view(-1, 2 + len(LOOKS)),
-        torch.tensor(places).view(-1, 2),
-        number,
+
+    presence: Tensor
+    facts: Tensor
+    places: Tensor
+    backgrounds: Tensor
+
+    def __getitem__(self, chosen: Any) -> Targets:
+        return Targets(*(values[chosen] for values in vars(self).values()))
+
+    def to(self, device: torch.device) -> Targets:
+        return Targets(*(values.to(device) for values in vars(self).values()))
+
+
+def targets_of(scenes: Sequence[Scene]) -> Targets:
+    """What the detector should say of scenes."""
+    cells = NEAR_CELLS * MAX_THINGS
+    result = Targets(
+        torch.zeros(len(scenes), CELLS, CELLS),
+        torch.full((len(scenes), cells, 2 + len(LOOKS)), NOTHING, dtype=torch.int16),
+        torch.zeros(len(scenes), cells, 2),
+        torch.tensor([BACKGROUNDS.index(scene.background) for scene in scenes]),
     )
+    centres = torch.arange(CELLS) + 0.5
+    for i, scene in enumerate(scenes):
+        facts, places = [], []
+        for group in scene.groups:
+            looks = [
+                KINDS.index(group.kind), COLOURS.index(group.colour), FILLS.index(group.fill),
+                list(SIZES).index(group.size), _second(group),
+            ]  # fmt: skip
+            for x, y in group.places:
+                at_x, at_y = x / STRIDE, y / STRIDE
+                squares = (centres[:, None] - at_y) ** 2 + (centres[None, :] - at_x) ** 2
+                presence = torch.maximum(result.presence[i], torch.exp(-squares / 1.5))
+                near = squares.flatten().topk(NEAR_CELLS, largest=False).indices.tolist()
+                presence.view(-1)[near[0]] = 1.0
+                result.presence[i] = presence
+                for cell in near:
+                    row, column = divmod(cell, CELLS)
+                    facts.append([row, column, *looks])
+                    places.append([at_x - column, at_y - row])
+        if facts:
+            result.facts[i, : len(facts)] = torch.tensor(facts, dtype=torch.int16)
+            result.places[i, : len(places)] = torch.tensor(places)
+    return result
 
 
 def _second(group: Group) -> int:
@@ -242,35 +270,33 @@ def _second(group: Group) -> int:
 
 
 def detection_loss(
-    detector: Detector, batch: Tensor, targets: Sequence[Targets], bfloat16: bool = False
+    detector: Detector, batch: Tensor, targets: Targets, bfloat16: bool = False
 ) -> Tensor:
     """Focal loss of presence (CornerNet, arXiv 1808.01244, eq. 1); of looks where things are."""
-    with torch.autocast(batch.device.type, torch.bfloat16, enabled=bfloat16):
+    with torch.autocast(batch.device.type, torch.bfloat16, enabled=bfloat16, cache_enabled=False):
         maps, backgrounds = detector(batch)
     maps = {name: values.float() for name, values in maps.items()}
-    device = batch.device
-    presence = torch.stack([target[0] for target in targets]).to(device)
-    counts = torch.tensor([len(target[1]) for target in targets])
-    picture = torch.repeat_interleave(torch.arange(len(targets)), counts).to(device)
-    facts = torch.cat([target[1] for target in targets]).to(device)
-    places = torch.cat([target[2] for target in targets]).to(device)
-    number = torch.tensor([target[3] for target in targets], device=device)
-
-    logits = maps["presence"][:, 0]
+    logits, presence = maps["presence"][:, 0], targets.presence
     sure = logits.sigmoid()
     there = presence == 1
     right = F.logsigmoid(logits) * (1 - sure) ** 2
     wrong = F.logsigmoid(-logits) * sure**2 * (1 - presence) ** 4
     loss = -torch.where(there, right, wrong).sum() / there.sum().clamp(min=1)
 
-    row, column = facts[:, 0], facts[:, 1]
+    facts = targets.facts.long()
+    picture = torch.arange(len(batch), device=batch.device)[:, None]
+    row, column = facts[..., 0].clamp(min=0), facts[..., 1].clamp(min=0)
     for i, name in enumerate(LOOKS):
         weight = SECOND_WEIGHT if name == "second" else 1.0
+        found = maps[name][picture, :, row, column]
         loss = loss + weight * F.cross_entropy(
-            maps[name][picture, :, row, column], facts[:, 2 + i], ignore_index=NOTHING
+            found.flatten(0, 1), facts[..., 2 + i].flatten(), ignore_index=NOTHING
         )
-    loss = loss + F.l1_loss(maps["place"][picture, :, row, column], places)
-    return loss + 0.5 * F.cross_entropy(backgrounds.float(), number)
+    off = (maps["place"][picture, :, row, column] - targets.places).abs().mean(-1)
+    known = facts[..., 0] >= 0
+    loss = loss + (off * known).sum() / known.sum().clamp(min=1)
+    result: Tensor = loss + 0.5 * F.cross_entropy(backgrounds.float(), targets.backgrounds)
+    return result
 
 
 if __name__ == "__main__":

@@ -1,21 +1,59 @@
-"""`python -m argus.families.pictogram.train.everything`: all networks of the family, in turn.
+"""`python -m argus.families.pictogram.train.everything`: all networks of the family on a GPU, in
+minutes.
 
-The sizes of the stages are for a GPU, where they take minutes. `--share` scales them: 0.1 makes
-a pilot. Every stage goes on where it was stopped; it waits while WORK/STAGE/PAUSE exists.
+Base learns further from the shipped weights, takes its guidance over and teaches the small model;
+then the detector learns. Every stage lasts so many seconds, whatever the GPU makes of them, since
+it is time that one is lent for. A stage that is done is not done again.
 """
 
 from __future__ import annotations
 
+import os
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Annotated
 
+import torch
 import typer
+from diffusers import StableDiffusionPipeline, UNet2DConditionModel
+from safetensors.torch import load_file
+from torch import Tensor, nn
 
-from argus.families.pictogram.train import detecting
-from argus.families.pictogram.train.__main__ import Model, main
+from argus.families.pictogram import BASE, COMPONENTS, WEIGHTS
+from argus.families.pictogram.networks import assemble, new_scheduler, new_unet, save_pipeline
+from argus.families.pictogram.scene.detector import WEIGHTS as DETECTOR_WEIGHTS
+from argus.families.pictogram.scene.detector import Detector
+from argus.families.pictogram.tokenizer import token_ids
+from argus.families.pictogram.train.components import Components
+from argus.families.pictogram.train.detecting import (
+    Decoder,
+    Targets,
+    detection_loss,
+    disturbed,
+    save_detector,
+)
+from argus.families.pictogram.train.growing import grow
+from argus.families.pictogram.train.lessons import UNCONDITIONAL
+from argus.families.pictogram.train.losses import Chance, Denoising, Teacher
+from argus.families.pictogram.train.recorded import Training
+from argus.families.pictogram.train.shelf import (
+    CAPTIONS,
+    CHUNK,
+    Shelf,
+    artists,
+    draw_lessons,
+    draw_sights,
+)
 
-VAE, READER, PAINTER, GUIDANCE, PUPIL, DETECTOR = 3000, 2000, 9000, 600, 4000, 6000
-GUIDED_BY = 2.0
+SECONDS = {"base": 180.0, "guided": 25.0, "small": 90.0, "detector": 75.0}
+GUIDANCE = 2.0
+TEXT_SHARE = 0.2  # of the UNet's rate at which base's text encoder goes on learning
+RATES = {"base": 1e-3, "guided": 2e-4, "small": 1e-3, "detector": 2e-3}
+DECODED = 1024  # at a time
+DONE = "done"  # a file in the folder of a stage
 
 app = typer.Typer(add_completion=False)
 
@@ -23,55 +61,175 @@ app = typer.Typer(add_completion=False)
 @app.command()
 def everything(
     work: Annotated[Path, typer.Option(help="Folder for what every stage leaves.")],
-    share: Annotated[float, typer.Option(help="Of every stage's batches.")] = 1.0,
+    share: Annotated[float, typer.Option(help="Of every stage's time.")] = 1.0,
+    scenes: Annotated[int, typer.Option(help="Scenes to draw for UNets.")] = 200_000,
+    sights: Annotated[int, typer.Option(help="Scenes to draw for the detector.")] = 120_000,
+    batch: Annotated[
+        int, typer.Option(min=2, help="Pictures in a batch of UNets; the detector's has half.")
+    ] = 512,
     device: Annotated[str, typer.Option(help="cpu or cuda.")] = "cuda",
-    threads: Annotated[int, typer.Option(help="Parts of a batch, on a CPU.")] = 1,
-    scenes: Annotated[int, typer.Option(help="Scenes to draw.")] = 60_000,
-    new_words: Annotated[bool, typer.Option(help="Learn the vocabulary anew.")] = True,
-    seed: Annotated[int, typer.Option(help="Seed of scenes and captions.")] = 21,
+    seed: Annotated[int, typer.Option(help="Seed of scenes and captions.")] = 41,
 ) -> None:
     """Train base from the shipped weights, let it take its guidance over, teach the small model,
     and train the detector. What is to be shipped is in WORK/guided, WORK/small and
-    WORK/detector, beside WORK/base/components.safetensors."""
+    WORK/detector."""
+    if all((work / name / DONE).exists() for name in SECONDS):
+        return
+    torch.manual_seed(seed)
+    with artists(max(1, len(os.sched_getaffinity(0)) - 1)) as pool:
+        draw = partial(draw_lessons, BASE / "tokenizer", COMPONENTS, seed)
+        where = torch.device(device)
+        lessons = Shelf(pool, draw, scenes, where)
+        drawn = Shelf(pool, partial(draw_sights, seed), sights, where)
+        stages = _Stages(work, share, batch, where, lessons, drawn)
+        stages.do("base", stages.base)
+        stages.do("guided", stages.guided)
+        stages.do("small", stages.small)
+        stages.do("detector", stages.detector)
 
-    def batches(of: int) -> int:
-        return max(1, round(share * of))
 
-    def train(stage: str, steps: int, base: Path | None = None, **options: object) -> Path:
-        folder = work / stage
-        if not (folder / "done").exists():
-            settings: dict[str, object] = {
-                "work": folder, "steps": batches(steps), "scenes": scenes, "seed": seed,
-                "device": device, "threads": threads, "closeups": 0.0, "sheet_every": 0,
-                "vae_steps": 0, "reader_steps": 0, **options,
-            }  # fmt: skip
-            if base is not None:
-                settings["base"] = base
-            main(**settings)  # type: ignore[arg-type]
-            (folder / "done").touch()  # weights may be there in part
-        return folder / "weights"
+@dataclass(frozen=True)
+class _Stages:
+    work: Path
+    share: float
+    batch: int
+    device: torch.device
+    lessons: Shelf
+    sights: Shelf
 
-    own = train(
-        "base",
-        PAINTER,
-        go_on=True,
-        new_words=new_words,
-        vae_steps=batches(VAE),
-        reader_steps=batches(READER),
-    )
-    guided = train("guided", GUIDANCE, own, go_on=True, guidance=GUIDED_BY, seed=seed + 1)
-    train("small", PUPIL, guided, go_on=True, model=Model.small, seed=seed + 1)
-    detecting.main(
-        work / "detector",
-        steps=batches(DETECTOR),
-        scenes=scenes,
-        seed=seed,
-        vae=own / "vae",
-        components=work / "base" / "components.safetensors",
-        go_on=True,
-        threads=threads,
-        device=device,
-    )
+    def do(self, name: str, stage: Callable[[float], None]) -> None:
+        done, begun = self.work / name / DONE, time.monotonic()
+        if done.exists():
+            return
+        done.parent.mkdir(parents=True, exist_ok=True)
+        stage(self.share * SECONDS[name])
+        done.touch()
+        print(f"{name}: {time.monotonic() - begun:.0f} s with all that it needs", flush=True)
+
+    def base(self, seconds: float) -> None:
+        """The true velocities; the text encoder learns too."""
+        pipeline = self._loaded(BASE)
+        pipeline.text_encoder.requires_grad_(True)
+        self._taught("base", pipeline, Denoising(self._alphas), seconds, text_share=TEXT_SHARE)
+
+    def guided(self, seconds: float) -> None:
+        """What base guesses with guidance."""
+        pipeline = self._loaded(self.work / "base" / "weights")
+        self._taught("guided", pipeline, self._of(pipeline, "base", GUIDANCE), seconds)
+
+    def small(self, seconds: float) -> None:
+        """What that guesses, for scenes without parts in a colour of their own: those details are
+        left to base, and what there is of the small model to everything else."""
+        pipeline = self._loaded(self.work / "guided" / "weights")
+        loss = self._of(pipeline, "guided", 1.0)
+        unet = new_unet("small")
+        shipped = UNet2DConditionModel.from_pretrained(WEIGHTS / "small" / "unet")
+        grow(unet, shipped.state_dict())
+        parts = pipeline.vae, unet, pipeline.text_encoder, pipeline.tokenizer
+        pupil = assemble(*parts).to(self.device)
+        self._taught("small", pupil, loss, seconds, plain=True)
+
+    def detector(self, seconds: float) -> None:
+        """Half of its pictures are as the VAE decodes them."""
+        detector = Detector()
+        grow(detector, load_file(DETECTOR_WEIGHTS))
+        detector = detector.to(self.device, memory_format=torch.channels_last).train()  # type: ignore[call-overload]
+        vae = self._loaded(self.work / "guided" / "weights").vae
+        decode = Decoder(vae, Components.load(COMPONENTS).to(self.device))
+        self.sights.fill(self.sights.count)
+        pictures = self.sights.rows("pictures")
+        for begin in range(0, len(pictures), 2 * DECODED):
+            half = pictures[begin : begin + 2 * DECODED : 2]
+            half.copy_(_bytes(decode(_pixels(half))))
+
+        def loss() -> Tensor:
+            rows = self.sights.batch(self.batch // 2)
+            batch = disturbed(_pixels(rows.pop("pictures")))
+            return detection_loss(detector, batch, Targets(**rows), bfloat16=self._half)
+
+        training = Training(
+            detector, [(list(detector.parameters()), 1.0)], loss, RATES["detector"], self.device
+        )
+        training.run("detector", seconds, self.sights.fill)
+        save_detector(detector, self.work / "detector" / "detector.safetensors")
+
+    def _taught(
+        self,
+        name: str,
+        pipeline: StableDiffusionPipeline,
+        loss_of: Denoising,
+        seconds: float,
+        text_share: float = 0.0,
+        plain: bool = False,
+    ) -> None:
+        """Train the pipeline's UNet, and save it; `plain` scenes are those without detail."""
+        unet, text_encoder = pipeline.unet, pipeline.text_encoder
+        unet.to(memory_format=torch.channels_last).requires_grad_(True).train()
+        networks = nn.ModuleDict({"unet": unet})
+        groups = [(list(unet.parameters()), 1.0)]
+        if text_share:
+            networks["text_encoder"] = text_encoder
+            groups.append((list(text_encoder.parameters()), text_share))
+        nothing = token_ids(pipeline.tokenizer, [""]).to(self.device)
+        self.lessons.fill(CHUNK if not plain else self.lessons.count)
+        among = None
+        if plain:
+            among = (~self.lessons.rows("detailed")).nonzero().flatten()
+
+        def loss() -> Tensor:
+            rows = self.lessons.batch(self.batch, among)
+            count = len(rows["ids"])
+            which = (torch.rand(count, device=self.device) * CAPTIONS).long()
+            ids = rows["ids"][torch.arange(count, device=self.device), which].long()
+            empty = torch.rand(count, 1, device=self.device) < UNCONDITIONAL
+            ids = torch.where(empty, nothing, ids)
+            latents = rows["latents"].float()
+            with torch.autocast(
+                self.device.type, torch.bfloat16, enabled=self._half, cache_enabled=False
+            ):
+                with torch.set_grad_enabled(text_share > 0):
+                    states = text_encoder(ids).last_hidden_state
+                chance = Chance.like(latents)
+                result: Tensor = loss_of(unet, latents, rows["things"], states, chance)
+            return result
+
+        training = Training(networks, groups, loss, RATES[name], self.device)
+        training.run(name, seconds, self.lessons.fill)
+        pipeline.unet.eval()
+        save_pipeline(self.work / name / "weights", pipeline)
+
+    def _loaded(self, folder: Path) -> StableDiffusionPipeline:
+        pipeline = StableDiffusionPipeline.from_pretrained(folder, use_safetensors=True)
+        pipeline.scheduler = new_scheduler()
+        pipeline.vae.requires_grad_(False).eval()
+        pipeline.text_encoder.requires_grad_(False)
+        return pipeline.to(self.device)
+
+    def _of(self, pipeline: StableDiffusionPipeline, teacher: str, guidance: float) -> Denoising:
+        folder = self.work / teacher / "weights" / "unet"
+        unet = UNet2DConditionModel.from_pretrained(folder).to(self.device)
+        unet.to(memory_format=torch.channels_last).requires_grad_(False).eval()
+        with torch.no_grad():
+            ids = token_ids(pipeline.tokenizer, [""]).to(self.device)
+            nothing = pipeline.text_encoder(ids).last_hidden_state
+        return Denoising(self._alphas, Teacher(unet, nothing, guidance))
+
+    @property
+    def _half(self) -> bool:
+        return self.device.type == "cuda"
+
+    @property
+    def _alphas(self) -> Tensor:
+        alphas: Tensor = new_scheduler().alphas_cumprod.to(self.device)
+        return alphas
+
+
+def _pixels(pictures: Tensor) -> Tensor:
+    return pictures.float() / 127.5 - 1
+
+
+def _bytes(pixels: Tensor) -> Tensor:
+    return ((pixels + 1) * 127.5).round().to(torch.uint8)
 
 
 if __name__ == "__main__":

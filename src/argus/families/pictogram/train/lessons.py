@@ -55,7 +55,7 @@ class Lessons:
         self._closeups = find_closeups(scenes) if closeup_share else []
         numbers = range(len(scenes))
         self._easy_first = sorted(numbers, key=lambda i: (scenes[i].things, len(scenes[i].groups)))
-        self._often = [DETAILED if _detailed(scenes[i]) else 1 for i in self._easy_first]
+        self._often = [DETAILED if detailed(scenes[i]) else 1 for i in self._easy_first]
 
     def batch(self, done: float, rng: random.Random) -> Lesson:
         """A batch for when a share `done` of the training is done: 64 pictures, or 128 close-ups,
@@ -146,7 +146,8 @@ def weights_of(scene: Scene) -> Tensor:
     return weights
 
 
-def _detailed(scene: Scene) -> bool:
+def detailed(scene: Scene) -> bool:
+    """Whether a part of something in it has a colour of its own."""
     return any(group.second is not None for group in scene.groups)
 
 
