@@ -34,19 +34,24 @@ from scipy.optimize import isotonic_regression
 
 from argus.core.family import EXACT, Family, skip_name
 from argus.core.profile import Profile
+from argus.engine.engine import Engine
+from argus.engine.sources import model_folder
 from argus.families.catalog import default_family
 from argus.families.pictogram.captions import caption
 from argus.families.pictogram.draw import draw_scene
 from argus.families.pictogram.prompts import read_prompt
+from argus.families.pictogram.scene.detector import load_detector
 from argus.families.pictogram.world import sample_scene
 from argus.lab.held_out import costs_of
 from argus.lab.mixes import believed, judged, judged_by, judged_knowing
+from argus.lab.painting import Commission, paint
 from argus.quality import table as qualities
 from argus.quality.scorers import load_scorer
 
 LOADS = (1.0, 1.5, 2.0, 3.0, 4.0, 6.0, 10.0)
 RESAMPLES = 400
 RENDERED = 2000
+SINGLE = 500
 KEPT = 0.95
 Numbers = NDArray[np.float64]
 Whole = NDArray[np.int64]
@@ -68,6 +73,7 @@ def main(
     console.print(f"the scorer gives rendered scenes {result['scene_accuracy']}")
     result |= _exact_scores(console, rows)
     prompts, q = by_prompt(rows, list(costs))
+    result["single"] = _single(console, family, prompts)
     result["as_good"] = _as_good(console, q, costs)
     result["thresholds"] = thresholds(console, rows, family)
     groups = np.array([sum(g.count for g in read_prompt(p).groups) for p in prompts])
@@ -171,6 +177,20 @@ def _exact_scores(console: Console, rows: pd.DataFrame) -> dict[str, float]:
     result = {name: round(float(value), 4) for name, value in result.items()}
     console.print(result)
     return result
+
+
+def _single(console: Console, family: Family, prompts: list[str]) -> float:
+    """Of exact's pictures of one thing, the share in which one thing is found."""
+    alone = [p for p in prompts if [g.count for g in read_prompt(p).groups] == [1]][:SINGLE]
+    exact = family.exact
+    engine = Engine.load(
+        str(model_folder(family.models[exact.model])), "cpu", "float32", exact.sampler
+    )
+    asked = [Commission(p, exact.job(p, seed)) for seed, p in enumerate(alone)]
+    sights = load_detector().look([result.image for _, result in paint(engine, asked)])
+    share = round(float(np.mean([len(sight.things) == 1 for sight in sights])), 4)
+    console.print(f"of {len(alone)} single things {share} are single")
+    return share
 
 
 def _as_good(console: Console, q: Numbers, costs: dict[str, float]) -> dict[str, float]:

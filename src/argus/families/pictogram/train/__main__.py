@@ -26,7 +26,7 @@ from argus.families.pictogram.train.autoencoder import train_vae
 from argus.families.pictogram.train.components import Components, find_components
 from argus.families.pictogram.train.drawing import training_scenes
 from argus.families.pictogram.train.growing import grow, grow_text_encoder
-from argus.families.pictogram.train.lessons import EASY_SHARE, Lessons, latents_of
+from argus.families.pictogram.train.lessons import EASY_SHARE, Lessons, detailed, latents_of
 from argus.families.pictogram.train.losses import Denoising, Loss, Teacher
 from argus.families.pictogram.train.painter import Sheet, train_painter
 from argus.families.pictogram.train.reading import train_reader
@@ -119,6 +119,8 @@ def main(
     if steps == 0:
         return
     world = training_scenes(seed, scenes)
+    if model == Model.small:  # leaves those to base
+        world = [scene for scene in world if not detailed(scene)]
     latents = latents_of(world, components, work / "latents.safetensors")
     lessons = Lessons(world, latents.to(where), closeups, 1.0 if go_on else EASY_SHARE)
     loss = _loss(base, model, pipeline, guidance)

@@ -62,8 +62,8 @@ app = typer.Typer(add_completion=False)
 def everything(
     work: Annotated[Path, typer.Option(help="Folder for what every stage leaves.")],
     share: Annotated[float, typer.Option(help="Of every stage's time.")] = 1.0,
-    scenes: Annotated[int, typer.Option(help="Scenes to draw for UNets.")] = 200_000,
-    sights: Annotated[int, typer.Option(help="Scenes to draw for the detector.")] = 120_000,
+    scenes: Annotated[int, typer.Option(min=1, help="Scenes to draw for UNets.")] = 200_000,
+    sights: Annotated[int, typer.Option(min=1, help="Scenes to draw for the detector.")] = 120_000,
     batch: Annotated[
         int, typer.Option(min=2, help="Pictures in a batch of UNets; the detector's has half.")
     ] = 512,
