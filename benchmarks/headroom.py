@@ -3,7 +3,8 @@
     python benchmarks/headroom.py [--table quality.parquet --profile profile.json] [--json]
         [--figures docs/figures] [--ratings genai_bench_ratings.csv]
 
-Reads the bundled family's table of qualities and its profile. A load of 2 is twice what the exact
+Reads the bundled family's table of qualities and its profile; paints some single things anew, to
+count them. A load of 2 is twice what the exact
 variant can carry; a mix of variants carries it if its mean cost is half the exact one's. At every
 load it compares the best mix that is the same for all prompts (blind), that knows how many things a
 prompt asks for (rule), and that has seen pictures of every variant for each prompt and knows how
@@ -182,6 +183,8 @@ def _exact_scores(console: Console, rows: pd.DataFrame) -> dict[str, float]:
 def _single(console: Console, family: Family, prompts: list[str]) -> float:
     """Of exact's pictures of one thing, the share in which one thing is found."""
     alone = [p for p in prompts if [g.count for g in read_prompt(p).groups] == [1]][:SINGLE]
+    if not alone:
+        return float("nan")
     exact = family.exact
     engine = Engine.load(
         str(model_folder(family.models[exact.model])), "cpu", "float32", exact.sampler

@@ -91,13 +91,13 @@ def main(
         "serving"
     ),
     workers: Annotated[int, typer.Option(help="Workers of the server.")] = 2,
-    peak: Annotated[float, typer.Option(help="Height of the burst, in exact capacities.")] = 3.0,
+    peak: Annotated[float, typer.Option(help="Height of the burst, in exact capacities.")] = 3.5,
     capacity: Annotated[
         float | None, typer.Option(help="Exact pictures a second it carries; else measured.")
     ] = None,
     slo: Annotated[
         float, typer.Option(help="Deadline, times an exact picture alone by the profile.")
-    ] = 4.0,
+    ] = 5.0,
     seconds: Annotated[float, typer.Option(help="Seconds for the trace.")] = 120.0,
     window: Annotated[float, typer.Option(help="Seconds between plans.")] = 2.0,
     warm: Annotated[int, typer.Option(help="Prompts in the cache at the beginning.")] = 400,

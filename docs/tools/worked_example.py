@@ -31,12 +31,12 @@ from argus.quality.predictor import Predictor
 from argus.server.model import ServedFamily
 
 PROMPTS, WORKERS, MULTIPLE = 400, 2, 3.0
-LOADS = (0.5, 1.5, 3.0)  # multiples of what exact pictures alone can carry
-WAITS = (0.0, 0.2, 0.5)  # shares of the deadline that a new request waits
+LOADS = (0.5, 1.5, 4.0)  # multiples of what exact pictures alone can carry
+WAITS = (0.0, 0.2, 0.1)  # shares of the deadline that a new request waits
 # a prompt, and the one in the cache that is nearest to it
 REQUESTS: tuple[tuple[str, str | None], ...] = (
     ("a red fish in the sea", "one red fish, in the sea"),
-    ("three striped blue cups left of a house", None),
+    ("two yellow houses with green roofs", None),
 )
 
 

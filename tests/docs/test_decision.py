@@ -20,9 +20,9 @@ def test_the_page_s_tables_are_those_of_a_run() -> None:
     )  # fmt: skip
     printed = {tuple(row.strip("| ").split(" | ")) for row in ran.stdout.splitlines()}
     page = (DOCS / "decision.md").read_text().replace("**", "")
-    rows = re.findall(r"^\| ((?:exact|skip-\d+|steps-\d) \|.*) \|$", page, re.MULTILINE)
-    assert len(rows) == 9
+    rows = re.findall(r"^\| ((?:exact|skip-\d+|steps-\d|small(?:-\d)?) \|.*) \|$", page, re.MULTILINE)
+    assert len(rows) == 13
     for row in rows:
         assert tuple(row.split(" | ")) in printed
     chosen = re.findall(r"price [\d.]+: (\S+)$", ran.stdout, re.MULTILINE)
-    assert chosen == ["exact", "exact", "steps-3", "steps-3", "steps-2", "steps-2"]
+    assert chosen == ["exact", "exact", "steps-4", "steps-4", "small-3", "steps-2"]

@@ -11,6 +11,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from diffusers import StableDiffusionPipeline
+from safetensors.torch import load_file
 from typer.testing import CliRunner
 
 from argus.families.pictogram import BASE
@@ -20,10 +21,11 @@ from argus.families.pictogram.networks import (
     new_text_encoder,
     new_unet,
 )
-from argus.families.pictogram.scene.detector import load_detector
+from argus.families.pictogram.scene.detector import STRIDE, Detector
 from argus.families.pictogram.tokenizer import learn_tokenizer
 from argus.families.pictogram.train.__main__ import app
 from argus.families.pictogram.train.components import PATCH, Components, find_components
+from argus.families.pictogram.train.detecting import NEAR_CELLS, detection_loss, targets_of
 from argus.families.pictogram.train.drawing import pictures, training_scenes
 from argus.families.pictogram.train.everything import app as everything
 from argus.families.pictogram.train.growing import grow, grow_text_encoder
@@ -33,6 +35,7 @@ from argus.families.pictogram.train.losses import Chance, Denoising, Teacher
 from argus.families.pictogram.train.painter import Average
 from argus.families.pictogram.train.progress import Progress
 from argus.families.pictogram.train.reading import GROUPS, NOTHING, cells_of, facts_of
+from argus.families.pictogram.train.recorded import Averages, Training
 from argus.families.pictogram.world import COLOURS, FILLS, KINDS, Group, Scene
 
 
@@ -91,10 +94,61 @@ def test_every_network_of_the_family_is_trained_in_turn(tmp_path: Path) -> None:
         picture = pipeline("a red house", num_inference_steps=2, guidance_scale=1.0)
         assert picture.images[0].size == (64, 64)
         assert pipeline.unet.config["in_channels"] == LATENT_CHANNELS
-    load_detector(tmp_path / "detector" / "detector.safetensors")
+    saved = load_file(tmp_path / "detector" / "detector.safetensors")
+    assert all(values.isfinite().all() for values in saved.values())
     again = CliRunner().invoke(everything, ["--work", str(tmp_path), *options])
     assert again.exit_code == 0, again.output
     assert "steps" not in again.output  # nothing was trained
+    (tmp_path / "detector" / "done").unlink()
+    rest = CliRunner().invoke(everything, ["--work", str(tmp_path), *options])
+    assert "detector: " in rest.output
+    assert "small: " not in rest.output
+
+
+def test_a_training_leaves_the_average_of_its_last_steps() -> None:
+    """Not of where it began: of a short training that would be a good part."""
+    network = torch.nn.Linear(1, 1, bias=False)
+    with torch.no_grad():
+        network.weight.fill_(100.0)
+    averages = Averages(network)
+    with torch.no_grad():
+        network.weight.fill_(1.0)
+    averages.begin()
+    averages.follow()
+    with torch.no_grad():
+        network.weight.fill_(3.0)
+    averages.follow()
+    averages.settle()
+    assert 1.0 < network.weight.item() < 1.1
+
+
+def test_a_training_whose_loss_is_no_number_says_so() -> None:
+    network = torch.nn.Linear(1, 1)
+    groups = [(list(network.parameters()), 1.0)]
+    cpu = torch.device("cpu")
+    training = Training(network, groups, lambda: network.weight.sum() * torch.nan, 1e-3, cpu)
+    with pytest.raises(RuntimeError, match="after 1 steps the loss is nan"):
+        training.run("any", 1.0, lambda: None)
+
+
+def test_pictures_without_things_have_a_loss() -> None:
+    """What is asked of things alone is then asked of nothing."""
+    scenes = [replace(scene, groups=()) for scene in training_scenes(0, 2)]
+    loss = detection_loss(Detector(), pictures(scenes), targets_of(scenes))
+    assert loss.isfinite()
+
+
+def test_targets_say_of_each_thing_what_it_is_near_its_centre() -> None:
+    cup = Group("cup", "red", "striped", "small", ((8, 32), (40, 32)), "blue")
+    targets = targets_of([Scene("sea", 0, (cup,)), Scene("sky", 0, ())])
+    assert (targets.presence[0] == 1).sum() == 2
+    assert (targets.presence[1] == 0).all()
+    known = targets.facts[..., 0] != NOTHING
+    assert known.sum(1).tolist() == [2 * NEAR_CELLS, 0]
+    row, column, kind, colour, *_ = targets.facts[0, 0].tolist()
+    assert (KINDS[kind], COLOURS[colour]) == ("cup", "red")
+    x, y = targets.places[0, 0].tolist()
+    assert (STRIDE * (column + x), STRIDE * (row + y)) == (8, 32)
 
 
 def test_going_on_keeps_to_the_noise_schedule_of_the_training(tmp_path: Path) -> None:

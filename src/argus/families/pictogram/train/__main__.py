@@ -119,7 +119,7 @@ def main(
     if steps == 0:
         return
     world = training_scenes(seed, scenes)
-    if model == Model.small:  # leaves those to base
+    if model == Model.small:  # detailed scenes are left to base
         world = [scene for scene in world if not detailed(scene)]
     latents = latents_of(world, components, work / "latents.safetensors")
     lessons = Lessons(world, latents.to(where), closeups, 1.0 if go_on else EASY_SHARE)

@@ -288,10 +288,9 @@ def detection_loss(
     row, column = facts[..., 0].clamp(min=0), facts[..., 1].clamp(min=0)
     for i, name in enumerate(LOOKS):
         weight = SECOND_WEIGHT if name == "second" else 1.0
-        found = maps[name][picture, :, row, column]
-        loss = loss + weight * F.cross_entropy(
-            found.flatten(0, 1), facts[..., 2 + i].flatten(), ignore_index=NOTHING
-        )
+        found, asked = maps[name][picture, :, row, column], facts[..., 2 + i].flatten()
+        errors = F.cross_entropy(found.flatten(0, 1), asked, ignore_index=NOTHING, reduction="sum")
+        loss = loss + weight * errors / (asked != NOTHING).sum().clamp(min=1)
     off = (maps["place"][picture, :, row, column] - targets.places).abs().mean(-1)
     known = facts[..., 0] >= 0
     loss = loss + (off * known).sum() / known.sum().clamp(min=1)

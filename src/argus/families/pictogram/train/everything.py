@@ -1,18 +1,18 @@
-"""`python -m argus.families.pictogram.train.everything`: all networks of the family on a GPU, in
-minutes.
+"""`python -m argus.families.pictogram.train.everything`: all networks of the family but the VAE,
+on a GPU, in minutes.
 
 Base learns further from the shipped weights, takes its guidance over and teaches the small model;
 then the detector learns. Every stage lasts so many seconds, whatever the GPU makes of them, since
-it is time that one is lent for. A stage that is done is not done again.
+it is time that one is lent for. What is done already, with the same options, is not done again.
 """
 
 from __future__ import annotations
 
 import os
 import time
-from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
+from itertools import dropwhile
 from pathlib import Path
 from typing import Annotated
 
@@ -53,7 +53,7 @@ GUIDANCE = 2.0
 TEXT_SHARE = 0.2  # of the UNet's rate at which base's text encoder goes on learning
 RATES = {"base": 1e-3, "guided": 2e-4, "small": 1e-3, "detector": 2e-3}
 DECODED = 1024  # at a time
-DONE = "done"  # a file in the folder of a stage
+DONE = "done"  # a file in the folder of a stage, with its options
 
 app = typer.Typer(add_completion=False)
 
@@ -61,7 +61,7 @@ app = typer.Typer(add_completion=False)
 @app.command()
 def everything(
     work: Annotated[Path, typer.Option(help="Folder for what every stage leaves.")],
-    share: Annotated[float, typer.Option(help="Of every stage's time.")] = 1.0,
+    share: Annotated[float, typer.Option(min=1e-6, help="Of every stage's time.")] = 1.0,
     scenes: Annotated[int, typer.Option(min=1, help="Scenes to draw for UNets.")] = 200_000,
     sights: Annotated[int, typer.Option(min=1, help="Scenes to draw for the detector.")] = 120_000,
     batch: Annotated[
@@ -73,38 +73,38 @@ def everything(
     """Train base from the shipped weights, let it take its guidance over, teach the small model,
     and train the detector. What is to be shipped is in WORK/guided, WORK/small and
     WORK/detector."""
-    if all((work / name / DONE).exists() for name in SECONDS):
+    options = f"share {share:g}, scenes {scenes}, sights {sights}, batch {batch}, seed {seed}"
+    left = list(dropwhile(lambda name: _told(work / name / DONE) == options, SECONDS))
+    if not left:
+        print(f"All of it is done in {work}, with the same options.")
         return
     torch.manual_seed(seed)
+    where = torch.device(device)
     with artists(max(1, len(os.sched_getaffinity(0)) - 1)) as pool:
         draw = partial(draw_lessons, BASE / "tokenizer", COMPONENTS, seed)
-        where = torch.device(device)
-        lessons = Shelf(pool, draw, scenes, where)
+        lessons = Shelf(pool, draw, 0 if left == ["detector"] else scenes, where)
         drawn = Shelf(pool, partial(draw_sights, seed), sights, where)
-        stages = _Stages(work, share, batch, where, lessons, drawn)
-        stages.do("base", stages.base)
-        stages.do("guided", stages.guided)
-        stages.do("small", stages.small)
-        stages.do("detector", stages.detector)
+        stages = _Stages(work, batch, where, lessons, drawn)
+        for name in left:
+            begun, mark = time.monotonic(), work / name / DONE
+            mark.parent.mkdir(parents=True, exist_ok=True)
+            mark.unlink(missing_ok=True)
+            getattr(stages, name)(share * SECONDS[name])
+            mark.write_text(options)
+            print(f"{name}: {time.monotonic() - begun:.0f} s with all that it needs", flush=True)
+
+
+def _told(mark: Path) -> str | None:
+    return mark.read_text() if mark.exists() else None
 
 
 @dataclass(frozen=True)
 class _Stages:
     work: Path
-    share: float
     batch: int
     device: torch.device
     lessons: Shelf
     sights: Shelf
-
-    def do(self, name: str, stage: Callable[[float], None]) -> None:
-        done, begun = self.work / name / DONE, time.monotonic()
-        if done.exists():
-            return
-        done.parent.mkdir(parents=True, exist_ok=True)
-        stage(self.share * SECONDS[name])
-        done.touch()
-        print(f"{name}: {time.monotonic() - begun:.0f} s with all that it needs", flush=True)
 
     def base(self, seconds: float) -> None:
         """The true velocities; the text encoder learns too."""
@@ -175,6 +175,8 @@ class _Stages:
         among = None
         if plain:
             among = (~self.lessons.rows("detailed")).nonzero().flatten()
+            if not len(among):
+                raise typer.BadParameter("All scenes are detailed: draw more --scenes.")
 
         def loss() -> Tensor:
             rows = self.lessons.batch(self.batch, among)

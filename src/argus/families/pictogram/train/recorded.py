@@ -6,6 +6,7 @@ back from a graph, a batch takes a tenth of the time.
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable, Sequence
 
@@ -16,17 +17,24 @@ from argus.families.pictogram.train.progress import plateau
 
 WARM = 3  # steps before one is recorded
 AVERAGING = 0.002  # how far the average follows at each step
-TOLD = 50  # steps between two looks at the clock
+COOLDOWN = 0.35  # the last share of the time, over which the rate falls
+TOLD = 5  # steps between two looks at the clock
 PLAN = 10_000  # of the time, for `plateau`
 
 
 class Averages:
-    """Exponential moving averages of networks' weights."""
+    """Exponential moving averages of networks' weights, from when they are begun."""
 
     def __init__(self, networks: nn.Module) -> None:
         self._networks = networks
         self._own = [x for x in networks.state_dict().values() if x.is_floating_point()]
         self._means = [x.detach().clone() for x in self._own]
+
+    @torch.no_grad()
+    def begin(self) -> None:
+        """Forget what was before."""
+        for mean, own in zip(self._means, self._own, strict=True):
+            mean.copy_(own)
 
     @torch.no_grad()
     def follow(self) -> None:
@@ -71,26 +79,31 @@ class Training:
             self._record()
 
     def run(self, name: str, seconds: float, between: Callable[[], object]) -> int:
-        """Take steps for `seconds`, leave the averaged weights in the networks; how many steps.
+        """Take steps for `seconds`, leave in the networks the weights averaged over the last of
+        them; how many steps. `between` is called now and then.
 
-        `between` is called now and then.
+        Raises RuntimeError if the loss is no number any more.
         """
-        begun, told, steps = time.monotonic(), 0.0, 0
-        while (passed := time.monotonic() - begun) < seconds or not steps:
-            factor = plateau(round(PLAN * passed / seconds), PLAN, PLAN // 100, cooldown=0.35)
+        begun, told, steps, passed = time.monotonic(), 0.0, 0, 0.0
+        while passed < seconds or not steps:
+            done = min(1.0, passed / seconds)
+            if done < 1 - COOLDOWN:
+                self._averages.begin()
+            factor = plateau(round(PLAN * done), PLAN, PLAN // 100, COOLDOWN)
             for group, share in zip(self._optimiser.param_groups, self._shares, strict=True):
-                group["lr"].fill_(max(0.0, factor) * self._rate * share)
+                group["lr"].fill_(factor * self._rate * share)
             for _ in range(TOLD if self._graph is not None else 1):
                 self._step()
                 steps += 1
             loss = self._loss.item()  # waits for the steps
+            if not math.isfinite(loss):
+                raise RuntimeError(f"{name}: after {steps} steps the loss is {loss}.")
             between()
-            if passed - told > 10:
+            passed = time.monotonic() - begun
+            if passed - told > 10 or passed >= seconds:
                 told = passed
                 print(f"{name}: {steps} steps in {passed:.0f} s, loss {loss:.4f}", flush=True)
         self._averages.settle()
-        passed = time.monotonic() - begun
-        print(f"{name}: {steps} steps in {passed:.0f} s, loss {self._loss.item():.4f}", flush=True)
         return steps
 
     def _step(self) -> None:

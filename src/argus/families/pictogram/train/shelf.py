@@ -1,7 +1,7 @@
 """What networks learn from, drawn by many processes and kept where they learn.
 
 On a GPU a batch is learnt in a few milliseconds, so nothing of it may be made anew: scenes are
-drawn and put into words beforehand, by all cores, while the GPU learns from the first of them.
+drawn and put into words beforehand, by all cores but one, while the GPU learns from the first.
 """
 
 from __future__ import annotations
@@ -13,8 +13,10 @@ from contextlib import contextmanager
 from functools import cache
 from multiprocessing import get_context
 from pathlib import Path
+from typing import Any
 
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 from transformers import CLIPTokenizer
 
@@ -30,7 +32,9 @@ CHUNK = 500
 CAPTIONS = 4
 
 Rows = dict[str, Tensor]  # tensors of as many rows
-Draw = Callable[[int, int], Rows]  # rows from one number to another
+# the same from another process, which tensors would tie to a file descriptor each
+Drawn = dict[str, NDArray[Any]]
+Draw = Callable[[int, int], Drawn]  # rows from one number to another
 
 
 class Shelf:
@@ -39,7 +43,7 @@ class Shelf:
     def __init__(
         self, pool: ProcessPoolExecutor, draw: Draw, count: int, device: torch.device
     ) -> None:
-        self._drawing: list[Future[Rows]] = [
+        self._drawing: list[Future[Drawn]] = [
             pool.submit(draw, begin, min(begin + CHUNK, count)) for begin in range(0, count, CHUNK)
         ]
         self.count, self._device = count, device
@@ -50,7 +54,8 @@ class Shelf:
         """Take in what has been drawn, and wait until that is `least` rows; how many there are."""
         there = int(self._ready)
         while self._drawing and (there < least or self._drawing[0].done()):
-            chunk = self._drawing.pop(0).result()
+            drawn = self._drawing.pop(0).result()
+            chunk = {name: torch.from_numpy(values) for name, values in drawn.items()}
             for name, values in chunk.items():
                 if name not in self._rows:
                     shape = (self.count, *values.shape[1:])
@@ -75,7 +80,7 @@ class Shelf:
 
 @contextmanager
 def artists(count: int) -> Iterator[ProcessPoolExecutor]:
-    """Processes that draw, one thread each. To be started before a GPU is used."""
+    """Processes that draw, one thread each."""
     context = get_context("forkserver")
     pool = ProcessPoolExecutor(count, context, initializer=torch.set_num_threads, initargs=(1,))
     try:
@@ -84,7 +89,7 @@ def artists(count: int) -> Iterator[ProcessPoolExecutor]:
         pool.shutdown(wait=False, cancel_futures=True)
 
 
-def draw_lessons(folder: Path, components: Path, seed: int, begin: int, end: int) -> Rows:
+def draw_lessons(folder: Path, components: Path, seed: int, begin: int, end: int) -> Drawn:
     """Of scenes: `latents` (n, c, 8, 8) in float16, the weights of cells by their `things`
     (n, 8, 8), the token `ids` (n, 4, 40) of four captions, and whether they are `detailed`."""
     scenes, ids = [], []
@@ -95,12 +100,13 @@ def draw_lessons(folder: Path, components: Path, seed: int, begin: int, end: int
         ids += [caption(scenes[-1], rng) for _ in range(CAPTIONS)]
     with torch.no_grad():
         latents = coder.encode(pictures(scenes)).half()
-    return {
+    rows = {
         "latents": latents,
         "things": torch.stack([weights_of(scene) for scene in scenes]),
         "ids": token_ids(tokenizer, ids).view(len(scenes), CAPTIONS, -1).short(),
         "detailed": torch.tensor([detailed(scene) for scene in scenes]),
     }
+    return {name: values.numpy() for name, values in rows.items()}
 
 
 def _often_detailed(rng: random.Random) -> Scene:
@@ -111,11 +117,12 @@ def _often_detailed(rng: random.Random) -> Scene:
             return scene
 
 
-def draw_sights(seed: int, begin: int, end: int) -> Rows:
+def draw_sights(seed: int, begin: int, end: int) -> Drawn:
     """For the detector: `pictures` (n, 3, 64, 64) as bytes, and what it should say of them."""
     scenes = [loose_scene(random.Random(f"sight {seed} {i}")) for i in range(begin, end)]
     drawn = ((pictures(scenes) + 1) * 127.5).round().to(torch.uint8)
-    return {"pictures": drawn, **vars(targets_of(scenes))}
+    rows = {"pictures": drawn, **vars(targets_of(scenes))}
+    return {name: values.numpy() for name, values in rows.items()}
 
 
 @cache
