@@ -21,7 +21,7 @@ from argus.families.pictogram.networks import (
     new_vae,
     save_pipeline,
 )
-from argus.families.pictogram.tokenizer import learn_tokenizer, token_ids
+from argus.families.pictogram.tokenizer import learn_tokenizer
 from argus.families.pictogram.train.autoencoder import train_vae
 from argus.families.pictogram.train.components import Components, find_components
 from argus.families.pictogram.train.drawing import training_scenes
@@ -112,7 +112,7 @@ def main(
             bfloat16,
         )
     else:
-        pipeline = _taught(base, model, go_on)
+        pipeline = taught(base, model, go_on)
     pipeline.text_encoder.requires_grad_(False).eval()
     pipeline.vae.requires_grad_(False).eval()
     pipeline.to(where)
@@ -186,7 +186,7 @@ def _grown(base: Path, work: Path, new_words: bool) -> StableDiffusionPipeline:
     return assemble(vae, unet, text_encoder, tokenizer)
 
 
-def _taught(base: Path, model: Model, go_on: bool) -> StableDiffusionPipeline:
+def taught(base: Path, model: Model, go_on: bool) -> StableDiffusionPipeline:
     """A model that shares all but the UNet with its base."""
     pipeline = StableDiffusionPipeline.from_pretrained(base, use_safetensors=True)
     pipeline.scheduler = new_scheduler()
@@ -198,17 +198,10 @@ def _taught(base: Path, model: Model, go_on: bool) -> StableDiffusionPipeline:
 
 
 def _loss(base: Path, model: Model, pipeline: StableDiffusionPipeline, guidance: float) -> Loss:
-    device = pipeline.device
-    alphas = new_scheduler().alphas_cumprod.to(device)
+    alphas = new_scheduler().alphas_cumprod.to(pipeline.device)
     if model == Model.base and guidance == 1:
         return Denoising(alphas)
-    unet = UNet2DConditionModel.from_pretrained(base / "unet").to(device)
-    unet.to(memory_format=torch.channels_last).requires_grad_(False).eval()
-    with torch.no_grad():
-        ids = token_ids(pipeline.tokenizer, [""]).to(device)
-        nothing = pipeline.text_encoder(ids).last_hidden_state
-    teacher = Teacher(unet, nothing, guidance)
-    return Denoising(alphas, teacher)
+    return Denoising(alphas, Teacher.of(pipeline, base, guidance))
 
 
 def _components(work: Path, base: Path, anew: bool) -> Components:

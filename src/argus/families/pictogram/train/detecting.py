@@ -23,7 +23,7 @@ from torch import Tensor
 from argus.families.pictogram import BASE, COMPONENTS
 from argus.families.pictogram.scene.detector import CELLS, LOOKS, STRIDE, WEIGHTS, Detector
 from argus.families.pictogram.train.components import Components
-from argus.families.pictogram.train.drawing import pictures
+from argus.families.pictogram.train.drawing import as_bytes, as_pixels, pictures
 from argus.families.pictogram.train.growing import grow
 from argus.families.pictogram.train.halves import Halves
 from argus.families.pictogram.train.progress import Checkpoints, Progress, cosine
@@ -140,7 +140,7 @@ def train_detector(
         for group in optimiser.param_groups:
             group["lr"] = RATE * cosine(step, steps, warmup=100)
         chosen = rng.choices(range(scene_count), k=BATCH)
-        batch = disturbed(drawn[chosen].to(device).float() / 127.5 - 1)
+        batch = disturbed(as_pixels(drawn[chosen].to(device)))
         asked = targets[chosen]
         size = -(-BATCH // threads)
         ranges = [slice(at, at + size) for at in range(0, BATCH, size)]
@@ -186,7 +186,7 @@ def _drawn(scenes: list[Scene], decoder: Decoder, cached: Path) -> Tensor:
     for begin in range(0, len(scenes), 64):
         batch = pictures(scenes[begin : begin + 64])
         batch[::2] = decoder(batch[::2]).cpu()
-        parts.append(((batch + 1) * 127.5).round().to(torch.uint8))
+        parts.append(as_bytes(batch))
         progress.step()
     drawn = torch.cat(parts).contiguous()
     save_file({"pictures": drawn}, cached)

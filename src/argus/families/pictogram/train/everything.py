@@ -18,16 +18,24 @@ from typing import Annotated
 
 import torch
 import typer
-from diffusers import StableDiffusionPipeline, UNet2DConditionModel
+from diffusers import StableDiffusionPipeline
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from argus.families.pictogram import BASE, COMPONENTS, WEIGHTS
-from argus.families.pictogram.networks import assemble, new_scheduler, new_unet, save_pipeline
+from argus.families.pictogram import BASE, COMPONENTS
+from argus.families.pictogram.networks import new_scheduler, save_pipeline
 from argus.families.pictogram.scene.detector import WEIGHTS as DETECTOR_WEIGHTS
 from argus.families.pictogram.scene.detector import Detector
 from argus.families.pictogram.tokenizer import token_ids
+from argus.families.pictogram.train.__main__ import (
+    FINE_RATE,
+    GUIDANCE,
+    TEXT_SHARE,
+    Model,
+    taught,
+)
 from argus.families.pictogram.train.components import Components
+from argus.families.pictogram.train.detecting import RATE as DETECTOR_RATE
 from argus.families.pictogram.train.detecting import (
     Decoder,
     Targets,
@@ -35,6 +43,7 @@ from argus.families.pictogram.train.detecting import (
     disturbed,
     save_detector,
 )
+from argus.families.pictogram.train.drawing import as_bytes, as_pixels
 from argus.families.pictogram.train.growing import grow
 from argus.families.pictogram.train.lessons import UNCONDITIONAL
 from argus.families.pictogram.train.losses import Chance, Denoising, Teacher
@@ -49,9 +58,7 @@ from argus.families.pictogram.train.shelf import (
 )
 
 SECONDS = {"base": 180.0, "guided": 25.0, "small": 90.0, "detector": 75.0}
-GUIDANCE = 2.0
-TEXT_SHARE = 0.2  # of the UNet's rate at which base's text encoder goes on learning
-RATES = {"base": 1e-3, "guided": 2e-4, "small": 1e-3, "detector": 2e-3}
+RATES = {"base": 1e-3, "guided": FINE_RATE, "small": 1e-3, "detector": DETECTOR_RATE}
 DECODED = 1024  # at a time
 DONE = "done"  # a file in the folder of a stage, with its options
 
@@ -114,37 +121,31 @@ class _Stages:
 
     def guided(self, seconds: float) -> None:
         """What base guesses with guidance."""
-        pipeline = self._loaded(self.work / "base" / "weights")
+        pipeline = self._loaded(self._weights("base"))
         self._taught("guided", pipeline, self._of(pipeline, "base", GUIDANCE), seconds)
 
     def small(self, seconds: float) -> None:
         """What that guesses, for scenes without parts in a colour of their own: those details are
         left to base, and what there is of the small model to everything else."""
-        pipeline = self._loaded(self.work / "guided" / "weights")
-        loss = self._of(pipeline, "guided", 1.0)
-        unet = new_unet("small")
-        shipped = UNet2DConditionModel.from_pretrained(WEIGHTS / "small" / "unet")
-        grow(unet, shipped.state_dict())
-        parts = pipeline.vae, unet, pipeline.text_encoder, pipeline.tokenizer
-        pupil = assemble(*parts).to(self.device)
-        self._taught("small", pupil, loss, seconds, plain=True)
+        pupil = self._ready(taught(self._weights("guided"), Model.small, go_on=True))
+        self._taught("small", pupil, self._of(pupil, "guided", 1.0), seconds, plain=True)
 
     def detector(self, seconds: float) -> None:
         """Half of its pictures are as the VAE decodes them."""
         detector = Detector()
         grow(detector, load_file(DETECTOR_WEIGHTS))
         detector = detector.to(self.device, memory_format=torch.channels_last).train()  # type: ignore[call-overload]
-        vae = self._loaded(self.work / "guided" / "weights").vae
+        vae = self._loaded(self._weights("guided")).vae
         decode = Decoder(vae, Components.load(COMPONENTS).to(self.device))
         self.sights.fill(self.sights.count)
         pictures = self.sights.rows("pictures")
         for begin in range(0, len(pictures), 2 * DECODED):
             half = pictures[begin : begin + 2 * DECODED : 2]
-            half.copy_(_bytes(decode(_pixels(half))))
+            half.copy_(as_bytes(decode(as_pixels(half))))
 
         def loss() -> Tensor:
             rows = self.sights.batch(self.batch // 2)
-            batch = disturbed(_pixels(rows.pop("pictures")))
+            batch = disturbed(as_pixels(rows.pop("pictures")))
             return detection_loss(detector, batch, Targets(**rows), bfloat16=self._half)
 
         training = Training(
@@ -198,23 +199,22 @@ class _Stages:
         training = Training(networks, groups, loss, RATES[name], self.device)
         training.run(name, seconds, self.lessons.fill)
         pipeline.unet.eval()
-        save_pipeline(self.work / name / "weights", pipeline)
+        save_pipeline(self._weights(name), pipeline)
 
     def _loaded(self, folder: Path) -> StableDiffusionPipeline:
-        pipeline = StableDiffusionPipeline.from_pretrained(folder, use_safetensors=True)
+        return self._ready(StableDiffusionPipeline.from_pretrained(folder, use_safetensors=True))
+
+    def _ready(self, pipeline: StableDiffusionPipeline) -> StableDiffusionPipeline:
         pipeline.scheduler = new_scheduler()
         pipeline.vae.requires_grad_(False).eval()
         pipeline.text_encoder.requires_grad_(False)
         return pipeline.to(self.device)
 
     def _of(self, pipeline: StableDiffusionPipeline, teacher: str, guidance: float) -> Denoising:
-        folder = self.work / teacher / "weights" / "unet"
-        unet = UNet2DConditionModel.from_pretrained(folder).to(self.device)
-        unet.to(memory_format=torch.channels_last).requires_grad_(False).eval()
-        with torch.no_grad():
-            ids = token_ids(pipeline.tokenizer, [""]).to(self.device)
-            nothing = pipeline.text_encoder(ids).last_hidden_state
-        return Denoising(self._alphas, Teacher(unet, nothing, guidance))
+        return Denoising(self._alphas, Teacher.of(pipeline, self._weights(teacher), guidance))
+
+    def _weights(self, stage: str) -> Path:
+        return self.work / stage / "weights"
 
     @property
     def _half(self) -> bool:
@@ -224,14 +224,6 @@ class _Stages:
     def _alphas(self) -> Tensor:
         alphas: Tensor = new_scheduler().alphas_cumprod.to(self.device)
         return alphas
-
-
-def _pixels(pictures: Tensor) -> Tensor:
-    return pictures.float() / 127.5 - 1
-
-
-def _bytes(pixels: Tensor) -> Tensor:
-    return ((pixels + 1) * 127.5).round().to(torch.uint8)
 
 
 if __name__ == "__main__":

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
 import torch.nn.functional as F
-from diffusers import UNet2DConditionModel
+from diffusers import StableDiffusionPipeline, UNet2DConditionModel
 from torch import Tensor
+
+from argus.families.pictogram.tokenizer import token_ids
 
 SNR_LIMIT = 6.0
 CLEAR_SNR = 0.4
@@ -43,6 +46,16 @@ class Teacher:
     unet: UNet2DConditionModel
     nothing: Tensor
     guidance: float
+
+    @classmethod
+    def of(cls, pipeline: StableDiffusionPipeline, base: Path, guidance: float) -> Teacher:
+        """The UNet of the folder `base`, on the device of a pipeline with its text encoder."""
+        unet = UNet2DConditionModel.from_pretrained(base / "unet").to(pipeline.device)
+        unet.to(memory_format=torch.channels_last).requires_grad_(False).eval()
+        with torch.no_grad():
+            ids = token_ids(pipeline.tokenizer, [""]).to(pipeline.device)
+            nothing = pipeline.text_encoder(ids).last_hidden_state
+        return cls(unet, nothing, guidance)
 
     @torch.no_grad()
     def velocity(self, noisy: Tensor, times: Tensor, states: Tensor) -> Tensor:

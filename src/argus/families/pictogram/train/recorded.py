@@ -26,7 +26,6 @@ class Averages:
     """Exponential moving averages of networks' weights, from when they are begun."""
 
     def __init__(self, networks: nn.Module) -> None:
-        self._networks = networks
         self._own = [x for x in networks.state_dict().values() if x.is_floating_point()]
         self._means = [x.detach().clone() for x in self._own]
 

@@ -24,7 +24,7 @@ from argus.families.pictogram.captions import caption
 from argus.families.pictogram.tokenizer import token_ids
 from argus.families.pictogram.train.components import Components
 from argus.families.pictogram.train.detecting import loose_scene, targets_of
-from argus.families.pictogram.train.drawing import pictures
+from argus.families.pictogram.train.drawing import as_bytes, pictures
 from argus.families.pictogram.train.lessons import DETAILED, detailed, weights_of
 from argus.families.pictogram.world import Scene, sample_scene
 
@@ -120,8 +120,7 @@ def _often_detailed(rng: random.Random) -> Scene:
 def draw_sights(seed: int, begin: int, end: int) -> Drawn:
     """For the detector: `pictures` (n, 3, 64, 64) as bytes, and what it should say of them."""
     scenes = [loose_scene(random.Random(f"sight {seed} {i}")) for i in range(begin, end)]
-    drawn = ((pictures(scenes) + 1) * 127.5).round().to(torch.uint8)
-    rows = {"pictures": drawn, **vars(targets_of(scenes))}
+    rows = {"pictures": as_bytes(pictures(scenes)), **vars(targets_of(scenes))}
     return {name: values.numpy() for name, values in rows.items()}
 
 
