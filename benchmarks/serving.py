@@ -15,7 +15,9 @@ Server and client compute on the same cores as the workers, which a profile does
 simulation's workers are at every moment as much slower as the server saw its own (`slowness`).
 
 With `--pairs`, `price` and `price-blind` get so many more bursts, both the same, first in turn;
-told is the mean difference in the burst, with its 95 % interval by Student's t.
+told is the mean difference in the burst, with its 95 % interval by Student's t. With `--cores`
+every server and its client have so many cores to themselves, and as many pairs as there are cores
+for run side by side.
 """
 
 from __future__ import annotations
@@ -31,10 +33,12 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
+from queue import SimpleQueue
 from typing import Annotated, Any
 
 import httpx
@@ -99,80 +103,162 @@ def main(
         float, typer.Option(help="Deadline, times an exact picture alone by the profile.")
     ] = 5.0,
     seconds: Annotated[float, typer.Option(help="Seconds for the trace.")] = 120.0,
-    window: Annotated[float, typer.Option(help="Seconds between plans.")] = 2.0,
+    window: Annotated[float, typer.Option(help="Seconds between plans.")] = 5.0,
     warm: Annotated[int, typer.Option(help="Prompts in the cache at the beginning.")] = 400,
     seed: Annotated[int, typer.Option(help="Of arrivals, prompts and pictures.")] = 0,
     pairs: Annotated[int, typer.Option(help="Bursts for price and its blind twin in turn.")] = 0,
+    cores: Annotated[
+        int | None, typer.Option(help="CPU cores of a server and its client; else all.")
+    ] = None,
     figure: Annotated[Path | None, typer.Option(help="Where to draw what happened.")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="A JSON object as last line.")] = False,
 ) -> None:
     out.mkdir(parents=True, exist_ok=True)
+    slots = [] if cores is None else slots_of(cores)
+    if slots:
+        os.sched_setaffinity(0, slots[0])
     family = default_family()
-    profile = measured_profile(family, out / f"profile-{workers}.json", workers)
+    profile = measured_profile(family, profile_in(out, workers), workers)
     table = variant_table(family, [DeviceType.of(profile)])
+    bench = Bench(family, table, out, workers, slo, window)
+    names = [name for name in policies.split(",") if name]
     ideal = workers / float(table.cost_s(slo * table.slo_s)[EXACT].min())
-    warmed = warmed_cache(family, out, earlier_of(family, seed, warm))
-
-    def settings_of(name: str) -> Path:
-        file = out / f"{name}.yaml"
-        latency_s = slo * table.slo_s
-        file.write_text(json.dumps(configured(out, name, workers, latency_s, window)))
-        return file
-
     if capacity is None:
-        capacity = carried(settings_of("clipper-ha"), warmed, ideal, family)
-    load = load_of(family, seed, warm, peak * capacity, seconds)
+        warmed = warmed_cache(family, out, earlier_of(family, seed, warm))
+        capacity = carried(bench.settings("clipper-ha"), warmed, ideal, family)
     print(
-        f"{len(load.asked):,} requests in {seconds:g} s; exact pictures are carried at "
-        f"{capacity:.1f} a second, by profile at {ideal:.1f}; at the height come "
-        f"{peak * capacity:.1f}"
+        f"Exact pictures are carried at {capacity:.1f} a second, by profile at {ideal:.1f}; at the "
+        f"height come {peak * capacity:.1f}"
     )
-
-    def served_by(name: str, load: Load, warmed: Path) -> Replayed:
-        done = asyncio.run(replay(settings_of(name), warmed, load.arrived_s, load.asked))
-        print(f"{name:12}", done.summary, flush=True)
-        return done
-
-    served = {name: served_by(name, load, warmed) for name in policies.split(",") if name}
-    scores = Scores(family, load.asked)
-    made = {name: one.requests(table, scores) for name, one in served.items()}
-    world = world_of(family, table, load.earlier, load.asked, slo)
     result: dict[str, Any] = {}
-    runs = {}
-    for name, requests in made.items():
-        simulated = simulation_of(world, name, workers, served[name], window)
-        all_requests = np.ones(len(load.asked), dtype=bool)
-        parts = {"": (all_requests, seconds), "high_load": (load.high, load.high_s)}
-        mine: dict[str, Any] = {"simulated": {}}
-        for part, (chosen, spent_s) in parts.items():
-            live = shown(figures(requests, chosen, spent_s / 60))
-            predicted = shown(figures(simulated, chosen, spent_s / 60))
-            if part:
-                mine[part], mine["simulated"][part] = live, predicted
-            else:
-                mine |= live
-                mine["simulated"] |= predicted
-        served[name].table(requests, simulated).to_parquet(out / f"requests-{name}.parquet")
-        mine["lost"] = int(served[name].lost)
-        mine["loads"] = served[name].loads
-        result[name], runs[name] = mine, requests
-    print_table(result)
-    if figure is not None:
-        draw(runs, table, load.rates, load.second, figure)
-        print(f"wrote {figure}")
-    found = []
-    for number in range(pairs):
-        at = load_of(family, seed + 1 + number, warm, peak * capacity, seconds)
-        cache, judge = warmed_cache(family, out, at.earlier), Scores(family, at.asked)
-        names = TWINS if number % 2 == 0 else TWINS[::-1]
-        both = {name: served_by(name, at, cache) for name in names}
-        found.append({name: in_burst(both[name], table, judge, at) for name in TWINS})
-        print(f"pair {number + 1}, in the burst:", json.dumps(found[-1]), flush=True)
+    if names:
+        load = load_of(family, seed, warm, peak * capacity, seconds)
+        runs = bench.compared(names, load, seconds, result)
+        if figure is not None:
+            draw(runs, table, load.rates, load.second, figure)
+            print(f"wrote {figure}")
+    if pairs and slots:
+        same = {"workers": workers, "peak": peak, "capacity": capacity, "slo": slo}
+        same |= {"seconds": seconds, "window": window, "warm": warm}
+        found = side_by_side(slots, range(seed, seed + pairs), out, workers, same)
+    else:
+        found = [
+            bench.pair(load_of(family, one + 1, warm, peak * capacity, seconds), one % 2 == 0)
+            for one in range(seed, seed + pairs)
+        ]
+    if pairs:
+        result["pairs"] = found
     if pairs > 1:
         result["paired"] = {" - ".join(TWINS): differences(found)}
         print(result["paired"])
     if as_json:
         print(json.dumps(result))
+
+
+@dataclass(frozen=True)
+class Bench:
+    """Servers of one kind, under bursts: so many `workers`, a deadline of `slo` times an exact
+    picture alone by the table, a plan every `window` seconds."""
+
+    family: Family
+    table: VariantTable
+    out: Path
+    workers: int
+    slo: float
+    window: float
+
+    def settings(self, policy: str) -> Path:
+        file = self.out / f"{policy}.yaml"
+        latency_s = self.slo * self.table.slo_s
+        file.write_text(
+            json.dumps(configured(self.out, policy, self.workers, latency_s, self.window))
+        )
+        return file
+
+    def served(self, policy: str, load: Load) -> Replayed:
+        warmed = warmed_cache(self.family, self.out, load.earlier)
+        done = asyncio.run(replay(self.settings(policy), warmed, load.arrived_s, load.asked))
+        print(f"{policy:12}", done.summary, flush=True)
+        return done
+
+    def compared(
+        self, names: list[str], load: Load, seconds: float, result: dict[str, Any]
+    ) -> dict[str, Requests]:
+        """Have each policy serve the load, and put its figures into `result`; its requests."""
+        print(f"{len(load.asked):,} requests in {seconds:g} s")
+        served = {name: self.served(name, load) for name in names}
+        scores = Scores(self.family, load.asked)
+        runs = {name: one.requests(self.table, scores) for name, one in served.items()}
+        world = world_of(self.family, self.table, load.earlier, load.asked, self.slo)
+        parts = {
+            "": (np.ones(len(load.asked), dtype=bool), seconds),
+            "high_load": (load.high, load.high_s),
+        }
+        for name, requests in runs.items():
+            simulated = simulation_of(world, name, self.workers, served[name], self.window)
+            mine: dict[str, Any] = {"simulated": {}}
+            for part, (chosen, spent_s) in parts.items():
+                live = shown(figures(requests, chosen, spent_s / 60))
+                predicted = shown(figures(simulated, chosen, spent_s / 60))
+                if part:
+                    mine[part], mine["simulated"][part] = live, predicted
+                else:
+                    mine |= live
+                    mine["simulated"] |= predicted
+            served[name].table(requests, simulated).to_parquet(
+                self.out / f"requests-{name}.parquet"
+            )
+            mine["lost"] = int(served[name].lost)
+            mine["loads"] = served[name].loads
+            result[name] = mine
+        print_table(result)
+        return runs
+
+    def pair(self, load: Load, informed_first: bool) -> dict[str, dict[str, float]]:
+        """What both twins did in the burst, by name."""
+        scores = Scores(self.family, load.asked)
+        both = {name: self.served(name, load) for name in TWINS[:: 1 if informed_first else -1]}
+        found = {name: in_burst(both[name], self.table, scores, load) for name in TWINS}
+        print("in the burst:", json.dumps(found), flush=True)
+        return found
+
+
+def slots_of(cores: int) -> list[list[int]]:
+    """The cores that this process may use, so many to a slot."""
+    every = sorted(os.sched_getaffinity(0))
+    slots = [every[i : i + cores] for i in range(0, len(every) - cores + 1, cores)]
+    if not slots:
+        raise typer.BadParameter(f"This machine has {len(every)} cores.")
+    return slots
+
+
+def side_by_side(
+    slots: list[list[int]], seeds: range, out: Path, workers: int, same: dict[str, Any]
+) -> list[dict[str, dict[str, float]]]:
+    """A pair for every seed, each in a process of its own on the cores of a slot."""
+    free: SimpleQueue[list[int]] = SimpleQueue()
+    for slot in slots:
+        free.put(slot)
+
+    def one(seed: int) -> dict[str, dict[str, float]]:
+        slot = free.get()
+        own = out / f"pair-{seed}"
+        own.mkdir(exist_ok=True)
+        shutil.copy(profile_in(out, workers), profile_in(own, workers))
+        mine = same | {"policies": "", "pairs": 1, "seed": seed, "out": own}
+        options = [word for name, value in mine.items() for word in (f"--{name}", str(value))]
+        on_slot = ["taskset", "--cpu-list", ",".join(map(str, slot))]
+        done = subprocess.run(
+            [*on_slot, sys.executable, __file__, *options, "--json"],
+            stdout=subprocess.PIPE, text=True, check=True,
+        )  # fmt: skip
+        free.put(slot)
+        print(done.stdout, flush=True)
+        found: dict[str, dict[str, float]] = json.loads(done.stdout.splitlines()[-1])["pairs"][0]
+        return found
+
+    with ThreadPoolExecutor(len(slots)) as pool:
+        return list(pool.map(one, seeds))
 
 
 @dataclass(frozen=True)
@@ -232,6 +318,10 @@ def differences(pairs: list[dict[str, dict[str, float]]]) -> dict[str, dict[str,
     return result
 
 
+def profile_in(out: Path, workers: int) -> Path:
+    return out / f"profile-{workers}.json"
+
+
 def measured_profile(family: Family, file: Path, workers: int) -> Profile:
     """What `argus profile` measures with so many workers side by side, unless it did before."""
     if not file.exists():
@@ -252,7 +342,7 @@ def configured(
         "workers": workers,
         "port": 0,
         "data": str((out / f"data-{policy}").absolute()),
-        "profile": str((out / f"profile-{workers}.json").absolute()),
+        "profile": str(profile_in(out, workers).absolute()),
         "slo": {"default": {"latency": f"{latency_s:.3f}s"}},
         "window_s": window,
         "queue_limit": 1000,

@@ -126,6 +126,15 @@ def test_what_came_before_a_burst_does_not_lessen_it(controller: Controller) -> 
     assert controller.rate(WINDOW_S) == pytest.approx(12 / look_s)
 
 
+@pytest.mark.parametrize("window_s, outdated", [(2.0, False), (30.0, True)])
+def test_a_hiccup_outdates_no_plan_where_windows_are_short(
+    policy: Noting, window_s: float, outdated: bool
+) -> None:
+    controller = Controller(policy, lambda slowness: [Slo(10.0 / slowness)], window_s)
+    controller.look(0.0, slowness=1.0)
+    assert controller.look(controller.look_s, slowness=2.0) == outdated
+
+
 def test_slower_workers_make_the_plan_outdated_and_leave_less_of_deadlines(
     controller: Controller, policy: Noting
 ) -> None:

@@ -58,7 +58,7 @@ def test_a_model_larger_than_memory_is_refused(
     tiny_sd: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     class Full:
-        available = 1000
+        available, total = 1000, 2000
 
     monkeypatch.setattr(psutil, "virtual_memory", Full)
     with pytest.raises(NotEnoughMemory, match="free"):

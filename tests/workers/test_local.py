@@ -11,11 +11,13 @@ from pathlib import Path
 
 import pytest
 
+from argus.core.errors import NotEnoughMemory
 from argus.core.job import Job
 from argus.engine.engine import Engine
+from argus.workers import process
 from argus.workers.local import LocalWorker
 from argus.workers.messages import Answer, Cancel, Done, Progress, Stop, Task
-from argus.workers.process import _Worker
+from argus.workers.process import _Engines, _Worker
 from argus.workers.worker import Model, State, WorkerError
 
 LONG = 900  # steps that last until the test ends them
@@ -143,3 +145,41 @@ def test_time_without_pictures_is_not_busy_after_one_was_cancelled(tiny_sd: Path
     ours.send(Stop())
     thread.join()
     assert inside.busy_s == busy_s
+
+
+def test_a_process_keeps_engines_while_there_is_memory(
+    tiny_sd: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(process, "lower_priority", lambda: None)
+    model, other = Model(str(tiny_sd)), Model(str(tiny_sd), sampler="euler")
+    monkeypatch.setattr(process, "ROOM", 0.0)
+    engines = _Engines()
+    first, second = engines.of(model), engines.of(other)
+    assert engines.of(model) is first and engines.of(other) is second
+    monkeypatch.setattr(process, "ROOM", 2.0)
+    engines.of(Model(str(tiny_sd), sampler="ddim"))
+    assert engines.of(model) is not first
+
+
+def test_a_load_that_lacks_memory_is_tried_again_without_earlier_engines(
+    tiny_sd: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(process, "lower_priority", lambda: None)
+    monkeypatch.setattr(process, "ROOM", 0.0)
+    engines, load, tried = _Engines(), process._load, list[Model]()
+    model, other = Model(str(tiny_sd)), Model(str(tiny_sd), sampler="euler")
+    first = engines.of(model)
+
+    def short(wanted: Model) -> Engine:
+        tried.append(wanted)
+        if len(tried) == 1:
+            raise NotEnoughMemory("no room")
+        return load(wanted)
+
+    monkeypatch.setattr(process, "_load", short)
+    engines.of(other)
+    assert tried == [other, other]
+    assert engines.of(model) is not first
+    tried.clear()
+    with pytest.raises(NotEnoughMemory):
+        _Engines().of(model)

@@ -41,7 +41,7 @@ class Controller:
         self._slos, self._known_rate = slos, known_rate
         self._forecast = Forecast(window_s)
         self._doubt = 0.0  # mean error of forecasts, relative to them
-        self._slowness = SlownessTracker(slowness)
+        self._slowness = SlownessTracker(slowness, self.look_s)
         self._recent: deque[tuple[Sequence[float], Sequence[bool], int, float]] = deque(
             maxlen=RECENT
         )

@@ -5,14 +5,17 @@ from __future__ import annotations
 import math
 
 LOOKS = 6  # a window, at the load and at the workers' slowness
+STEADY_S = 10.0  # the least that slowness is a mean over: workers of a busy machine falter
 SLOWER = 0.1  # change of the logarithm that makes a plan outdated
 
 
 class SlownessTracker:
-    """The workers' slowness as a moving logarithmic mean over about the last `LOOKS` looks."""
+    """The workers' slowness as a moving logarithmic mean over about a window, at least `STEADY_S`
+    seconds; it is looked at every `look_s`."""
 
-    def __init__(self, slowness: float = 1.0) -> None:
+    def __init__(self, slowness: float, look_s: float) -> None:
         self._mean = self._planned = math.log(slowness)
+        self._weight = min(1 / LOOKS, look_s / STEADY_S)
 
     @property
     def slowness(self) -> float:
@@ -25,7 +28,7 @@ class SlownessTracker:
 
     def saw(self, slowness: float) -> None:
         """Add the slowness at this look."""
-        self._mean += (math.log(slowness) - self._mean) / LOOKS
+        self._mean += self._weight * (math.log(slowness) - self._mean)
 
     def planned(self) -> None:
         """A plan is made with the present slowness."""

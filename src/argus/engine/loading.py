@@ -8,13 +8,13 @@ from pathlib import Path
 from typing import TypeAlias
 
 import diffusers
-import psutil
 import torch
 from diffusers import StableDiffusionPipeline, StableDiffusionXLPipeline
 from diffusers.utils.logging import disable_progress_bar
 from transformers.utils.logging import disable_progress_bar as disable_transformers_bar
 
 from argus.core.errors import ModelError, NotEnoughMemory
+from argus.engine.memory import free_and_total
 from argus.engine.sources import INDEX, class_name, model_folder, torch_device, torch_dtype
 
 AnyPipeline: TypeAlias = "StableDiffusionPipeline | StableDiffusionXLPipeline"
@@ -54,10 +54,7 @@ def load_pipeline(source: str, device: str = "cpu", dtype: str = "float32") -> A
 
 def _check_memory(source: str, folder: Path, device: torch.device, dtype: torch.dtype) -> None:
     need = _weight_bytes(folder, dtype)
-    if device.type == "cuda":
-        free = torch.cuda.mem_get_info(device)[0]
-    else:
-        free = psutil.virtual_memory().available
+    free, _ = free_and_total(device)
     if need > free:
         raise NotEnoughMemory(
             f"The weights of {source} take {need / 1e9:.1f} GB as {dtype}, "

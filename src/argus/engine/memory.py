@@ -1,11 +1,13 @@
-"""Tries the halves of a batch that fails for lack of memory or any other error."""
+"""What memory there is, and what to do when a batch does not fit: try its halves."""
 
 from __future__ import annotations
 
+import gc
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import TypeVar
 
+import psutil
 import torch
 
 from argus.core.errors import NotEnoughMemory
@@ -57,3 +59,18 @@ def memory_errors(device: torch.device) -> Iterator[None]:
         if "can't allocate memory" not in str(error):
             raise
         raise NotEnoughMemory("This machine ran out of memory. Ask for less.") from error
+
+
+def free_and_total(device: torch.device) -> tuple[int, int]:
+    """The free bytes and all bytes of a GPU's memory, or of this machine's for another device."""
+    if device.type == "cuda":
+        return torch.cuda.mem_get_info(device)
+    machine = psutil.virtual_memory()
+    return machine.available, machine.total
+
+
+def clean_up(device: torch.device) -> None:
+    """Give the memory of what is no longer used back to the device."""
+    gc.collect()
+    if device.type == "cuda":
+        torch.cuda.empty_cache()

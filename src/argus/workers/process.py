@@ -12,7 +12,7 @@ from collections import deque
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Protocol
 
-from argus.core.errors import ArgusError, ModelError, traced
+from argus.core.errors import ArgusError, ModelError, NotEnoughMemory, traced
 from argus.workers.messages import (
     BEAT_S,
     Answer,
@@ -39,6 +39,7 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
+ROOM = 0.5  # of a device's memory: for the next model's weights, and for what its pictures take
 NICENESS = 5  # on a CPU, so that the server stays responsive while workers compute
 
 
@@ -65,22 +66,65 @@ def run_worker(pipe: Pipe, model: Model, beat_s: float = BEAT_S) -> None:
     """Serve `pipe` until a `Stop` or until its other end is closed."""
     try:
         wanted: Model | None = model
-        busy_s = 0.0
+        engines, busy_s = _Engines(), 0.0
         while wanted is not None:
             try:
-                engine = _load(wanted)
+                engine = engines.of(wanted)
             except ArgusError as error:
                 pipe.send(Unusable(wanted, error))
                 return
             pipe.send(Ready(wanted))
             worker = _Worker(pipe, engine, busy_s, beat_s)
             wanted, busy_s = worker.serve(), worker.busy_s
-            del worker, engine  # before the next one is loaded: memory for one
+            del worker, engine  # so that `engines` can let go of it
     except (EOFError, BrokenPipeError):
         return  # the server is gone
     except Exception as error:  # Python would print its message, which may quote a prompt
         log.critical("A worker fails:\n%s", traced(error))
         sys.exit(1)
+
+
+class _Engines:
+    """The engines of a process by their models. Those that it served with before stay for as long
+    as a share `ROOM` of the device's memory is free, so that going back to them takes no load."""
+
+    def __init__(self) -> None:
+        self._held: dict[Model, Engine] = {}
+
+    def of(self, model: Model) -> Engine:
+        """The engine of a model, loaded if it is not here. Raises ArgusError if it cannot be."""
+        engine = self._held.get(model)
+        if engine is not None:
+            return engine
+        if self._held and not _has_room(model.device):
+            self._let_go(model.device)
+        try:
+            engine = _load(model)
+        except NotEnoughMemory:
+            if not self._held:
+                raise
+            self._let_go(model.device)
+            engine = _load(model)
+        self._held[model] = engine
+        return engine
+
+    def _let_go(self, device: str) -> None:
+        import torch
+
+        from argus.engine.memory import clean_up
+
+        self._held.clear()
+        clean_up(torch.device(device))
+
+
+def _has_room(device: str) -> bool:
+    """Whether so much of a device's memory is free that a model may be loaded beside others."""
+    import torch
+
+    from argus.engine.memory import free_and_total
+
+    free, total = free_and_total(torch.device(device))
+    return free >= ROOM * total
 
 
 def _load(model: Model) -> Engine:

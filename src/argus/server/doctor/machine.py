@@ -93,9 +93,9 @@ def device(settings: Settings, family: Family | None) -> Iterator[Finding]:
 
 def memory(settings: Settings, family: Family | None) -> Iterator[Finding]:
     """The memory of the device against what the family's models take, as the profile says."""
-    import psutil
     import torch
 
+    from argus.engine.memory import free_and_total
     from argus.engine.sources import settled
     from argus.server.model import CPU_WORKERS
     from argus.server.upstreams import own_models
@@ -104,11 +104,10 @@ def memory(settings: Settings, family: Family | None) -> Iterator[Finding]:
         return
     where, _ = settled(settings.device, settings.dtype)
     cuda = where.startswith("cuda")
+    free, total = free_and_total(torch.device(where))
     if cuda:
-        free, total = torch.cuda.mem_get_info(where)
         what, workers = "GPU", 1
     else:
-        free, total = psutil.virtual_memory().available, psutil.virtual_memory().total
         usual = 1 if len(own_models(family)) == 1 else CPU_WORKERS
         what, workers = "memory", settings.workers if isinstance(settings.workers, int) else usual
     needs = _needs(settings, family, cuda)
