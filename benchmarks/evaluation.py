@@ -12,9 +12,12 @@ Each takes --json for an object as last line. `docs/results.md` holds the tables
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import replace
+from multiprocessing import get_context
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any, TypeVar
 
 import numpy as np
 import typer
@@ -27,7 +30,7 @@ from argus.control.policies import POLICIES, new_policy
 from argus.control.price import Price, PriceTuning
 from argus.control.variants import Flags
 from argus.simulator.cluster import Happening, Simulation
-from argus.simulator.report import Report
+from argus.simulator.report import Figures, Report
 from argus.simulator.requests import ON_TIME
 from argus.simulator.runs import Scenario, Target, kinds_of, most_load, simulate
 from argus.simulator.traces import Trace, load_trace, rates_of
@@ -41,6 +44,8 @@ EXCERPTS = {"bursty": slice(140, 280), "twitter": slice(0, 200), "twitter_rate":
 PARTS, PICTURES = 6, 1000  # of a trace of arrivals: excerpts from so many parts, of so many each
 MINUTES = 90
 STEPS = 6  # of the bisection
+QUALITIES = (0.95, 0.90)
+T = TypeVar("T")
 
 app = typer.Typer(pretty_exceptions_enable=False)
 JsonFlag = Annotated[bool, typer.Option("--json", help="A JSON object as last line.")]
@@ -76,6 +81,33 @@ def excerpt(trace: Trace, number: int) -> Trace:
     return replace(trace, rates=rates, at_s=at_s, topics=topics)
 
 
+def on_all_cores(work: Callable[..., T], jobs: list[tuple[Any, ...]]) -> list[T]:
+    """What `work` returns for the arguments of each job, in their order."""
+    with ProcessPoolExecutor(mp_context=get_context("spawn")) as pool:
+        running = [pool.submit(work, *job) for job in jobs]
+        return [one.result() for one in track(running, transient=True)]
+
+
+def most_carried(
+    world: str, trace: str, seed: int, every: int, workers: int | None,
+    policy: str, violations: float, top: float,
+) -> list[float]:  # fmt: skip
+    """The most load that a policy carries at each of `QUALITIES`, as peak pictures a minute."""
+    one = scenario(load_world(world), world, trace, seed, every, workers)
+    known: dict[float, Report] = {}
+    targets = [Target(violations, quality) for quality in QUALITIES]
+    loads = [most_load(one, policy, target, STEPS, top, known) for target in targets]
+    return [float(load * one.scaled.max()) for load in loads]
+
+
+def at_load(
+    world: str, trace: str, seed: int, every: int, workers: int | None, policy: str, load: float
+) -> Figures:
+    """What a policy does at so many times the trace's load."""
+    one = replace(scenario(load_world(world), world, trace, seed, every, workers), load=load)
+    return simulate(one, policy)[0].whole
+
+
 @app.command()
 def beaten(
     world: str = "paper-a100",
@@ -89,18 +121,15 @@ def beaten(
 ) -> None:
     """The most load, as peak pictures a minute, that each policy carries at a promise; no more
     than `top` times the trace's is tried."""
-    here, result = load_world(world), {}
+    result = {}
     table = Table("effective quality", *COMPARED)
     jobs = [(name, seed) for name in COMPARED for seed in range(seeds)]
+    asked = [(world, trace, seed, every, workers, name, violations, top) for name, seed in jobs]
     loads: dict[tuple[float, str], list[float]] = {}
-    for name, seed in track(jobs, transient=True):
-        one = scenario(here, world, trace, seed, every, workers)
-        known: dict[float, Report] = {}
-        for quality in (0.95, 0.90):
-            target = Target(violations, quality)
-            carried = most_load(one, name, target, STEPS, top, known) * one.scaled.max()
-            loads.setdefault((quality, name), []).append(float(carried))
-    for quality in (0.95, 0.90):
+    for (name, _), carried in zip(jobs, on_all_cores(most_carried, asked), strict=True):
+        for quality, height in zip(QUALITIES, carried, strict=True):
+            loads.setdefault((quality, name), []).append(height)
+    for quality in QUALITIES:
         cells = []
         for name in COMPARED:
             found = loads[quality, name]
@@ -129,13 +158,13 @@ def equal(
     as_json: JsonFlag = False,
 ) -> None:
     """Every policy at the same load: means over seeds, and the least and most of them."""
-    here, result = load_world(world), {}
+    result = {}
     table = Table("policy", "on time /min", "violations, %", "quality", "effective quality")
-    for name in track(list(POLICIES), transient=True):
-        found = []
-        for seed in range(seeds):
-            one = replace(scenario(here, world, trace, seed, every, workers), load=load)
-            found.append(simulate(one, name)[0].whole)
+    jobs = [(name, seed) for name in POLICIES for seed in range(seeds)]
+    asked = [(world, trace, seed, every, workers, name, load) for name, seed in jobs]
+    done = dict(zip(jobs, on_all_cores(at_load, asked), strict=True))
+    for name in POLICIES:
+        found = [done[name, seed] for seed in range(seeds)]
         columns = {
             "throughput_qpm": [one.throughput_qpm for one in found],
             "violation_ratio": [one.violation_ratio for one in found],

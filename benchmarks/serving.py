@@ -16,8 +16,8 @@ simulation's workers are at every moment as much slower as the server saw its ow
 
 With `--pairs`, `price` and `price-blind` get so many more bursts, both the same, first in turn;
 told is the mean difference in the burst, with its 95 % interval by Student's t. With `--cores`
-every server and its client have so many cores to themselves, and as many pairs as there are cores
-for run side by side.
+every server and its client have so many cores, and as many pairs as there are cores for run side by
+side; profile and capacity are measured while the others are idle.
 """
 
 from __future__ import annotations
@@ -58,6 +58,7 @@ from scipy.stats import t
 from argus.control.policies import new_policy
 from argus.control.policy import Slo
 from argus.control.variants import EXACT, DeviceType, Numbers, VariantTable, variant_table
+from argus.core import machine
 from argus.core.family import Family
 from argus.core.profile import Profile
 from argus.engine.engine import Engine
@@ -103,12 +104,12 @@ def main(
         float, typer.Option(help="Deadline, times an exact picture alone by the profile.")
     ] = 5.0,
     seconds: Annotated[float, typer.Option(help="Seconds for the trace.")] = 120.0,
-    window: Annotated[float, typer.Option(help="Seconds between plans.")] = 5.0,
+    window: Annotated[float, typer.Option(help="Seconds between plans.")] = 2.0,
     warm: Annotated[int, typer.Option(help="Prompts in the cache at the beginning.")] = 400,
     seed: Annotated[int, typer.Option(help="Of arrivals, prompts and pictures.")] = 0,
     pairs: Annotated[int, typer.Option(help="Bursts for price and its blind twin in turn.")] = 0,
     cores: Annotated[
-        int | None, typer.Option(help="CPU cores of a server and its client; else all.")
+        int | None, typer.Option(min=1, help="CPU cores of a server and its client; else all.")
     ] = None,
     figure: Annotated[Path | None, typer.Option(help="Where to draw what happened.")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="A JSON object as last line.")] = False,
@@ -250,10 +251,11 @@ def side_by_side(
         on_slot = ["taskset", "--cpu-list", ",".join(map(str, slot))]
         done = subprocess.run(
             [*on_slot, sys.executable, __file__, *options, "--json"],
-            stdout=subprocess.PIPE, text=True, check=True,
+            stdout=subprocess.PIPE, text=True, check=False,
         )  # fmt: skip
         free.put(slot)
         print(done.stdout, flush=True)
+        done.check_returncode()
         found: dict[str, dict[str, float]] = json.loads(done.stdout.splitlines()[-1])["pairs"][0]
         return found
 
@@ -319,7 +321,8 @@ def differences(pairs: list[dict[str, dict[str, float]]]) -> dict[str, dict[str,
 
 
 def profile_in(out: Path, workers: int) -> Path:
-    return out / f"profile-{workers}.json"
+    """Where the profile of so many workers is kept, on the cores that this process may use."""
+    return out / f"profile-{workers}-on-{machine.cores()}.json"
 
 
 def measured_profile(family: Family, file: Path, workers: int) -> Profile:

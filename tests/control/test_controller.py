@@ -131,20 +131,22 @@ def test_a_hiccup_outdates_no_plan_where_windows_are_short(
     policy: Noting, window_s: float, outdated: bool
 ) -> None:
     controller = Controller(policy, lambda slowness: [Slo(10.0 / slowness)], window_s)
-    controller.look(0.0, slowness=1.0)
-    assert controller.look(controller.look_s, slowness=2.0) == outdated
+    looks = [controller.look(at * controller.look_s, 2.0 if at < 2 else 1.0) for at in range(1, 6)]
+    assert any(looks) == outdated
+    lasting = Controller(policy, lambda slowness: [Slo(10.0 / slowness)], window_s)
+    assert any(lasting.look(at * lasting.look_s, 2.0) for at in range(1, LOOKS + 1))
 
 
 def test_slower_workers_make_the_plan_outdated_and_leave_less_of_deadlines(
     controller: Controller, policy: Noting
 ) -> None:
-    looks = 0
-    while not controller.look(WINDOW_S * (looks + 1), 2.0):
+    looks = 1
+    while not controller.look(looks * controller.look_s, 2.0):
         looks += 1
     plan(controller)
     (slo,) = policy.told[-1]
     assert 5.0 < slo.deadline_s < 10.0
-    assert not controller.look(WINDOW_S * (looks + 3), 10.0 / slo.deadline_s)
+    assert not controller.look((looks + 1) * controller.look_s, 10.0 / slo.deadline_s)
 
 
 def test_another_policy_keeps_the_forecast_and_plans_for_the_requests_that_come_next(

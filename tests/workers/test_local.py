@@ -5,6 +5,7 @@ import os
 import signal
 import threading
 import time
+import weakref
 from collections.abc import Iterator
 from multiprocessing import Pipe
 from pathlib import Path
@@ -13,13 +14,15 @@ import pytest
 
 from argus.core.errors import NotEnoughMemory
 from argus.core.job import Job
+from argus.engine import memory as engine_memory
 from argus.engine.engine import Engine
 from argus.workers import process
 from argus.workers.local import LocalWorker
-from argus.workers.messages import Answer, Cancel, Done, Progress, Stop, Task
-from argus.workers.process import _Engines, _Worker
+from argus.workers.messages import Answer, Cancel, Done, Load, Progress, Stop, Task
+from argus.workers.process import _Engines, _Worker, run_worker
 from argus.workers.worker import Model, State, WorkerError
 
+GB = 10**9
 LONG = 900  # steps that last until the test ends them
 
 
@@ -151,35 +154,71 @@ def test_a_process_keeps_engines_while_there_is_memory(
     tiny_sd: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(process, "lower_priority", lambda: None)
+    monkeypatch.setattr(engine_memory, "memory", lambda: (50 * GB, 100 * GB))
     model, other = Model(str(tiny_sd)), Model(str(tiny_sd), sampler="euler")
-    monkeypatch.setattr(process, "ROOM", 0.0)
     engines = _Engines()
     first, second = engines.of(model), engines.of(other)
+    first.max_batch = 1  # as after a lack of memory
     assert engines.of(model) is first and engines.of(other) is second
-    monkeypatch.setattr(process, "ROOM", 2.0)
+    assert first.max_batch == model.max_batch
+    gone = [weakref.ref(first), weakref.ref(second)]
+    del first, second
+    monkeypatch.setattr(engine_memory, "memory", lambda: (49 * GB, 100 * GB))
     engines.of(Model(str(tiny_sd), sampler="ddim"))
-    assert engines.of(model) is not first
+    assert [one() for one in gone] == [None, None]
 
 
 def test_a_load_that_lacks_memory_is_tried_again_without_earlier_engines(
     tiny_sd: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(process, "lower_priority", lambda: None)
-    monkeypatch.setattr(process, "ROOM", 0.0)
+    monkeypatch.setattr(engine_memory, "memory", lambda: (100 * GB, 100 * GB))
     engines, load, tried = _Engines(), process._load, list[Model]()
     model, other = Model(str(tiny_sd)), Model(str(tiny_sd), sampler="euler")
-    first = engines.of(model)
+    first = weakref.ref(engines.of(model))
 
     def short(wanted: Model) -> Engine:
         tried.append(wanted)
-        if len(tried) == 1:
+        if first() is not None or len(tried) == 1:
             raise NotEnoughMemory("no room")
         return load(wanted)
 
     monkeypatch.setattr(process, "_load", short)
     engines.of(other)
     assert tried == [other, other]
-    assert engines.of(model) is not first
     tried.clear()
     with pytest.raises(NotEnoughMemory):
         _Engines().of(model)
+    assert tried == [model]
+
+
+def test_a_worker_goes_back_to_an_engine_it_had(
+    tiny_sd: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(process, "lower_priority", lambda: None)
+    monkeypatch.setattr(engine_memory, "memory", lambda: (100 * GB, 100 * GB))
+    loaded, load = list[Model](), process._load
+
+    def noting(wanted: Model) -> Engine:
+        loaded.append(wanted)
+        return load(wanted)
+
+    monkeypatch.setattr(process, "_load", noting)
+    ours, theirs = Pipe()
+    model, other = Model(str(tiny_sd), sampler="ddim"), Model(str(tiny_sd), sampler="euler")
+    thread = threading.Thread(target=run_worker, args=(theirs, model))
+    thread.start()
+    ready, pictures = list[Model](), list[bytes]()
+    for number, wanted in enumerate((model, other, model), 1):
+        if number > 1:
+            ours.send(Load(wanted))
+        ready.append(ours.recv().model)
+        ours.send(Task(number, Job("a red fish", steps=3)))
+        while not isinstance(answer := ours.recv(), Done):
+            pass
+        pictures.append(answer.finished.image.tobytes())
+    ours.send(Stop())
+    thread.join()
+    assert ready == [model, other, model] and loaded == [model, other]
+    assert pictures[0] == pictures[2]
+    assert pictures[0] != pictures[1]

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import math
-import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -17,6 +16,7 @@ from rich.table import Table
 from argus.cli import worlds
 from argus.cli.consoles import err, out
 from argus.core.errors import BadRequest
+from argus.core.machine import cores
 
 if TYPE_CHECKING:
     from argus.simulator.plan_report import Planned
@@ -145,7 +145,7 @@ def plan(
             load = f"{sum(job.counts)} workers, {job.peak_qpm:.0f} a minute"
             progress.update(tasks[job.policy], advance=1, description=f"{job.policy}: {load}")
 
-        with planning.runner(setting, processes or os.cpu_count() or 1, show) as runs:
+        with planning.runner(setting, processes or cores(), show) as runs:
             answers = plan_search.solve(
                 [
                     plan_search.Search(name, ladder, setting.target, runs, begin, judge)

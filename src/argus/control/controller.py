@@ -41,7 +41,7 @@ class Controller:
         self._slos, self._known_rate = slos, known_rate
         self._forecast = Forecast(window_s)
         self._doubt = 0.0  # mean error of forecasts, relative to them
-        self._slowness = SlownessTracker(slowness, self.look_s)
+        self._slowness = SlownessTracker(slowness, window_s)
         self._recent: deque[tuple[Sequence[float], Sequence[bool], int, float]] = deque(
             maxlen=RECENT
         )
@@ -90,7 +90,7 @@ class Controller:
         policy's."""
         count, elapsed_s = self._count - self._seen, now - self._looked_s
         self._seen, self._looked_s = self._count, now
-        self._slowness.saw(slowness)
+        self._slowness.saw(slowness, elapsed_s)
         outdated = self._slowness.outdated or (self._unplanned and len(self._recent) > 0)
         if self._forecast.level is None and not count:
             return outdated

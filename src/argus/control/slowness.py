@@ -11,11 +11,11 @@ SLOWER = 0.1  # change of the logarithm that makes a plan outdated
 
 class SlownessTracker:
     """The workers' slowness as a moving logarithmic mean over about a window, at least `STEADY_S`
-    seconds; it is looked at every `look_s`."""
+    seconds."""
 
-    def __init__(self, slowness: float, look_s: float) -> None:
+    def __init__(self, slowness: float, window_s: float) -> None:
         self._mean = self._planned = math.log(slowness)
-        self._weight = min(1 / LOOKS, look_s / STEADY_S)
+        self._over_s = max(window_s, STEADY_S)
 
     @property
     def slowness(self) -> float:
@@ -26,9 +26,10 @@ class SlownessTracker:
         """Whether the slowness has changed since the last plan."""
         return abs(self._mean - self._planned) > SLOWER
 
-    def saw(self, slowness: float) -> None:
-        """Add the slowness at this look."""
-        self._mean += self._weight * (math.log(slowness) - self._mean)
+    def saw(self, slowness: float, elapsed_s: float) -> None:
+        """Add the slowness at a look, so many seconds after the last."""
+        weight = min(1.0, elapsed_s / self._over_s)
+        self._mean += weight * (math.log(slowness) - self._mean)
 
     def planned(self) -> None:
         """A plan is made with the present slowness."""

@@ -44,9 +44,9 @@ def load_pipeline(source: str, device: str = "cpu", dtype: str = "float32") -> A
             **({"safety_checker": None, "requires_safety_checker": False} if unchecked else {}),
         )
         pipeline.to(where)
-    except torch.OutOfMemoryError as error:
-        raise NotEnoughMemory(f"{device} ran out of memory while loading {source}.") from error
     except (OSError, ValueError, RuntimeError) as error:
+        if isinstance(error, torch.OutOfMemoryError) or "allocate memory" in str(error):
+            raise NotEnoughMemory(f"{device} ran out of memory while loading {source}.") from error
         raise ModelError(f"Cannot load {source}: {error}") from error
     pipeline.set_progress_bar_config(disable=True)
     return pipeline

@@ -7,10 +7,10 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import TypeVar
 
-import psutil
 import torch
 
 from argus.core.errors import NotEnoughMemory
+from argus.core.machine import memory
 
 T = TypeVar("T")
 
@@ -62,11 +62,10 @@ def memory_errors(device: torch.device) -> Iterator[None]:
 
 
 def free_and_total(device: torch.device) -> tuple[int, int]:
-    """The free bytes and all bytes of a GPU's memory, or of this machine's for another device."""
+    """The free bytes and all bytes of a GPU's memory, or of the machine's for another device."""
     if device.type == "cuda":
         return torch.cuda.mem_get_info(device)
-    machine = psutil.virtual_memory()
-    return machine.available, machine.total
+    return memory()
 
 
 def clean_up(device: torch.device) -> None:

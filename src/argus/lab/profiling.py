@@ -22,6 +22,7 @@ from torch import Tensor
 from argus.core.errors import ArgusError, BadRequest, ModelError, NotEnoughMemory
 from argus.core.family import Family, Variant
 from argus.core.job import Job
+from argus.core.machine import cores
 from argus.core.profile import ModelProfile, Profile
 from argus.engine.engine import Engine, Result
 from argus.engine.memory import memory_errors
@@ -57,7 +58,7 @@ def profile(
     folders = {name: model_folder(source) for name, source in family.models.items()}
     measured: dict[str, list[ModelProfile]] = {name: [] for name in family.models}
     if workers > 1:
-        threads = max(1, (os.cpu_count() or 1) // workers)
+        threads = max(1, cores() // workers)
     for _ in range(rounds):
         for name in family.models:
             on_model(name)

@@ -235,7 +235,7 @@ class Metrics:
             registry=registry,
         )
         self.model_loads = Totals(
-            "argus_model_loads", "Times a worker loaded another model.", (), registry
+            "argus_model_loads", "Times a worker changed its model.", (), registry
         )
         self.slowness = Gauge(
             "argus_slowness",

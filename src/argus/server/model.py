@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import os
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -17,6 +16,7 @@ from argus.config import Settings, Upstream
 from argus.control.variants import DeviceType, VariantTable, variant_table
 from argus.core.errors import BadRequest, ModelError
 from argus.core.family import UPSTREAM, Family, Variant
+from argus.core.machine import cores
 from argus.core.profile import MAX_BATCH, Profile
 from argus.engine.sources import (
     default_dtype,
@@ -291,7 +291,7 @@ def _this_machine(
     """This machine as a place of workers, and the device of each."""
     device, _ = settled(settings.device, settings.dtype)
     devices = _devices(settings.workers, device, len(own))
-    threads = max(1, (os.cpu_count() or 1) // len(devices)) if device == "cpu" else None
+    threads = max(1, cores() // len(devices)) if device == "cpu" else None
     kind = DeviceType.of(profile_of(settings.profile, family, device, own))
     return Place(replace(kind, models=_only(own, family)), device, threads), devices
 
@@ -300,7 +300,7 @@ def _devices(workers: int | str | None, device: str, models: int) -> tuple[str, 
     """The device of every worker."""
     count = workers if isinstance(workers, int) else None
     if device == "cpu":
-        return ("cpu",) * (count or (1 if models == 1 else min(CPU_WORKERS, os.cpu_count() or 1)))
+        return ("cpu",) * (count or (1 if models == 1 else min(CPU_WORKERS, cores())))
     if ":" in device:
         return (device,) * (count or 1)
     there = torch.cuda.device_count()

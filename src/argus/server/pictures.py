@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import io
-import os
 import re
 import secrets
 import time
@@ -16,6 +15,7 @@ from zipfile import ZipFile
 
 from PIL import Image, ImageOps
 
+from argus.core.machine import cores
 from argus.files import try_writing, written_aside
 from argus.server.health import StorageHealth
 from argus.server.threads import Threads
@@ -27,7 +27,7 @@ WRITE_LIMIT_S = 2.0  # after that the picture is sent in the answer
 READ_LIMIT_S = 10.0
 ROOM = 4  # largest pictures so far that a probe writes; with less room, writing soon fails again
 LEAST_ROOM_BYTES = 65536
-ENCODERS = max(2, (os.cpu_count() or 1) // 2)
+ENCODERS = max(2, cores() // 2)
 PIXEL_S, LEARNING = 1e-7, 0.1  # seconds a pixel before any was measured; weight of a measurement
 LARGE = 256 * 256  # pixels, from which pictures are compressed fast: they hardly get larger
 _FAST_PNG = {"compress_level": 1, "compress_type": zlib.Z_RLE}

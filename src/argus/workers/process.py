@@ -39,7 +39,7 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-ROOM = 0.5  # of a device's memory: for the next model's weights, and for what its pictures take
+ROOM = 0.5  # of a device's memory: for what pictures take, and for its other users
 NICENESS = 5  # on a CPU, so that the server stays responsive while workers compute
 
 
@@ -85,8 +85,8 @@ def run_worker(pipe: Pipe, model: Model, beat_s: float = BEAT_S) -> None:
 
 
 class _Engines:
-    """The engines of a process by their models. Those that it served with before stay for as long
-    as a share `ROOM` of the device's memory is free, so that going back to them takes no load."""
+    """The engines of a process by their models. Those that it served with before stay where a share
+    `ROOM` of the device's memory is free once the next is loaded: going back takes no load then."""
 
     def __init__(self) -> None:
         self._held: dict[Model, Engine] = {}
@@ -94,19 +94,23 @@ class _Engines:
     def of(self, model: Model) -> Engine:
         """The engine of a model, loaded if it is not here. Raises ArgusError if it cannot be."""
         engine = self._held.get(model)
-        if engine is not None:
-            return engine
-        if self._held and not _has_room(model.device):
-            self._let_go(model.device)
+        if engine is None:
+            engine = self._loaded(model)
+            if self._held and not _has_room(model.device):
+                self._let_go(model.device)
+            self._held[model] = engine
+        engine.max_batch = model.max_batch  # which a lack of memory may have lowered
+        return engine
+
+    def _loaded(self, model: Model) -> Engine:
         try:
-            engine = _load(model)
+            return _load(model)
         except NotEnoughMemory:
             if not self._held:
                 raise
-            self._let_go(model.device)
-            engine = _load(model)
-        self._held[model] = engine
-        return engine
+        # not before, as the error holds what was loaded so far
+        self._let_go(model.device)
+        return _load(model)
 
     def _let_go(self, device: str) -> None:
         import torch
@@ -118,12 +122,14 @@ class _Engines:
 
 
 def _has_room(device: str) -> bool:
-    """Whether so much of a device's memory is free that a model may be loaded beside others."""
+    """Whether so much of a device's memory is free that engines may stay which nobody uses."""
     import torch
 
-    from argus.engine.memory import free_and_total
+    from argus.engine.memory import clean_up, free_and_total
 
-    free, total = free_and_total(torch.device(device))
+    where = torch.device(device)
+    clean_up(where)
+    free, total = free_and_total(where)
     return free >= ROOM * total
 
 
@@ -143,9 +149,14 @@ def _load(model: Model) -> Engine:
         lower_priority()
     if model.weights is not None and fingerprint(model_folder(model.source)) != model.weights:
         raise ModelError(f"{model.source} has other weights on this node than on the server's.")
-    engine = Engine.load(
-        model.source, model.device, model.dtype, model.sampler, model.max_batch, model.compiled
-    )
+    try:
+        engine = Engine.load(
+            model.source, model.device, model.dtype, model.sampler, model.max_batch, model.compiled
+        )
+    except torch.OutOfMemoryError as error:
+        raise NotEnoughMemory(
+            f"{model.device} ran out of memory while loading {model.source}."
+        ) from error
     engine.warm_up()
     return engine
 

@@ -11,6 +11,7 @@ from pathlib import Path
 
 from argus.config import Settings
 from argus.core.family import UPSTREAM, Family
+from argus.core.machine import cores
 from argus.core.profile import Profile
 from argus.server.doctor.finding import Finding, ok, problem, sized, warning
 
@@ -78,7 +79,7 @@ def device(settings: Settings, family: Family | None) -> Iterator[Finding]:
                 "Leave `workers` out: there is one a GPU then.",
             )  # fmt: skip
         return
-    yield ok("device", f"CPU with {os.cpu_count()} cores, {dtype}")
+    yield ok("device", f"CPU with {cores()} cores, {dtype}")
     if settings.device is None and any(Path("/dev").glob(GPUS)):
         yield warning(
             "device", "this machine has an NVIDIA GPU that torch cannot use",
