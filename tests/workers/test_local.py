@@ -221,4 +221,3 @@ def test_a_worker_goes_back_to_an_engine_it_had(
     thread.join()
     assert ready == [model, other, model] and loaded == [model, other]
     assert pictures[0] == pictures[2]
-    assert pictures[0] != pictures[1]
