@@ -29,6 +29,7 @@ from rich.table import Table
 from argus.control.policies import POLICIES, new_policy
 from argus.control.price import Price, PriceTuning
 from argus.control.variants import Flags
+from argus.core.machine import cores
 from argus.simulator.cluster import Happening, Simulation
 from argus.simulator.report import Figures, Report
 from argus.simulator.requests import ON_TIME
@@ -83,7 +84,7 @@ def excerpt(trace: Trace, number: int) -> Trace:
 
 def on_all_cores(work: Callable[..., T], jobs: list[tuple[Any, ...]]) -> list[T]:
     """What `work` returns for the arguments of each job, in their order."""
-    with ProcessPoolExecutor(mp_context=get_context("spawn")) as pool:
+    with ProcessPoolExecutor(cores(), mp_context=get_context("spawn")) as pool:
         running = [pool.submit(work, *job) for job in jobs]
         return [one.result() for one in track(running, transient=True)]
 

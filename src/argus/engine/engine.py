@@ -23,7 +23,7 @@ from argus.engine.conditioning import TextEncoder, rows_of
 from argus.engine.decoder import Decoder, Decoding
 from argus.engine.forward import BUCKETS, Forward
 from argus.engine.loading import AnyPipeline, load_pipeline
-from argus.engine.memory import in_halves, memory_errors
+from argus.engine.memory import in_halves, loading_errors, memory_errors
 from argus.engine.samplers import DEFAULT, new_scheduler
 from argus.engine.schedules import new_schedule
 from argus.engine.sharing import NOTHING, Meter, Share
@@ -129,7 +129,9 @@ class Engine:
         compiled: bool = False,
     ) -> Engine:
         """Load a model; arguments and errors as for `load_pipeline` and `new_scheduler`."""
-        return cls(load_pipeline(source, device, dtype), sampler, max_batch, compiled)
+        pipeline = load_pipeline(source, device, dtype)
+        with loading_errors(device, source):
+            return cls(pipeline, sampler, max_batch, compiled)
 
     @property
     def default_size(self) -> tuple[int, int]:

@@ -14,7 +14,7 @@ from diffusers.utils.logging import disable_progress_bar
 from transformers.utils.logging import disable_progress_bar as disable_transformers_bar
 
 from argus.core.errors import ModelError, NotEnoughMemory
-from argus.engine.memory import free_and_total
+from argus.engine.memory import free_and_total, loading_errors
 from argus.engine.sources import INDEX, class_name, model_folder, torch_device, torch_dtype
 
 AnyPipeline: TypeAlias = "StableDiffusionPipeline | StableDiffusionXLPipeline"
@@ -36,17 +36,16 @@ def load_pipeline(source: str, device: str = "cpu", dtype: str = "float32") -> A
     disable_progress_bar()  # loading takes a second or two, and often writes to a log
     disable_transformers_bar()
     try:
-        pipeline: AnyPipeline = getattr(diffusers, name).from_pretrained(
-            folder,
-            dtype=precision,
-            use_safetensors=True,
-            local_files_only=True,
-            **({"safety_checker": None, "requires_safety_checker": False} if unchecked else {}),
-        )
-        pipeline.to(where)
+        with loading_errors(device, source):
+            pipeline: AnyPipeline = getattr(diffusers, name).from_pretrained(
+                folder,
+                dtype=precision,
+                use_safetensors=True,
+                local_files_only=True,
+                **({"safety_checker": None, "requires_safety_checker": False} if unchecked else {}),
+            )
+            pipeline.to(where)
     except (OSError, ValueError, RuntimeError) as error:
-        if isinstance(error, torch.OutOfMemoryError) or "allocate memory" in str(error):
-            raise NotEnoughMemory(f"{device} ran out of memory while loading {source}.") from error
         raise ModelError(f"Cannot load {source}: {error}") from error
     pipeline.set_progress_bar_config(disable=True)
     return pipeline

@@ -61,6 +61,18 @@ def memory_errors(device: torch.device) -> Iterator[None]:
         raise NotEnoughMemory("This machine ran out of memory. Ask for less.") from error
 
 
+@contextmanager
+def loading_errors(device: torch.device | str, source: str) -> Iterator[None]:
+    """Turn the errors that are raised when memory runs out while a model is loaded into
+    NotEnoughMemory."""
+    try:
+        yield
+    except (OSError, RuntimeError) as error:
+        if isinstance(error, torch.OutOfMemoryError) or "allocate memory" in str(error):
+            raise NotEnoughMemory(f"{device} ran out of memory while loading {source}.") from error
+        raise
+
+
 def free_and_total(device: torch.device) -> tuple[int, int]:
     """The free bytes and all bytes of a GPU's memory, or of the machine's for another device."""
     if device.type == "cuda":

@@ -149,14 +149,9 @@ def _load(model: Model) -> Engine:
         lower_priority()
     if model.weights is not None and fingerprint(model_folder(model.source)) != model.weights:
         raise ModelError(f"{model.source} has other weights on this node than on the server's.")
-    try:
-        engine = Engine.load(
-            model.source, model.device, model.dtype, model.sampler, model.max_batch, model.compiled
-        )
-    except torch.OutOfMemoryError as error:
-        raise NotEnoughMemory(
-            f"{model.device} ran out of memory while loading {model.source}."
-        ) from error
+    engine = Engine.load(
+        model.source, model.device, model.dtype, model.sampler, model.max_batch, model.compiled
+    )
     engine.warm_up()
     return engine
 

@@ -8,7 +8,6 @@ it is time that one is lent for. What is done already, with the same options, is
 
 from __future__ import annotations
 
-import os
 import time
 from dataclasses import dataclass
 from functools import partial
@@ -22,6 +21,7 @@ from diffusers import StableDiffusionPipeline
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
+from argus.core.machine import cores
 from argus.families.pictogram import BASE, COMPONENTS
 from argus.families.pictogram.networks import new_scheduler, save_pipeline
 from argus.families.pictogram.scene.detector import WEIGHTS as DETECTOR_WEIGHTS
@@ -87,7 +87,7 @@ def everything(
         return
     torch.manual_seed(seed)
     where = torch.device(device)
-    with artists(max(1, len(os.sched_getaffinity(0)) - 1)) as pool:
+    with artists(max(1, cores() - 1)) as pool:
         draw = partial(draw_lessons, BASE / "tokenizer", COMPONENTS, seed)
         lessons = Shelf(pool, draw, 0 if left == ["detector"] else scenes, where)
         drawn = Shelf(pool, partial(draw_sights, seed), sights, where)
