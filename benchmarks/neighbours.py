@@ -11,7 +11,7 @@ similarity says.
 
 Of several neighbours: prompts of the workload generator, beside a cache of those that came before.
 Each is resumed from its nearest neighbour, from the one of the four nearest that a server would
-take (`Predictions.best_first`), and from the one of the four whose pictures were best with
+take (`Predictions.predict_best_first`), and from the one of the four whose pictures were best with
 neighbours of another seed (hindsight). In brackets 95 % by bootstrap over prompts.
 """
 
@@ -243,7 +243,7 @@ def of_several(studio: Studio, cached: int, queries: int, seed: int) -> dict[str
             Neighbour(int(at), earlier[at], float(similar[i, at]), studio.ks, cache[at])
             for at in near
         ]
-        first[i] = found.index(predictions.best_first(vectors[i], found)[0])
+        first[i] = found.index(next(iter(predictions.predict_best_first(vectors[i], found))))
     used = sorted({int(at) for at in places.ravel()})
     exact = studio.scores(asked, None, seed + 9000)
     each = np.empty((2, queries, 1 + OTHERS, len(studio.ks)))  # by seed of the neighbours

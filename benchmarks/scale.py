@@ -25,7 +25,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from itertools import count
 from pathlib import Path
@@ -93,6 +93,11 @@ class WaitingWorker:
         asyncio.get_running_loop().call_soon(lambda: self.on_change())
 
     restart = load
+
+    def at_hand(self, model: Model) -> bool:
+        return False
+
+    async def keep(self, models: Sequence[Model], limit_s: float) -> None: ...
 
     async def run(
         self,

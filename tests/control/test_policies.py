@@ -61,6 +61,17 @@ def test_a_queue_raises_prices_before_the_next_plan() -> None:
     assert chosen == [EXACT, FAR]
 
 
+def test_in_an_overload_quality_counts_and_workers_keep_their_worth_beside_each_other() -> None:
+    policy = made("price")
+    plan = policy.plan(inputs(3.0, [GOOD, BAD] * 50, [0, 1]))  # more than both can make
+    assert plan.prices is not None and plan.models.tolist() == [0, 1]
+    now = policy.prices(cluster([0, 1]))
+    assert now[0] < 1 < plan.prices[0, 0]
+    assert now[1] / now[0] == pytest.approx(plan.prices[0, 1] / plan.prices[0, 0])
+    chosen = [policy.route(asked(one), cluster([0, 1])).worker for one in (GOOD, BAD)]
+    assert chosen == [1, 0]
+
+
 def test_prices_now_are_those_that_decisions_are_made_by() -> None:
     policy = made("price")
     policy.plan(inputs(1.5, [GOOD, BAD] * 50, [0, 1]))

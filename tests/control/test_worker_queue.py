@@ -95,6 +95,25 @@ def test_a_worker_that_is_slower_than_foretold_is_believed_to_be_slow() -> None:
     assert one.slowness == pytest.approx(2.0, rel=0.1)
 
 
+def test_nothing_is_learnt_from_what_runs_while_another_model_is_taken_up() -> None:
+    one = queue()
+    guest, beside, after = (asked(99.0, work_steps) for work_steps in (10.0, 20.0, 10.0))
+    one.enqueue(guest, 0.0)
+    one.begin(0.0)
+    assert one.drain() == []
+    one.take_up(1, 0.5)
+    assert one.serving == 1
+    one.enqueue(beside, 0.5)
+    assert one.begin(0.5) == ([beside], [])
+    one.remove(guest, 3.0)  # a second was foretold
+    one.enqueue(after, 3.0)
+    assert one.begin(3.0) == ([after], [])
+    one.remove(beside, 9.0)
+    assert one.slowness == 1.0
+    one.remove(after, 9.0)
+    assert one.slowness > 1.0
+
+
 def test_slowness_is_believed_sooner_than_speed() -> None:
     slow, fast = queue(), queue()
     for one, took in ((slow, 1.25), (fast, 0.8)):

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -13,16 +14,20 @@ from argus.server.predictions import Predictions
 from tests.conftest import WIDTH, constant_predictor
 
 
-@pytest.fixture
-def predictions(measured_family: Path) -> Predictions:
+def losing(variants: Sequence[str], at_most: float = 0.9) -> Predictor:
     """A picture that skips loses what its neighbour has more of the first number of its vector."""
-    table = variant_table(find_family(str(measured_family)), [DeviceType("cpu")])
-    skips = [name.startswith("skip") for name in table.variants]
-    predictor = constant_predictor("", dict.fromkeys(table.variants, 0.9))
+    skips = [name.startswith("skip") for name in variants]
+    predictor = constant_predictor("", dict.fromkeys(variants, at_most))
     w = dict(predictor.weights)
     w["w1"][0, WIDTH, 0] = w["w2"][0, 0, 0] = 1.0
     w["w3"][0, 0, skips] = -1.0
-    return Predictions(Predictor(table.variants, skips, "", w), table)
+    return Predictor(variants, skips, "", w)
+
+
+@pytest.fixture
+def predictions(measured_family: Path) -> Predictions:
+    table = variant_table(find_family(str(measured_family)), [DeviceType("cpu")])
+    return Predictions(losing(table.variants), table)
 
 
 def neighbour(entry: int, differs: float, skips: tuple[int, ...] = (2, 5)) -> Neighbour:
@@ -49,6 +54,22 @@ def test_the_neighbour_from_which_pictures_are_worth_most_comes_first(
 ) -> None:
     vector = np.zeros(WIDTH, np.float32)
     nearest, best, empty = neighbour(1, 0.5), neighbour(2, 0.1), neighbour(3, 0.0, ())
-    assert predictions.best_first(vector, [nearest, best, empty]) == [best, nearest, empty]
+    ordered = predictions.predict_best_first(vector, [nearest, best, empty])
+    assert list(ordered) == [best, nearest, empty]
     predictions.predictor = None
-    assert predictions.best_first(vector, [nearest, best]) == [nearest, best]
+    assert list(predictions.predict_best_first(vector, [nearest, best])) == [nearest, best]
+
+
+def test_what_the_best_is_chosen_by_is_the_prediction_beside_it(predictions: Predictions) -> None:
+    vector = np.zeros(WIDTH, np.float32)
+    neighbours = [neighbour(1, 0.5), neighbour(2, 0.1), neighbour(3, 0.0, ())]
+    found = predictions.predict_best_first(vector, neighbours)
+    assert list(found) == [neighbours[1], neighbours[0], neighbours[2]]
+    for one, prediction in found.items():
+        alone = predictions.predict(vector, one)
+        assert alone is not None and prediction is not None
+        np.testing.assert_allclose(prediction.mean, alone.mean, atol=1e-6)
+        np.testing.assert_allclose(prediction.low, alone.low, atol=1e-6)
+    assert predictions.predict_best_first(vector, []) == {}
+    predictions.predictor = None
+    assert predictions.predict_best_first(vector, neighbours) == dict.fromkeys(neighbours)

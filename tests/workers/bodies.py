@@ -21,7 +21,7 @@ from pathlib import Path
 from PIL import Image
 
 from argus.core.errors import ModelError, NotEnoughMemory
-from argus.workers.messages import Begun, Done, Load, Ready, Stop, Task, Unusable
+from argus.workers.messages import Begun, Done, Held, Keep, Load, Ready, Stop, Task, Unusable
 from argus.workers.worker import Finished, Model
 
 PICTURE = Finished(
@@ -41,7 +41,7 @@ def run(pipe: Connection, model: Model) -> None:
         if kind == "broken":
             pipe.send(Unusable(wanted, ModelError("no such model")))
             return
-        pipe.send(Ready(wanted))
+        pipe.send(Ready(wanted, (wanted,)))
         wanted = _serve(pipe, kind)
 
 
@@ -64,6 +64,8 @@ def _serve(pipe: Connection, kind: str) -> Model | None:
             return request.model
         if isinstance(request, Stop):
             return None
+        if isinstance(request, Keep):
+            pipe.send(Held(()))
         if not isinstance(request, Task):
             continue
         pipe.send(Begun((request.number,)))
@@ -78,16 +80,18 @@ def _serve(pipe: Connection, kind: str) -> Model | None:
 
 def run_lying(pipe: Connection, model: Model) -> None:
     """Answers every task twice, and others that nobody sent."""
-    pipe.send(Ready(model))
+    pipe.send(Ready(model, (model,)))
     while True:
         request = pipe.recv()
+        if isinstance(request, Keep):
+            pipe.send(Held(()))
         if isinstance(request, Task):
             for number in (request.number, request.number, request.number + 1000, -1):
                 pipe.send(Done(number, PICTURE, 0.0))
-            pipe.send(Ready(Model("another")))
+            pipe.send(Ready(Model("another"), ()))
 
 
 def run_nonsense(pipe: Connection, model: Model) -> None:
     """Is ready, and answers a task with bytes that are no message."""
-    pipe.send(Ready(model))
+    pipe.send(Ready(model, (model,)))
     _serve(pipe, "garbled")

@@ -22,13 +22,15 @@ import torch
 from PIL import Image, ImageChops
 
 from argus.config import Upstream as Settings
+from argus.core import machine
 from argus.core.errors import BadRequest, ModelError
 from argus.core.job import Job
 from argus.engine.engine import Engine
 from argus.workers.local import LocalWorker
 from argus.workers.packing import pack, unpack
+from argus.workers.process import ROOM
 from argus.workers.upstream import UpstreamWorker
-from argus.workers.worker import Model, State, Worker, WorkerError
+from argus.workers.worker import Model, State, Unanswered, Worker, WorkerError
 from tests.workers.clusters import ray_nodes
 from tests.workers.upstreams import Upstream, upstream
 
@@ -245,6 +247,37 @@ def test_it_holds_another_model_once_its_jobs_are_done(
         assert before.done() and held.model.sampler == "euler" and held.restarts == 0
         assert changes[0] == changes[-1] == "ready"
         await held.stop(grace_s=0.0)
+
+    runner.run(use())
+
+
+def test_jobs_go_on_while_it_takes_up_a_model_at_hand_and_are_handed_back_if_it_dies(
+    runner: asyncio.Runner, kind: Kind, own_engine: None, tiny_sd: Path
+) -> None:
+    free, total = machine.memory()
+    if free < 1.1 * ROOM * total:
+        pytest.skip("Too little memory is free to load ahead.")
+
+    async def use() -> None:
+        first, other = Model(str(tiny_sd)), Model(str(tiny_sd), sampler="euler")
+        worker = kind.new(first)
+        worker.start()
+        await worker.ready()
+        assert not worker.at_hand(other)
+        await worker.keep([other], 60.0)
+        assert worker.at_hand(other)
+        before = await running(worker, Job("a red fish", steps=kind.long))
+        worker.load(other)
+        assert worker.state is State.READY and worker.model == other
+        job = Job("a red fish", seed=1, steps=3)
+        expected = Engine.load(str(tiny_sd), sampler="euler").run(job).image.tobytes()
+        assert (await worker.run(job)).image.tobytes() == expected
+        assert not before.done()
+        kind.kill(worker)
+        with pytest.raises(Unanswered):
+            await before
+        assert (await worker.run(job)).image.tobytes() == expected
+        await worker.stop(grace_s=0.0)
 
     runner.run(use())
 

@@ -18,12 +18,15 @@ import pytest
 from argus.control.batching import StepBatching
 from argus.control.request import Request
 from argus.control.variants import DeviceType, variant_table
+from argus.core import machine
 from argus.core.job import Job
 from argus.core.profile import Profile
+from argus.engine.engine import Engine
 from argus.families.catalog import read_family
 from argus.workers import fleet as fleets
 from argus.workers.fleet import MOST_YIELDING, Fleet, HandedBack, TooLate, Yielded
 from argus.workers.local import LocalWorker
+from argus.workers.process import ROOM
 from argus.workers.worker import Finished, Model, WorkerError
 
 JOB = Job("a red fish", seed=1, steps=6, guidance=3.0, width=32, height=32)
@@ -34,7 +37,10 @@ def with_fleet(family_file: Path, use: Callable[[Fleet], Awaitable[None]]) -> No
     """Two workers and two models, both with the first."""
     family = read_family(family_file)
     profile = Profile.read(family_file.parent / "profile.json")
-    models = [Model(source, "ddim", threads=1) for source in family.models.values()]
+    models = [
+        Model(source, sampler, threads=1)
+        for source, sampler in zip(family.models.values(), ("ddim", "euler"), strict=True)
+    ]
     table = variant_table(family, [DeviceType.of(profile)])
     workers = [LocalWorker(models[0]) for _ in range(2)]
 
@@ -53,6 +59,13 @@ def with_fleet(family_file: Path, use: Callable[[Fleet], Awaitable[None]]) -> No
 def request(job: Job = JOB, limit_s: float = 60.0) -> Request:
     at = time.monotonic() + limit_s
     return Request(deadline_s=at, expires_s=at, work_steps=float(job.steps))
+
+
+def skip_without_room() -> None:
+    """Models are loaded ahead where half of the memory is free."""
+    free, total = machine.memory()
+    if free < 1.1 * ROOM * total:
+        pytest.skip("Too little memory is free.")
 
 
 async def until(true: Callable[[], bool]) -> None:
@@ -74,6 +87,43 @@ def test_a_model_moves_while_the_others_serve(measured_family: Path) -> None:
         assert fleet.loads == 2
         made = await asyncio.gather(*(fleet.run(request(), JOB, n % 2, 1) for n in range(6)))
         assert all(isinstance(one, Finished) for one in made)
+
+    with_fleet(measured_family, use)
+
+
+def test_models_at_hand_are_taken_up_while_pictures_are_made(measured_family: Path) -> None:
+    skip_without_room()
+    family = read_family(measured_family)
+    source = list(family.models.values())[1]
+    expected = Engine.load(source, sampler="euler").run(JOB).image.tobytes()
+
+    async def use(fleet: Fleet) -> None:
+        await fleet.calibrate([(JOB, 6.0)] * 2)
+        held = asyncio.create_task(fleet.run(request(LONG), LONG, 0, 0))
+        await until(lambda: fleet.cluster().running[0] == 1)
+        fleet.move([1, 1])
+        assert fleet.cluster().models == [1, 1] and max(fleet.cluster().wait_s) == 0
+        made = await asyncio.gather(*(fleet.run(request(), JOB, n % 2, 1) for n in range(6)))
+        assert {one.image.tobytes() for one in made} == {expected}
+        assert not held.done() and isinstance(await held, Finished)
+        assert fleet.queues[0].guests == set()
+
+    with_fleet(measured_family, use)
+
+
+def test_what_was_begun_as_a_worker_took_up_another_model_is_handed_back(
+    measured_family: Path,
+) -> None:
+    skip_without_room()
+
+    async def use(fleet: Fleet) -> None:
+        await fleet.calibrate([(JOB, 6.0)] * 2)
+        begun = asyncio.create_task(fleet.run(request(), JOB, 0, 0))
+        await asyncio.sleep(0)  # it runs by the books, and the worker has not heard of it
+        assert fleet.queues[0].running
+        fleet.move([1, 0])
+        with pytest.raises(HandedBack):
+            await begun
 
     with_fleet(measured_family, use)
 

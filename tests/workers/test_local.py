@@ -12,13 +12,25 @@ from pathlib import Path
 
 import pytest
 
-from argus.core.errors import NotEnoughMemory
+from argus.core.errors import ModelError, NotEnoughMemory
 from argus.core.job import Job
 from argus.engine import memory as engine_memory
 from argus.engine.engine import Engine
 from argus.workers import process
 from argus.workers.local import LocalWorker
-from argus.workers.messages import Answer, Cancel, Done, Load, Progress, Stop, Task
+from argus.workers.messages import (
+    Answer,
+    Cancel,
+    Done,
+    Failed,
+    Held,
+    Keep,
+    Load,
+    Progress,
+    Ready,
+    Stop,
+    Task,
+)
 from argus.workers.process import _Engines, _Worker, run_worker
 from argus.workers.worker import Model, State, WorkerError
 
@@ -112,9 +124,12 @@ def test_a_job_that_kills_is_given_up_and_takes_no_other_with_it(
     runner.run(use())
 
 
-def test_cancelled_tasks_are_dropped_inside_the_process(tiny_sd: Path) -> None:
+def test_cancelled_tasks_are_dropped_inside_the_process(
+    tiny_sd: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     ours, theirs = Pipe()
-    thread = threading.Thread(target=_Worker(theirs, Engine.load(str(tiny_sd)), 0.0).serve)
+    monkeypatch.setattr(process, "lower_priority", lambda: None)
+    thread = threading.Thread(target=_Worker(theirs, Model(str(tiny_sd))).serve)
     ours.send(Task(1, Job("an endless fish", steps=LONG), progress=True))
     ours.send(Task(2, Job("waits until it is alone", steps=LONG), alone=True))
     ours.send(Task(3, Job("a boat", steps=3)))
@@ -132,9 +147,46 @@ def test_cancelled_tasks_are_dropped_inside_the_process(tiny_sd: Path) -> None:
     assert not ours.poll()
 
 
-def test_time_without_pictures_is_not_busy_after_one_was_cancelled(tiny_sd: Path) -> None:
+class Decoding:
+    """An engine whose cancelled job is being decoded while another one goes on."""
+
+    in_flight, upcoming, max_batch = (1, 2), (), 2
+
+    def __init__(self) -> None:
+        self.steps = 0
+
+    @property
+    def busy(self) -> bool:
+        return self.steps < 3
+
+    def step(self) -> list[tuple[int, Exception]]:
+        self.steps += 1
+        return [(1, ModelError("none"))] if self.steps == 3 else []
+
+
+def test_a_cancelled_task_that_is_still_decoded_costs_the_process_nothing(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    engine = Decoding()
+    monkeypatch.setattr(process, "_load", lambda model: engine)
     ours, theirs = Pipe()
-    inside = _Worker(theirs, Engine.load(str(tiny_sd)), 0.0)
+    inside = _Worker(theirs, Model("none"))
+    inside._admit()
+    inside._tasks[engine, 1] = Task(7, Job("a fish"))  # type: ignore[index]
+    ours.send(Stop())
+    inside.serve()
+    answers = list[Answer]()
+    while ours.poll():
+        answers.append(ours.recv())
+    assert [one.number for one in answers if isinstance(one, Failed)] == [7]
+
+
+def test_time_without_pictures_is_not_busy_after_one_was_cancelled(
+    tiny_sd: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ours, theirs = Pipe()
+    monkeypatch.setattr(process, "lower_priority", lambda: None)
+    inside = _Worker(theirs, Model(str(tiny_sd)))
     thread = threading.Thread(target=inside.serve)
     ours.send(Task(1, Job("an endless fish", steps=LONG), progress=True))
     thread.start()
@@ -157,14 +209,19 @@ def test_a_process_keeps_engines_while_there_is_memory(
     monkeypatch.setattr(engine_memory, "memory", lambda: (50 * GB, 100 * GB))
     model, other = Model(str(tiny_sd)), Model(str(tiny_sd), sampler="euler")
     engines = _Engines()
-    first, second = engines.of(model), engines.of(other)
+
+    def taken_up(model: Model) -> Engine:
+        engines.take_up(model)
+        return engines.serving
+
+    first, second = taken_up(model), taken_up(other)
     first.max_batch = 1  # as after a lack of memory
-    assert engines.of(model) is first and engines.of(other) is second
+    assert taken_up(model) is first and taken_up(other) is second
     assert first.max_batch == model.max_batch
     gone = [weakref.ref(first), weakref.ref(second)]
     del first, second
     monkeypatch.setattr(engine_memory, "memory", lambda: (49 * GB, 100 * GB))
-    engines.of(Model(str(tiny_sd), sampler="ddim"))
+    engines.take_up(Model(str(tiny_sd), sampler="ddim"))
     assert [one() for one in gone] == [None, None]
 
 
@@ -175,7 +232,8 @@ def test_a_load_that_lacks_memory_is_tried_again_without_earlier_engines(
     monkeypatch.setattr(engine_memory, "memory", lambda: (100 * GB, 100 * GB))
     engines, load, tried = _Engines(), process._load, list[Model]()
     model, other = Model(str(tiny_sd)), Model(str(tiny_sd), sampler="euler")
-    first = weakref.ref(engines.of(model))
+    engines.take_up(model)
+    first = weakref.ref(engines.serving)
 
     def short(wanted: Model) -> Engine:
         tried.append(wanted)
@@ -184,11 +242,11 @@ def test_a_load_that_lacks_memory_is_tried_again_without_earlier_engines(
         return load(wanted)
 
     monkeypatch.setattr(process, "_load", short)
-    engines.of(other)
+    engines.take_up(other)
     assert tried == [other, other]
     tried.clear()
     with pytest.raises(NotEnoughMemory):
-        _Engines().of(model)
+        _Engines().take_up(model)
     assert tried == [model]
 
 
@@ -221,3 +279,63 @@ def test_a_worker_goes_back_to_an_engine_it_had(
     thread.join()
     assert ready == [model, other, model] and loaded == [model, other]
     assert pictures[0] == pictures[2]
+
+
+def test_tasks_go_on_beside_those_of_a_model_at_hand(
+    tiny_sd: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(process, "lower_priority", lambda: None)
+    monkeypatch.setattr(engine_memory, "memory", lambda: (100 * GB, 100 * GB))
+    ours, theirs = Pipe()
+    model, other = Model(str(tiny_sd), sampler="ddim"), Model(str(tiny_sd), sampler="euler")
+    thread = threading.Thread(target=run_worker, args=(theirs, model))
+    thread.start()
+    assert ours.recv() == Ready(model, (model,))
+    ours.send(Keep((model, other)))
+    assert ours.recv() == Held((model, other))
+    jobs = {1: Job("a red fish", seed=1, steps=60), 2: Job("a red fish", seed=1, steps=4)}
+    ours.send(Task(1, jobs[1]))
+    ours.send(Load(other))
+    ours.send(Task(2, jobs[2]))
+    done = list[Done]()
+    while len(done) < 2:
+        if isinstance(answer := ours.recv(), Done):
+            done.append(answer)
+    ours.send(Stop())
+    thread.join()
+    assert [one.number for one in done] == [2, 1]
+    for one, used in zip(done, (other, model), strict=True):
+        alone = Engine.load(str(tiny_sd), sampler=used.sampler).run(jobs[one.number])
+        assert one.finished.image.tobytes() == alone.image.tobytes()
+    seconds = sum(one.finished.worker_s for one in done)
+    assert seconds <= done[-1].busy_s + 1e-3  # none is counted twice
+
+
+@pytest.mark.parametrize(
+    "free_gb", [(49, 49), (50, 49)], ids=["there is no room", "it takes the room"]
+)
+def test_no_model_is_loaded_ahead_where_that_leaves_too_little_room(
+    tiny_sd: Path, monkeypatch: pytest.MonkeyPatch, free_gb: tuple[int, int]
+) -> None:
+    monkeypatch.setattr(process, "lower_priority", lambda: None)
+    engines, model = _Engines(), Model(str(tiny_sd))
+    engines.take_up(model)
+
+    def memory() -> tuple[int, int]:
+        return free_gb[len(engines.held) - 1] * GB, 100 * GB
+
+    monkeypatch.setattr(engine_memory, "memory", memory)
+    engines.keep([Model(str(tiny_sd), sampler="euler")])
+    assert engines.held == (model,)
+
+
+def test_a_model_that_cannot_be_loaded_ahead_costs_nothing(
+    tiny_sd: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(process, "lower_priority", lambda: None)
+    monkeypatch.setattr(engine_memory, "memory", lambda: (100 * GB, 100 * GB))
+    engines, model = _Engines(), Model(str(tiny_sd))
+    engines.take_up(model)
+    other = Model(str(tiny_sd), sampler="euler")
+    engines.keep([model, Model("./nowhere"), other])
+    assert engines.held == (model, other)

@@ -128,8 +128,8 @@ class Price(Base):
         tuning = self._tuned(inputs, max(1, int(counts.sum())))
         plan = planner.plan(demand, cluster, tuning, self._last)
         self._last = plan
-        self._prices = np.nan_to_num(plan.prices).tolist()
         self._highest = self._dearest(quality, allowed)
+        self._prices = self._bounded(np.nan_to_num(plan.prices))
         self._shares = (demand.rates @ plan.shares / demand.rates.sum()).tolist()
         self._served = [0] * len(table.variants)
         wanted = dealt(plan.placement, inputs)
@@ -198,6 +198,17 @@ class Price(Base):
         rows: list[list[float]] = result.tolist()
         return rows
 
+    def _bounded(self, prices: planner.Numbers) -> list[list[float]]:
+        """A plan's prices (d, m), all lowered by one factor until none is above its highest. Those
+        of an overload are so high that quality counts for nothing; what they say of workers' worth
+        beside each other holds."""
+        highest = np.array(self._highest)
+        over = (prices > highest) & (highest > 0)
+        if over.any():
+            prices = prices * (highest[over] / prices[over]).min()
+        rows: list[list[float]] = prices.tolist()
+        return rows
+
     def valued(self, quality: planner.Numbers) -> planner.Numbers:
         """The quality (p, v) of prompts that the policy plans with."""
         return quality
@@ -254,14 +265,8 @@ class Price(Base):
         return found
 
     def _price(self, kind: int, model: int, wait: float, running: int) -> float:
-        """The plan's price; 0 on an idle worker, up to the highest as the queue grows.
-
-        It is never above that: in an overload the plan's prices would shed as many requests as the
-        plan, which keeps spare capacity. A request that can be in time is served.
-        """
+        """The plan's price; 0 on an idle worker, up to the highest as the queue grows."""
         price, highest = self._prices[kind][model], self._highest[kind][model]
-        if highest > 0:
-            price = min(price, highest)
         if not self.tuning.feedback:
             return price
         if not running:

@@ -49,7 +49,8 @@ class WorkerQueue(Generic[R]):
     `alive` does not advance; one that is not `ready` begins nothing. A request with no more than
     `handover_steps` to go makes room for the next, to hide the time of the handover. A `curve`
     takes the place of `step_s`, and learns from every picture how the number of running requests
-    changes their time.
+    changes their time. `guests` run with the model before; slowness is not learnt from them, nor
+    from what began beside them.
     """
 
     number: int
@@ -77,7 +78,9 @@ class WorkerQueue(Generic[R]):
     arrivals: float = 0.0
     arrivals_at_s: float = 0.0
     free_at_s: float = 0.0
+    guests: set[R] = field(default_factory=set)
     _order: itertools.count[int] = field(default_factory=itertools.count)
+    _untypical: set[R] = field(default_factory=set)
     _crowd_s: float = 0.0
     _begun_at: dict[R, tuple[float, float]] = field(default_factory=dict)
     _all_in_time: bool = True
@@ -123,6 +126,13 @@ class WorkerQueue(Generic[R]):
             self.progress += (now - self.at_s) / self._step(len(self.running))
         self.at_s = now
 
+    def take_up(self, model: int, now: float) -> None:
+        """Serve with another model from now on; what runs goes on with its own."""
+        self.advance(now)
+        self.model, self.ready = model, True
+        self.guests = {request for _, _, request in self.running}
+        self._untypical |= self.guests
+
     def set_slowness(self, slowness: float) -> None:
         """Set its measured slowness."""
         self.slowness, self.known = slowness, True
@@ -140,6 +150,7 @@ class WorkerQueue(Generic[R]):
             self._judged = self._all_in_time = True
             requests = [request for _, _, request in self.running]
             self.running = []
+            self._forget({*requests})
             for request in requests:
                 self._start(request)
 
@@ -160,14 +171,17 @@ class WorkerQueue(Generic[R]):
                 self.running.remove(entry)
                 heapq.heapify(self.running)
                 begun_s, crowd_s = self._begun_at.pop(request, (now, 0.0))
-                if done:  # steps predicted for its time, and steps done
+                if (
+                    done and request not in self._untypical
+                ):  # steps predicted for its time, and steps done
                     took = self.progress - entry[0] + request.work_steps
                     if self.curve is None:
                         self._measure(took, request.work_steps)
                     elif now > begun_s:
                         crowd = (self._crowd_s - crowd_s) / (now - begun_s)
                         self._measure(took, request.work_steps, crowd)
-                    self._all_in_time &= now <= request.deadline_s
+                self._all_in_time &= not done or now <= request.deadline_s
+                self._forget({request})
                 return
         for entry in self.queued:
             if entry[2] is request:
@@ -250,6 +264,7 @@ class WorkerQueue(Generic[R]):
         if running:
             requests += [request for _, _, request in self.running]
             self.running = []
+            self._forget({*requests})
             self._begun_at.clear()
             self._judged = self._all_in_time = True  # the limit is not learnt from a lost batch
         return requests
@@ -345,7 +360,14 @@ class WorkerQueue(Generic[R]):
         for request in requests:
             self._count_off(request)
 
+    def _forget(self, gone: set[R]) -> None:
+        """Forget of requests that do not run any more what was special about them."""
+        self.guests -= gone
+        self._untypical -= gone
+
     def _start(self, request: R) -> None:
+        if self.guests:
+            self._untypical.add(request)
         heapq.heappush(
             self.running, (self.progress + request.work_steps, next(self._order), request)
         )

@@ -219,6 +219,11 @@ class Engine:
         self._waiting.add(waiting, deadline_s)
         return ticket
 
+    def resume(self) -> None:
+        """Leave out of the jobs' shares what passed since the last step: another engine had the
+        device."""
+        self._meter.start()
+
     def cancel(self, ticket: int) -> None:
         """Drop a job, queued or in flight. Does nothing for an unknown ticket."""
         self._in_flight = [one for one in self._in_flight if one.ticket != ticket]

@@ -165,17 +165,18 @@ def features(vectors: Numbers, near: Numbers | None, knots: Numbers) -> Numbers:
 
 def similarities(vectors: Numbers, near: Numbers) -> Numbers:
     """The cosines (n,) of embeddings (n, d) and those of neighbours, NaN where these are."""
-    lengths = np.linalg.norm(vectors, axis=1) * np.linalg.norm(near, axis=1)
-    cosines: Numbers = (vectors * near).sum(1) / np.maximum(lengths, np.float32(1e-9))
+    lengths = np.sqrt(np.vecdot(vectors, vectors) * np.vecdot(near, near))
+    cosines: Numbers = np.vecdot(vectors, near) / np.maximum(lengths, np.float32(1e-9))
     return cosines
 
 
 def hats(knots: Numbers, at: Numbers) -> Numbers:
     """The weights (n, k) of the knots for linear interpolation at `at` (n,), beyond the last those
     of it; NaN where `at` is."""
-    eye = np.eye(len(knots), dtype=np.float32)
-    rows: Numbers = np.stack([np.interp(at, knots, row) for row in eye], axis=1).astype(np.float32)
-    rows[np.isnan(at)] = np.nan
+    numbers = np.arange(len(knots))
+    place = np.interp(at, knots, numbers)[:, None]  # 2.5 is halfway from knot 2 to knot 3
+    rows: Numbers = np.maximum(1 - np.abs(place - numbers), 0).astype(np.float32)
+    rows[np.isnan(at)] = np.nan  # np.interp gives numbers there if there is one knot
     return rows
 
 

@@ -20,7 +20,7 @@ class Predictions:
     the one that made a prediction."""
 
     def __init__(self, predictor: Predictor | None, table: VariantTable) -> None:
-        self._variants, self._skips = table.variants, table.skip
+        self._variants, self._skips = table.variants, table.skip.tolist()
         self.number = 0
         self.predictor = predictor
 
@@ -42,15 +42,20 @@ class Predictions:
         found = self._predictor.predict(vector, None if neighbour is None else neighbour.vector)
         return Prediction(found.mean[self._order], found.low[self._order])
 
-    def best_first(self, vector: Vector, neighbours: Sequence[Neighbour]) -> list[Neighbour]:
-        """The neighbours in the order of what pictures resumed from them are predicted to be worth,
-        on average over the variants that skip; 0 for one whose latents are not stored. The nearest,
-        which is given first, comes first unless another one is better by more than `BETTER`."""
-        if self._predictor is None or len(neighbours) < 2:
-            return list(neighbours)
+    def predict_best_first(
+        self, vector: Vector, neighbours: Sequence[Neighbour]
+    ) -> dict[Neighbour, Prediction | None]:
+        """What `predict` gives beside each neighbour, in the order of what pictures resumed from
+        them are predicted to be worth, on average over the variants that skip; 0 for one whose
+        latents are not stored. The nearest, which is given first, comes first unless another one is
+        better by more than `BETTER`."""
+        if self._predictor is None or not neighbours:
+            return dict.fromkeys(neighbours)
         near = np.stack([one.vector for one in neighbours])
-        mean, _ = self._predictor.predict_all(np.repeat(vector[None], len(near), axis=0), near)
+        mean, low = self._predictor.predict_all(np.repeat(vector[None], len(near), axis=0), near)
+        mean, low = mean[:, self._order], low[:, self._order]
         stored = np.array([[k > 0 and k in one.skips for k in self._skips] for one in neighbours])
-        mean[0] += BETTER
-        worth = np.where(stored, mean[:, self._order], 0.0).sum(axis=1)
-        return [neighbours[i] for i in np.argsort(-worth, kind="stable")]
+        worth = np.where(stored, mean, 0.0).sum(axis=1)
+        worth[0] += BETTER * stored[0].sum()
+        order = np.argsort(-worth, kind="stable")
+        return {neighbours[i]: Prediction(mean[i], low[i]) for i in order}

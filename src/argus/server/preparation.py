@@ -10,6 +10,7 @@ from concurrent.futures import Future
 from dataclasses import replace
 from typing import TYPE_CHECKING, TypeVar
 
+from argus.cache.cache import Neighbour
 from argus.control.breaker import FETCH_SHARE
 from argus.control.variants import EXACT
 from argus.quality.predictor import Prediction
@@ -72,11 +73,9 @@ class Preparation:
         request.spent("embed", ms)
         if request.negative_prompt:
             request.negative_truncated = encoder.truncates(request.negative_prompt)
-        await self._search(request, router.informed)
-        pictures = request.split()
-        for picture in pictures:
-            self._predict(picture)
-        return pictures
+        informed = router.informed
+        await self._search(request, informed)
+        return self._predict(request, informed)
 
     def _give_deadline(self, request: ImageRequest, router: Router) -> None:
         """Set the deadlines. The SLO's time begins now, since the server could not serve before."""
@@ -109,8 +108,8 @@ class Preparation:
         return area * (1 + (request.guidance > 1)) / (1 + (exact.guidance > 1))
 
     async def _search(self, request: ImageRequest, informed: bool) -> None:
-        """Find a neighbour for each picture: the nearest, or with an `informed` policy those of
-        some more that are predicted to be worth most."""
+        """Find a neighbour for each picture, nearest first, and for an `informed` policy some more
+        to choose from."""
         request.scope = self.model.scope(
             request.namespace, request.width, request.height, request.guidance,
             request.negative_prompt,
@@ -126,20 +125,27 @@ class Preparation:
             )
             request.neighbours, ms = await timed(search)
             request.spent("search", ms)
-            if choice:
-                begun = time.perf_counter()
-                request.neighbours = self._predictions.best_first(vector, request.neighbours)
-                request.spent("predict", 1000 * (time.perf_counter() - begun))
 
-    def _predict(self, picture: ImageRequest) -> None:
+    def _predict(self, request: ImageRequest, informed: bool) -> list[ImageRequest]:
+        """One request for each picture, with its neighbour and prediction. Neighbours are the
+        nearest, or with an `informed` policy those that are predicted to be worth most."""
         begun = time.perf_counter()
-        picture.predictor = self._predictions.number
-        picture.prediction = self._predictions.predict(picture.embedding.vector, picture.neighbour)
-        if picture.most_steps is not None and picture.prediction is not None:
-            limited = self._limited(picture.prediction, picture.most_steps)
-            picture.exact_quality = max(LEAST_EXACT, limited)
-        picture.spent("predict", 1000 * (time.perf_counter() - begun))
-        picture.spent("fetch", 0.0)
+        vector, predictions = request.embedding.vector, self._predictions
+        request.predictor = predictions.number
+        known: dict[Neighbour, Prediction | None] = {}
+        if informed:
+            known = predictions.predict_best_first(vector, request.neighbours)
+            request.neighbours = list(known)
+        pictures = request.split()
+        for picture in pictures:
+            near = picture.neighbour
+            picture.prediction = known[near] if near in known else predictions.predict(vector, near)
+            if picture.most_steps is not None and picture.prediction is not None:
+                limited = self._limited(picture.prediction, picture.most_steps)
+                picture.exact_quality = max(LEAST_EXACT, limited)
+            picture.spent("predict", 1000 * (time.perf_counter() - begun))
+            picture.spent("fetch", 0.0)
+        return pictures
 
     def _limited(self, prediction: Prediction, steps: int) -> float:
         """Predicted quality of the exact model with so many steps: that of the variant which

@@ -14,6 +14,8 @@ from contextvars import Context, copy_context
 from dataclasses import dataclass, field, replace
 from functools import partial
 
+import numpy as np
+
 from argus.control.batching import Batching
 from argus.control.policy import Cluster, soonest
 from argus.control.request import Request
@@ -39,6 +41,7 @@ BATCH_HANDOVER_STEPS = 1.0  # where batches do not mix: one's last step, the nex
 WARM_UP = 1  # trials that are not counted: the first picture of a process takes longer
 MOST_TRIALS, TRIALS_S = 9, 4.0
 CALIBRATIONS = 3  # tries, where workers die in them
+KEEP_LOADS, LEAST_KEEP_S = 5.0, 60.0  # times of all models' loads, seconds, for loading ahead
 STRAGGLE = 3.0  # times of the first measured worker, for which the others are waited for
 HELD_S, HELD_LOADS = 5.0, 2.0  # seconds, or loads, that a pinned model stays after its last use
 PINNED_LOOK_S = 0.5  # between looks whether a worker can give up a pinned model for another one
@@ -329,8 +332,10 @@ class Fleet:
             able = self._table.runs[EXACT, queue.kind]
             return queue.slowness * float(exact_s[queue.kind]) if able else math.inf
 
-        for _ in range(CALIBRATIONS):
+        for again in range(CALIBRATIONS):
             await self.holding(None, math.inf)
+            if not again:
+                await self._keep_all()
             trials = [
                 asyncio.create_task(timed(worker, queue))
                 for worker, queue in zip(self.workers, self.queues, strict=True)
@@ -344,6 +349,19 @@ class Fleet:
                 self.idle_scale = self.scale
                 return min(*times, self.scale * self._table.slo_s)  # other types may be faster
         raise WorkerError(f"No worker makes a picture: {problem}")
+
+    async def _keep_all(self) -> None:
+        """Have the workers that are ready load their types' other models too, where there is room:
+        the first burst does not wait for that then. Processes that start later load them when they
+        must."""
+        limit_s = max(LEAST_KEEP_S, KEEP_LOADS * float(self._table.load_s.max(axis=0).sum()))
+        keeping = []
+        for worker, queue in zip(self.workers, self.queues, strict=True):
+            if worker.state is State.READY:
+                able = [m for m in range(len(self._table.models)) if self._can_hold(queue, m)]
+                models = [self._model(queue, model) for model in able]
+                keeping.append(worker.keep(models, limit_s))
+        await asyncio.gather(*keeping)
 
     # --- work
 
@@ -454,8 +472,8 @@ class Fleet:
             self._fail(request, TooLate("The deadline left no time to make the picture."))
         for request in begun:
             context = self._runs[request].context
-            work = asyncio.create_task(self._work(request, queue), context=context)
-            self._tasks[request] = work
+            work = self._work(request, queue, queue.model)
+            self._tasks[request] = asyncio.create_task(work, context=context)
         at = queue.next_s(now)
         timer = self._timers.pop(queue.number, None)
         if timer is not None:
@@ -466,9 +484,11 @@ class Fleet:
             self._timers[queue.number] = loop.call_later(delay, self._go_on, queue)
         self._settle(queue)
 
-    async def _work(self, request: Request, queue: WorkerQueue[Request]) -> None:
+    async def _work(self, request: Request, queue: WorkerQueue[Request], model: int) -> None:
         worker, run, done = self.workers[queue.number], self._runs[request], False
         try:
+            if queue.model != model:  # it was taken up since
+                raise Unanswered("The worker's model changed.", busy=True)
             finished = await worker.run(run.job, run.start, run.keep, run.previews, run.on_preview)
             done = True
             if not run.answer.done():
@@ -494,8 +514,8 @@ class Fleet:
 
     def move(self, targets: Sequence[int]) -> None:
         """Have the workers hold the models `targets` (w,). A worker that is to hold another one
-        finishes its running requests, hands back its queued ones, and loads. Pinned models stay
-        with one worker until nobody has asked for them for a while."""
+        hands back its queued requests and, unless that is at hand, finishes its running ones and
+        loads. Pinned models stay with one worker until nobody has asked for them for a while."""
         sound = [
             model if self._can_hold(queue, model) else before
             for queue, model, before in zip(self.queues, targets, self._planned, strict=True)
@@ -509,8 +529,7 @@ class Fleet:
             queue.target = target
         for queue in self.queues:
             self._settle(queue)
-        for queue in self.queues:
-            self._drain(queue)
+        self._drain_all()
 
     def require(self, model: int) -> None:
         """Have one worker hold a model, because a request pins it, until nobody has waited for it
@@ -611,10 +630,10 @@ class Fleet:
             if left <= 0:
                 what = "is ready" if model is None else f"holds {self._table.models[model]}"
                 raise WorkerError(f"No worker {what} yet.")
+            changed = self._changed
             if insist and model is not None and model not in self.wanted:
                 self.require(model)
                 left = min(left, PINNED_LOOK_S)
-            changed = self._changed
             with suppress(TimeoutError):
                 async with asyncio.timeout(left if left < math.inf else None):
                     await changed.wait()
@@ -671,6 +690,10 @@ class Fleet:
         """The queues of the workers that have not left."""
         return [queue for queue in self.queues if queue.number not in self._gone]
 
+    def _drain_all(self) -> None:
+        for queue in self.queues:
+            self._drain(queue)
+
     def _drain(self, queue: WorkerQueue[Request]) -> None:
         if not queue.moves or not self._spared(queue):
             return  # it is drained when another worker is back
@@ -702,13 +725,26 @@ class Fleet:
             queue.advance(time.monotonic())
             queue.ready = True
             self._loaded_at[queue.number] = time.monotonic()
+        elif worker.at_hand(self._model(queue, target)):
+            now = time.monotonic()
+            self.loads += 1
+            worker.load(self._model(queue, target))
+            queue.take_up(target, now)
+            queue.next_s(now)
+            self._loaded_at[queue.number] = now
+            asyncio.get_running_loop().call_soon(self._drain_all)
         elif not queue.running:
             queue.model = target
             self.loads += 1
-            worker.load(replace(self._models[queue.kind][target], device=worker.model.device))
+            worker.load(self._model(queue, target))
         else:
             return
         self._tell()
+
+    def _model(self, queue: WorkerQueue[Request], model: int) -> Model:
+        """What a worker loads for a model."""
+        device = self.workers[queue.number].model.device
+        return replace(self._models[queue.kind][model], device=device)
 
     def changed(self, number: int) -> None:
         """Called by a worker whose state may have changed."""
@@ -722,14 +758,13 @@ class Fleet:
             self._leave(queue)
             queue.model = home
             self.move(self._planned)
-            worker.restart(replace(self._models[queue.kind][home], device=worker.model.device))
+            worker.restart(self._model(queue, home))
             self._on_change()
         elif worker.state is State.READY:
             came_back = not queue.alive
             queue.restart_at(now)
             self._drain(queue)  # the plan may have changed since
-            for other in self.queues:
-                self._drain(other)
+            self._drain_all()
             self._go_on(queue)
             if came_back:
                 self._on_change()
@@ -767,8 +802,10 @@ class Fleet:
             alone_s = self._table.alone_s[self._table.model == queue.model, queue.kind].max()
             longest_s = queue.longest_s or queue.slowness * float(alone_s)
             return max(LEAST_OVERDUE_S, OVERDUE * longest_s)
-        step_s = queue.slowness * self._table.batch_step_s(
-            queue.kind, queue.model, int(self._table.batches[-1])
+        held = np.flatnonzero(self._table.holds[queue.kind]) if queue.guests else [queue.model]
+        largest = int(self._table.batches[-1])
+        step_s = queue.slowness * max(
+            self._table.batch_step_s(queue.kind, int(model), largest) for model in held
         )
         size_factor = max((request.size_factor for _, _, request in queue.running), default=1.0)
         return max(LEAST_SILENCE_S, SILENT_STEPS * max(1.0, size_factor) * step_s)

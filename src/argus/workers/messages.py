@@ -38,9 +38,18 @@ class Cancel:
 
 @dataclass(frozen=True)
 class Load:
-    """Hold another model instead, once the tasks sent so far are answered."""
+    """Make the tasks that follow with another model: at once if it is here, else once those sent so
+    far are answered."""
 
     model: Model
+
+
+@dataclass(frozen=True)
+class Keep:
+    """Load models beside the one that serves, as far as there is room, once the tasks sent so far
+    are answered: they can then be taken up at once. Answered by `Held`."""
+
+    models: tuple[Model, ...]
 
 
 @dataclass(frozen=True)
@@ -50,9 +59,17 @@ class Stop:
 
 @dataclass(frozen=True)
 class Ready:
-    """A model is loaded, the first or another."""
+    """A model is taken up, the first or another. `held` are all that are here."""
 
     model: Model
+    held: tuple[Model, ...]
+
+
+@dataclass(frozen=True)
+class Held:
+    """All models that are here after a `Keep`."""
+
+    models: tuple[Model, ...]
 
 
 @dataclass(frozen=True)
@@ -110,5 +127,5 @@ class Failed:
     error: Exception
 
 
-Request = Task | Cancel | Load | Stop
-Answer = Ready | Unusable | Beat | Begun | Progress | Preview | Done | Failed
+Request = Task | Cancel | Load | Keep | Stop
+Answer = Ready | Held | Unusable | Beat | Begun | Progress | Preview | Done | Failed

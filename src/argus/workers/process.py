@@ -1,4 +1,4 @@
-"""The inside of a worker process: load the model, then run the tasks."""
+"""The inside of a worker process: load models, and run tasks with them."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import signal
 import sys
 import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING, Protocol
 
 from argus.core.errors import ArgusError, ModelError, NotEnoughMemory, traced
@@ -21,11 +21,14 @@ from argus.workers.messages import (
     Cancel,
     Done,
     Failed,
+    Held,
+    Keep,
     Load,
     Preview,
     Progress,
     Ready,
     Request,
+    Stop,
     Task,
     Unusable,
 )
@@ -65,18 +68,7 @@ def run_process(pipe: Pipe, model: Model) -> None:
 def run_worker(pipe: Pipe, model: Model, beat_s: float = BEAT_S) -> None:
     """Serve `pipe` until a `Stop` or until its other end is closed."""
     try:
-        wanted: Model | None = model
-        engines, busy_s = _Engines(), 0.0
-        while wanted is not None:
-            try:
-                engine = engines.of(wanted)
-            except ArgusError as error:
-                pipe.send(Unusable(wanted, error))
-                return
-            pipe.send(Ready(wanted))
-            worker = _Worker(pipe, engine, busy_s, beat_s)
-            wanted, busy_s = worker.serve(), worker.busy_s
-            del worker, engine  # so that `engines` can let go of it
+        _Worker(pipe, model, beat_s).serve()
     except (EOFError, BrokenPipeError):
         return  # the server is gone
     except Exception as error:  # Python would print its message, which may quote a prompt
@@ -85,22 +77,53 @@ def run_worker(pipe: Pipe, model: Model, beat_s: float = BEAT_S) -> None:
 
 
 class _Engines:
-    """The engines of a process by their models. Those that it served with before stay where a share
-    `ROOM` of the device's memory is free once the next is loaded: going back takes no load then."""
+    """The engines of a process by their models. Besides the one that serves there are others where
+    a share `ROOM` of the device's memory is free beside them: to take up theirs takes no load."""
 
     def __init__(self) -> None:
         self._held: dict[Model, Engine] = {}
+        self._serving: Model | None = None
 
-    def of(self, model: Model) -> Engine:
-        """The engine of a model, loaded if it is not here. Raises ArgusError if it cannot be."""
-        engine = self._held.get(model)
-        if engine is None:
+    @property
+    def serving(self) -> Engine:
+        """The engine of the model that was taken up last."""
+        assert self._serving is not None
+        return self._held[self._serving]
+
+    @property
+    def busy(self) -> list[Engine]:
+        return [engine for engine in self._held.values() if engine.busy]
+
+    @property
+    def held(self) -> tuple[Model, ...]:
+        return tuple(self._held)
+
+    def take_up(self, model: Model) -> None:
+        """Serve with a model, loaded if it is not here. Raises ArgusError if it cannot be."""
+        if model not in self._held:
             engine = self._loaded(model)
             if self._held and not _has_room(model.device):
                 self._let_go(model.device)
             self._held[model] = engine
-        engine.max_batch = model.max_batch  # which a lack of memory may have lowered
-        return engine
+        self._serving = model
+        self.serving.max_batch = model.max_batch  # which a lack of memory may have lowered
+
+    def keep(self, models: Iterable[Model]) -> None:
+        """Load models beside those that are here while there is room, but for those that cannot be
+        loaded."""
+        for model in models:
+            if model in self._held:
+                continue
+            if not _has_room(model.device):
+                return
+            try:
+                self._held[model] = _load(model)
+            except ArgusError as error:
+                log.info("A model is not loaded ahead: %s", error)
+            if not _has_room(model.device):
+                self._held.pop(model, None)
+                _clean_up(model.device)
+                return
 
     def _loaded(self, model: Model) -> Engine:
         try:
@@ -113,12 +136,17 @@ class _Engines:
         return _load(model)
 
     def _let_go(self, device: str) -> None:
-        import torch
-
-        from argus.engine.memory import clean_up
-
         self._held.clear()
-        clean_up(torch.device(device))
+        self._serving = None
+        _clean_up(device)
+
+
+def _clean_up(device: str) -> None:
+    import torch
+
+    from argus.engine.memory import clean_up
+
+    clean_up(torch.device(device))
 
 
 def _has_room(device: str) -> bool:
@@ -165,89 +193,139 @@ def lower_priority() -> None:
 
 
 class _Worker:
-    """Runs the engine, and reads messages between two steps. `_waiting` are the tasks that the
-    engine does not have yet: those behind one that must be alone. `busy_s` are the seconds in which
-    this process was busy so far."""
+    """Runs the engines, and reads messages between two steps. `_waiting` are the messages that wait
+    for their turn: those behind a task that must be alone, or behind a load. `busy_s` are the
+    seconds in which this process was busy so far.
 
-    def __init__(self, pipe: Pipe, engine: Engine, busy_s: float, beat_s: float = BEAT_S) -> None:
-        self._pipe, self._engine, self._beats_s = pipe, engine, beat_s
-        self._waiting: deque[Task] = deque()
-        self._tasks: dict[int, Task] = {}  # by the engine's ticket
+    A model that is here is taken up at once: tasks of before go on with their engine, a step of
+    each in turn.
+    """
+
+    def __init__(self, pipe: Pipe, model: Model, beat_s: float = BEAT_S) -> None:
+        self._pipe, self._beats_s = pipe, beat_s
+        self._engines = _Engines()
+        self._waiting: deque[Task | Load | Keep] = deque([Load(model)])
+        self._tasks: dict[tuple[Engine, int], Task] = {}  # by an engine's ticket
         self._begun: set[int] = set()
         self._stopping = False
-        self._wanted: Model | None = None
         self._beat_s = -math.inf
-        self._busy_before_s = busy_s  # until `_since_s`, when the engine became busy
+        self._busy_before_s = 0.0  # until `_since_s`, when the engines became busy
         self._since_s: float | None = None
 
-    def serve(self) -> Model | None:
-        """Work until a `Stop` or `Load`; the model to load, None for a `Stop`."""
+    def serve(self) -> None:
+        """Work until a `Stop`, or until a model cannot be loaded."""
         while True:
             while self._pipe.poll():
                 self._take(self._pipe.recv())
-            self._admit()
+            try:
+                self._admit()
+            except _LoadFailed as failed:
+                self._pipe.send(Unusable(failed.model, failed.error))
+                return
             self._clock()
-            if self._engine.busy:
-                self._beat()
+            if self._engines.busy:
                 self._step()
                 self._clock()
             elif self._stopping:
-                return self._wanted
+                return
             else:
                 self._take(self._pipe.recv())
 
     def _clock(self) -> None:
         """Begin or end to count time as busy."""
-        if not self._engine.busy:
+        if not self._engines.busy:
             self._busy_before_s, self._since_s = self.busy_s, None
         elif self._since_s is None:
             self._since_s = time.perf_counter()
 
     def _take(self, request: Request) -> None:
-        if isinstance(request, Task):
-            self._waiting.append(request)
-        elif isinstance(request, Cancel):
+        if isinstance(request, Cancel):
             self._cancel(request.number)
-        else:
+        elif isinstance(request, Stop):
             self._stopping = True
-            self._wanted = request.model if isinstance(request, Load) else None
+            while self._waiting and not isinstance(self._waiting[-1], Task):
+                self._waiting.pop()  # no task needs it
+        else:
+            self._waiting.append(request)
 
     def _cancel(self, number: int) -> None:
-        self._waiting = deque(task for task in self._waiting if task.number != number)
-        for ticket, task in list(self._tasks.items()):
+        self._waiting = deque(
+            one for one in self._waiting if not (isinstance(one, Task) and one.number == number)
+        )
+        for (engine, ticket), task in list(self._tasks.items()):
             if task.number == number:
-                self._engine.cancel(ticket)
-                del self._tasks[ticket]
+                engine.cancel(ticket)
+                del self._tasks[engine, ticket]
 
     def _admit(self) -> None:
-        """Admit the tasks that may run beside those in the engine."""
+        """Do what waits, in its order, until something must wait for the engines' tasks. Raises
+        _LoadFailed."""
         while self._waiting:
-            alone = self._waiting[0].alone or any(task.alone for task in self._tasks.values())
-            if alone and self._tasks:
-                return
-            task = self._waiting.popleft()
-            try:
-                ticket = self._engine.admit(
-                    task.job,
-                    start=None if task.start is None else unpack(task.start),
-                    keep=task.keep,
-                    on_step=self._reporter(task) if task.progress else None,
-                    previews=task.previews,
-                    on_preview=self._shower(task) if task.previews else None,
-                )
-            except Exception as error:
-                self._pipe.send(Failed(task.number, _public(error)))
+            first = self._waiting[0]
+            if isinstance(first, Task):
+                alone = first.alone or any(task.alone for task in self._tasks.values())
+                if alone and self._tasks:
+                    return
+                self._begin(first)
+            elif isinstance(first, Load):
+                if self._occupied and first.model not in self._engines.held:
+                    return
+                self._load(first.model)
             else:
-                self._tasks[ticket] = task
+                if self._occupied:
+                    return
+                self._engines.keep(first.models)
+                self._pipe.send(Held(self._engines.held))
+            self._waiting.popleft()
+
+    @property
+    def _occupied(self) -> bool:
+        """Whether engines have anything to do, if only for tasks that were cancelled."""
+        return bool(self._tasks or self._engines.busy)
+
+    def _load(self, model: Model) -> None:
+        try:
+            self._engines.take_up(model)
+        except ArgusError as error:
+            raise _LoadFailed(model, error) from error
+        self._pipe.send(Ready(model, self._engines.held))
+
+    def _begin(self, task: Task) -> None:
+        engine = self._engines.serving
+        try:
+            ticket = engine.admit(
+                task.job,
+                start=None if task.start is None else unpack(task.start),
+                keep=task.keep,
+                on_step=self._reporter(task) if task.progress else None,
+                previews=task.previews,
+                on_preview=self._shower(task) if task.previews else None,
+            )
+        except Exception as error:
+            self._pipe.send(Failed(task.number, _public(error)))
+        else:
+            self._tasks[engine, ticket] = task
 
     def _step(self) -> None:
-        begun = {*self._engine.in_flight, *self._engine.upcoming}
+        """A step of every engine that has tasks."""
+        engines = self._engines.busy
+        begun = {
+            self._tasks[engine, ticket].number
+            for engine in engines
+            for ticket in (*engine.in_flight, *engine.upcoming)
+            if (engine, ticket) in self._tasks  # else it was cancelled
+        }
         if begun - self._begun:  # before the step, in case it kills the process
-            numbers = [self._tasks[ticket].number for ticket in begun - self._begun]
-            self._pipe.send(Begun(tuple(numbers)))
+            self._pipe.send(Begun(tuple(begun - self._begun)))
         self._begun = begun
-        for ticket, outcome in self._engine.step():
-            self._pipe.send(self._answer(self._tasks.pop(ticket).number, outcome))
+        for engine in engines:
+            self._beat()
+            for ticket, outcome in engine.step():
+                number = self._tasks.pop((engine, ticket)).number
+                self._pipe.send(self._answer(number, outcome))
+            for other in engines:
+                if other is not engine:
+                    other.resume()
 
     def _answer(self, number: int, outcome: Result | Exception) -> Done | Failed:
         if isinstance(outcome, Exception):
@@ -275,6 +353,14 @@ class _Worker:
 
     def _shower(self, task: Task) -> Callable[[int, Image.Image], None]:
         return lambda index, image: self._pipe.send(Preview(task.number, index, image))
+
+
+class _LoadFailed(Exception):
+    """A model cannot be loaded, because of an `error`."""
+
+    def __init__(self, model: Model, error: ArgusError) -> None:
+        super().__init__()
+        self.model, self.error = model, error
 
 
 def _public(error: Exception) -> ArgusError:

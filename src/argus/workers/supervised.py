@@ -13,7 +13,7 @@ import itertools
 import logging
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Protocol
 
@@ -26,6 +26,8 @@ from argus.workers.messages import (
     Cancel,
     Done,
     Failed,
+    Held,
+    Keep,
     Load,
     Preview,
     Progress,
@@ -35,7 +37,7 @@ from argus.workers.messages import (
     Task,
     Unusable,
 )
-from argus.workers.worker import Finished, Model, OnPreview, State, WorkerError
+from argus.workers.worker import Finished, Model, OnPreview, State, Unanswered, WorkerError
 
 log = logging.getLogger(__name__)
 
@@ -73,6 +75,7 @@ class Body(Protocol):
 @dataclass
 class _Pending:
     task: Task
+    model: Model
     answer: asyncio.Future[Finished]
     on_step: OnStep | None
     on_preview: OnPreview | None
@@ -84,7 +87,8 @@ class _Pending:
 class SupervisedWorker(abc.ABC):
     """Runs jobs in a process, many at once. For use from one asyncio loop.
 
-    A process that dies is started again and gets the unanswered jobs. Those that were in flight
+    A process that dies is started again and gets the unanswered jobs, but those of a model that was
+    held before: they raise Unanswered. Those that were in flight
     then run one at a time, so that a job that crashes the process does so alone; it fails at its
     third death. A model that does not load (an error, or three deaths while loading) makes the
     worker unusable. A process that has jobs and sends nothing for longer than `silence_s()` seconds
@@ -112,6 +116,8 @@ class SupervisedWorker(abc.ABC):
         self._failed_loads = 0  # processes in a row that died while loading the model
         self._asked = model  # the model that the process was last asked to load
         self._proven = False  # whether the process has made a picture with its model
+        self._held: frozenset[Model] = frozenset()  # the process's models
+        self._kept = asyncio.Event()  # whether the last `Keep` is answered
         self._heard_s = 0.0  # time of the last message, or of the first pending job
         self.silence_s: Callable[[], float] = lambda: math.inf
 
@@ -158,18 +164,35 @@ class SupervisedWorker(abc.ABC):
             raise self.problem
 
     def load(self, model: Model) -> None:
-        """Hold another model, once earlier jobs are done; the state is `STARTING` until then.
+        """Hold another model, at once if `at_hand` says so; else once earlier jobs are done, and
+        the state is `STARTING` until then.
 
         A model that cannot be loaded makes the worker unusable; after a lack of memory it is first
         tried again in a new process, without what the last model left behind.
         """
+        here = self.at_hand(model)
         self.model = self._asked = model
-        self._loaded_once, self._failed_loads, self._proven = False, 0, False
-        if self.state is State.READY:
+        self._loaded_once, self._failed_loads, self._proven = here, 0, False
+        if self.state is State.READY and not here:
             self.state = State.STARTING
             self._loading = True
             self._settled.clear()
         self._send(Load(model))
+
+    def at_hand(self, model: Model) -> bool:
+        return self.state is State.READY and model in self._held
+
+    async def keep(self, models: Sequence[Model], limit_s: float) -> None:
+        if self.state is not State.READY:
+            return
+        self._kept.clear()
+        self._send(Keep(tuple(models)))
+        try:
+            async with asyncio.timeout(limit_s):
+                await self._kept.wait()
+        except TimeoutError:
+            log.warning("Loading other models ahead takes longer than %.0f s: given up", limit_s)
+            self.kill()
 
     async def run(
         self,
@@ -190,7 +213,7 @@ class SupervisedWorker(abc.ABC):
         )  # fmt: skip
         if not self._pending:
             self._heard_s = time.monotonic()
-        self._pending[number] = _Pending(task, answer, on_step, on_preview)
+        self._pending[number] = _Pending(task, self.model, answer, on_step, on_preview)
         self._send(task)
         try:
             return await answer
@@ -204,6 +227,7 @@ class SupervisedWorker(abc.ABC):
         """Let jobs finish for up to `grace_s` seconds, then end the process."""
         if self.state is not State.UNUSABLE:
             self.state = State.STOPPED
+        self._kept.set()
         self._send(Stop())
         waiting = [pending.answer for pending in self._pending.values()]
         if waiting:
@@ -245,6 +269,8 @@ class SupervisedWorker(abc.ABC):
                 await self._ended(body)
                 await body.release()
                 name, ran = body.name, body.ran
+            self._held = frozenset()
+            self._kept.set()
             if not self._wanted:
                 return
             self._settled.clear()
@@ -298,7 +324,10 @@ class SupervisedWorker(abc.ABC):
             self._asked = self.model
             body.send(Load(self.model))
         for pending in self._pending.values():
-            body.send(pending.task)
+            if pending.model == self.model:
+                body.send(pending.task)
+            elif not pending.answer.done():
+                pending.answer.set_exception(Unanswered("The worker's model changed.", busy=True))
         return body
 
     def _hear(self, answer: Answer) -> None:
@@ -308,13 +337,19 @@ class SupervisedWorker(abc.ABC):
 
     def _take(self, answer: Answer) -> None:
         if isinstance(answer, Ready):
+            self._held = frozenset(answer.held)
             if answer.model != self.model:
                 return  # another is asked for by now
+            was_ready = self.state is State.READY
             if self.state is State.STARTING:
                 self.state = State.READY
             self._loaded_once, self._loading = True, False
             self._settled.set()
-            self.on_change()
+            if not was_ready:
+                self.on_change()
+        elif isinstance(answer, Held):
+            self._held = frozenset(answer.models)
+            self._kept.set()
         elif isinstance(answer, Begun):
             for number in answer.numbers:
                 if number in self._pending:
@@ -344,7 +379,7 @@ class SupervisedWorker(abc.ABC):
                 pending.shown = answer.index + 1  # a job that is run again shows none twice
                 pending.on_preview(answer.index, answer.image)
         elif isinstance(answer, Done):
-            self._proven = True
+            self._proven |= pending.model == self.model
             self.busy_s = self._busy_before_s + answer.busy_s
             pending.answer.set_result(answer.finished)
         else:

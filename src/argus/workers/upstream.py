@@ -7,7 +7,7 @@ import contextlib
 import logging
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from argus.config import Upstream
@@ -125,6 +125,12 @@ class UpstreamWorker:
             self._lose()
         self.model = model
         self.on_change()
+
+    def at_hand(self, model: Model) -> bool:
+        return False
+
+    async def keep(self, models: Sequence[Model], limit_s: float) -> None:
+        """It holds one model."""
 
     def restart(self, model: Model) -> None:
         """Start again with its own model, after `load` of another."""

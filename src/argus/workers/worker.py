@@ -7,7 +7,7 @@
 from __future__ import annotations
 
 import enum
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
@@ -76,7 +76,7 @@ class Finished:
 
 
 class Worker(Protocol):
-    """Holds one model and runs jobs, many at once. For use from one asyncio loop.
+    """Serves with one model at a time and runs jobs, many at once. For use from one asyncio loop.
 
     `device_type` is the index of its type of device in the variant table. `model` is what it holds
     or loads, `problem` why it is unusable. `restarts` counts its restarts, `busy_s` the seconds in
@@ -110,7 +110,17 @@ class Worker(Protocol):
         """Wait until the model is loaded. Raises the error that prevents it."""
 
     def load(self, model: Model) -> None:
-        """Hold another model, once earlier jobs are done; the state is `STARTING` until then."""
+        """Hold another model, at once if `at_hand` says so; else once earlier jobs are done, and
+        the state is `STARTING` until then."""
+
+    def at_hand(self, model: Model) -> bool:
+        """Whether a model is loaded, so that it can be held at once: jobs of before go on beside
+        those that follow."""
+
+    async def keep(self, models: Sequence[Model], limit_s: float) -> None:
+        """Load models beside the one that serves, as far as there is room: they are `at_hand` then.
+        For a worker without jobs. Returns when that is done, or cannot be; after `limit_s` seconds
+        it is given up, and the worker starts again without them."""
 
     def restart(self, model: Model) -> None:
         """Start again with another model, after one that could not be loaded."""
