@@ -5,14 +5,14 @@
 For each policy a real server (`argus serve`, two workers) gets the same requests at the same
 moments: prompts of the workload generator, a trace whose height is `--peak` times what the server
 can carry of exact pictures (the most that `clipper-ha` answers in time at any of a few loads),
-compressed in time. The client is open-loop: it waits for nobody, tries nothing twice, accounts for
-every request, and takes as little of the cores as it can. All begin with the same cache, warmed
-with prompts from before. The profile is measured first, with as many processes side by side as
-there are workers. Afterwards every picture is scored beside the exact one of the same prompt and
-seed; quality is 1 + (s - s_exact) / mean(s_exact - s0). `simulated` is the same arrivals on the
-virtual cluster, with the measured profile and with what the predictor says of the same prompts for
-truth. Server and client compute on the same cores as the workers, which a profile does not know:
-the simulation's workers are at every moment as much slower as the server saw its own (`slowness`).
+compressed in time. The client is open-loop: it waits for nobody, tries
+nothing twice, and accounts for every request. All begin with the same cache, warmed with prompts
+from before. The profile is measured first, with as many processes side by side as there are
+workers. Afterwards every picture is scored beside the exact one of the same prompt and seed;
+quality is 1 + (s - s_exact) / mean(s_exact - s0). `simulated` is the same arrivals on the virtual
+cluster, with the measured profile and with what the predictor says of the same prompts for truth.
+Server and client compute on the same cores as the workers, which a profile does not know: the
+simulation's workers are at every moment as much slower as the server saw its own (`slowness`).
 
 With `--pairs`, `price` and `price-blind` get so many more bursts, both the same, first in turn;
 told is the mean difference in the burst, with its 95 % interval by Student's t. With `--cores`
@@ -43,6 +43,7 @@ from typing import Annotated, Any
 
 import httpx
 import numpy as np
+import openai
 import pandas as pd
 import psutil
 import typer
@@ -82,8 +83,6 @@ POLICIES = "price,price-blind,argus,proteus,nirvana,clipper-ht,clipper-ha"
 COMMAND = [sys.executable, "-c", "from argus.cli.main import main; main()"]
 EXCERPT = slice(130, 290)  # of the bursty trace, minutes: a burst with its flanks
 OUTCOMES = {429: SHED, 504: DROPPED}
-GENERATIONS = "/v1/images/generations"
-UNLIMITED = httpx.Limits(max_connections=None, max_keepalive_connections=None)
 GIVE_UP_S = 60.0
 WATCH_S = 1.0
 TWINS = ("price", "price-blind")
@@ -435,8 +434,10 @@ async def replay(settings: Path, warmed: Path, arrived_s: Numbers, prompts: list
     done = Replayed(len(prompts), arrived_s)
     with running(settings) as (url, process):
         await asyncio.to_thread(until_ready, url)
-        client = httpx.AsyncClient(base_url=url, timeout=GIVE_UP_S, limits=UNLIMITED)
-        await client.post(GENERATIONS, json={"prompt": "a first one, to warm up"} | OPTED_OUT)
+        client = openai.AsyncOpenAI(
+            base_url=f"{url}/v1", api_key="none", max_retries=0, timeout=GIVE_UP_S
+        )
+        await client.images.generate(prompt="a first one, to warm up", extra_body=OPTED_OUT)
         done.slowness.append((0.0, metric(url, "argus_slowness")))
         begun = time.perf_counter()
 
@@ -451,28 +452,30 @@ async def replay(settings: Path, warmed: Path, arrived_s: Numbers, prompts: list
             await asyncio.sleep(max(0.0, begun + arrived_s[number] - time.perf_counter()))
             sent = time.perf_counter()
             try:
-                asked = {"prompt": prompts[number], "seed": number}
-                response = await client.post(GENERATIONS, json=asked)
-            except httpx.HTTPError:
+                answer = await client.images.generate(
+                    prompt=prompts[number], extra_body={"seed": number}
+                )
+            except openai.APIStatusError as error:
+                done.outcome[number] = OUTCOMES.get(error.status_code, FAILED)
+                done.lost -= 1
+            except openai.APIError:
                 done.outcome[number] = FAILED
             else:
+                told = (answer.model_extra or {})["argus"][0]
+                done.deadline_s = told["deadline_ms"] / 1000
+                took_s = time.perf_counter() - sent
+                done.outcome[number] = ON_TIME if took_s <= done.deadline_s else LATE
+                done.variant[number] = told["variant"]
+                done.told[number] = told
+                done.pictures[number] = base64.b64decode((answer.data or [])[0].b64_json or "")
                 done.lost -= 1
-                done.outcome[number] = OUTCOMES.get(response.status_code, FAILED)
-                if response.status_code == httpx.codes.OK:
-                    took_s, answer = time.perf_counter() - sent, response.json()
-                    told = answer["argus"][0]
-                    done.deadline_s = told["deadline_ms"] / 1000
-                    done.outcome[number] = ON_TIME if took_s <= done.deadline_s else LATE
-                    done.variant[number] = told["variant"]
-                    done.told[number] = told
-                    done.pictures[number] = base64.b64decode(answer["data"][0]["b64_json"])
             done.ended_s[number] = arrived_s[number] + time.perf_counter() - sent
 
         cpu = cpu_s(process.pid), time.process_time()
         watching = asyncio.create_task(watch())
         await asyncio.gather(*(one(number) for number in range(len(prompts))))
         watching.cancel()
-        await client.aclose()
+        await client.close()
         server_s, client_s = cpu_s(process.pid) - cpu[0], time.process_time() - cpu[1]
         done.loads = int(metric(url, "argus_model_loads_total"))
         done.metrics = httpx.get(f"{url}/metrics").text
