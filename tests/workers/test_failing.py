@@ -318,4 +318,4 @@ def test_who_waits_for_a_model_can_be_cancelled_as_it_comes(measured_family: Pat
         with pytest.raises(asyncio.CancelledError):
             await waiting
 
-    with_fleet(measured_family, ("fits", "fits"), use)
+    with_fleet(measured_family, ("fits", "slow"), use)

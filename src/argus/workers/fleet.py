@@ -691,12 +691,15 @@ class Fleet:
         return [queue for queue in self.queues if queue.number not in self._gone]
 
     def _drain_all(self) -> None:
-        for queue in self.queues:
-            self._drain(queue)
+        """Drain the workers that are to hold another model; again after one took its up at once,
+        which may spare another."""
+        while any(self._drain(queue) for queue in self.queues):
+            pass
 
-    def _drain(self, queue: WorkerQueue[Request]) -> None:
+    def _drain(self, queue: WorkerQueue[Request]) -> bool:
+        """Whether a worker has another model at once."""
         if not queue.moves or not self._spared(queue):
-            return  # it is drained when another worker is back
+            return False  # it is drained when another worker is back
         log.info(
             "Worker %d goes from %s to %s", queue.number,
             self._table.models[queue.model], self._table.models[queue.target],
@@ -705,6 +708,7 @@ class Fleet:
         for request in queue.drain():
             self._fail(request, HandedBack())
         self._settle(queue)
+        return queue.ready
 
     def _spared(self, queue: WorkerQueue[Request]) -> bool:
         """Whether service goes on without a worker: another serves, or no other is alive; and the
@@ -732,7 +736,6 @@ class Fleet:
             queue.take_up(target, now)
             queue.next_s(now)
             self._loaded_at[queue.number] = now
-            asyncio.get_running_loop().call_soon(self._drain_all)
         elif not queue.running:
             queue.model = target
             self.loads += 1
