@@ -12,7 +12,7 @@ Each takes --json for an object as last line. `docs/results.md` holds the tables
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import replace
 from multiprocessing import get_context
@@ -82,11 +82,13 @@ def excerpt(trace: Trace, number: int) -> Trace:
     return replace(trace, rates=rates, at_s=at_s, topics=topics)
 
 
-def on_all_cores(work: Callable[..., T], jobs: list[tuple[Any, ...]]) -> list[T]:
+def on_all_cores(
+    work: Callable[..., T], jobs: Sequence[tuple[Any, ...]], title: str = "Simulating"
+) -> list[T]:
     """What `work` returns for the arguments of each job, in their order."""
     with ProcessPoolExecutor(cores(), mp_context=get_context("spawn")) as pool:
         running = [pool.submit(work, *job) for job in jobs]
-        return [one.result() for one in track(running, transient=True)]
+        return [one.result() for one in track(running, title, transient=True)]
 
 
 def most_carried(

@@ -18,11 +18,9 @@ from __future__ import annotations
 import hashlib
 import importlib.util
 import json
-import multiprocessing
 import os
 import time
 from collections.abc import Callable
-from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
@@ -30,11 +28,10 @@ from typing import Annotated, Any
 
 import numpy as np
 import typer
-from evaluation import PARTS, PICTURES, scenario
+from evaluation import PARTS, PICTURES, on_all_cores, scenario
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
 from rich.console import Console
-from rich.progress import track
 from rich.table import Table
 
 import argus
@@ -441,10 +438,7 @@ def runs_of(jobs: list[Job], title: str) -> list[dict[str, Any]]:
     """All of the runs; those that are not kept are made now, one on each core."""
     missing = [job for job in jobs if not file_of(key_of(*job)).exists()]
     if len(missing) > 1:
-        with ProcessPoolExecutor(mp_context=multiprocessing.get_context("spawn")) as pool:
-            made = [pool.submit(run_of, *job) for job in missing]
-            for one in track(as_completed(made), title, len(made), transient=True):
-                one.result()
+        on_all_cores(run_of, missing, title)
     return [run_of(*job) for job in jobs]
 
 

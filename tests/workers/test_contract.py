@@ -22,13 +22,11 @@ import torch
 from PIL import Image, ImageChops
 
 from argus.config import Upstream as Settings
-from argus.core import machine
 from argus.core.errors import BadRequest, ModelError
 from argus.core.job import Job
 from argus.engine.engine import Engine
 from argus.workers.local import LocalWorker
 from argus.workers.packing import pack, unpack
-from argus.workers.process import ROOM
 from argus.workers.upstream import UpstreamWorker
 from argus.workers.worker import Model, State, Unanswered, Worker, WorkerError
 from tests.workers.clusters import ray_nodes
@@ -252,12 +250,8 @@ def test_it_holds_another_model_once_its_jobs_are_done(
 
 
 def test_jobs_go_on_while_it_takes_up_a_model_at_hand_and_are_handed_back_if_it_dies(
-    runner: asyncio.Runner, kind: Kind, own_engine: None, tiny_sd: Path
+    runner: asyncio.Runner, kind: Kind, own_engine: None, room: None, tiny_sd: Path
 ) -> None:
-    free, total = machine.memory()
-    if free < 1.1 * ROOM * total:
-        pytest.skip("Too little memory is free to load ahead.")
-
     async def use() -> None:
         first, other = Model(str(tiny_sd)), Model(str(tiny_sd), sampler="euler")
         worker = kind.new(first)

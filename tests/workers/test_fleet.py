@@ -18,7 +18,6 @@ import pytest
 from argus.control.batching import StepBatching
 from argus.control.request import Request
 from argus.control.variants import DeviceType, variant_table
-from argus.core import machine
 from argus.core.job import Job
 from argus.core.profile import Profile
 from argus.engine.engine import Engine
@@ -26,7 +25,6 @@ from argus.families.catalog import read_family
 from argus.workers import fleet as fleets
 from argus.workers.fleet import MOST_YIELDING, Fleet, HandedBack, TooLate, Yielded
 from argus.workers.local import LocalWorker
-from argus.workers.process import ROOM
 from argus.workers.worker import Finished, Model, WorkerError
 
 JOB = Job("a red fish", seed=1, steps=6, guidance=3.0, width=32, height=32)
@@ -61,13 +59,6 @@ def request(job: Job = JOB, limit_s: float = 60.0) -> Request:
     return Request(deadline_s=at, expires_s=at, work_steps=float(job.steps))
 
 
-def skip_without_room() -> None:
-    """Models are loaded ahead where half of the memory is free."""
-    free, total = machine.memory()
-    if free < 1.1 * ROOM * total:
-        pytest.skip("Too little memory is free.")
-
-
 async def until(true: Callable[[], bool]) -> None:
     while not true():
         await asyncio.sleep(0.01)
@@ -91,8 +82,9 @@ def test_a_model_moves_while_the_others_serve(measured_family: Path) -> None:
     with_fleet(measured_family, use)
 
 
-def test_models_at_hand_are_taken_up_while_pictures_are_made(measured_family: Path) -> None:
-    skip_without_room()
+def test_models_at_hand_are_taken_up_while_pictures_are_made(
+    measured_family: Path, room: None
+) -> None:
     family = read_family(measured_family)
     source = list(family.models.values())[1]
     expected = Engine.load(source, sampler="euler").run(JOB).image.tobytes()
@@ -112,10 +104,8 @@ def test_models_at_hand_are_taken_up_while_pictures_are_made(measured_family: Pa
 
 
 def test_what_was_begun_as_a_worker_took_up_another_model_is_handed_back(
-    measured_family: Path,
+    measured_family: Path, room: None
 ) -> None:
-    skip_without_room()
-
     async def use(fleet: Fleet) -> None:
         await fleet.calibrate([(JOB, 6.0)] * 2)
         begun = asyncio.create_task(fleet.run(request(), JOB, 0, 0))

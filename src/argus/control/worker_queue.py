@@ -171,9 +171,8 @@ class WorkerQueue(Generic[R]):
                 self.running.remove(entry)
                 heapq.heapify(self.running)
                 begun_s, crowd_s = self._begun_at.pop(request, (now, 0.0))
-                if (
-                    done and request not in self._untypical
-                ):  # steps predicted for its time, and steps done
+                if done and request not in self._untypical:
+                    # steps predicted for its time, and steps done
                     took = self.progress - entry[0] + request.work_steps
                     if self.curve is None:
                         self._measure(took, request.work_steps)

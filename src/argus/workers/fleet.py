@@ -332,10 +332,10 @@ class Fleet:
             able = self._table.runs[EXACT, queue.kind]
             return queue.slowness * float(exact_s[queue.kind]) if able else math.inf
 
-        for again in range(CALIBRATIONS):
+        await self.holding(None, math.inf)
+        await self._keep_all()
+        for _ in range(CALIBRATIONS):
             await self.holding(None, math.inf)
-            if not again:
-                await self._keep_all()
             trials = [
                 asyncio.create_task(timed(worker, queue))
                 for worker, queue in zip(self.workers, self.queues, strict=True)
@@ -488,7 +488,7 @@ class Fleet:
         worker, run, done = self.workers[queue.number], self._runs[request], False
         try:
             if queue.model != model:  # it was taken up since
-                raise Unanswered("The worker's model changed.", busy=True)
+                raise HandedBack
             finished = await worker.run(run.job, run.start, run.keep, run.previews, run.on_preview)
             done = True
             if not run.answer.done():
@@ -697,7 +697,8 @@ class Fleet:
             pass
 
     def _drain(self, queue: WorkerQueue[Request]) -> bool:
-        """Whether a worker has another model at once."""
+        """Have a worker that can be spared go on to the model that it is to hold; whether it serves
+        with that at once."""
         if not queue.moves or not self._spared(queue):
             return False  # it is drained when another worker is back
         log.info(
@@ -725,21 +726,21 @@ class Fleet:
         worker, target = self.workers[queue.number], queue.target
         if queue.ready or not queue.alive or worker.state is not State.READY:
             return
+        now, model = time.monotonic(), self._model(queue, target)
         if queue.model == target:
-            queue.advance(time.monotonic())
+            queue.advance(now)
             queue.ready = True
-            self._loaded_at[queue.number] = time.monotonic()
-        elif worker.at_hand(self._model(queue, target)):
-            now = time.monotonic()
+            self._loaded_at[queue.number] = now
+        elif worker.at_hand(model):
             self.loads += 1
-            worker.load(self._model(queue, target))
+            worker.load(model)
             queue.take_up(target, now)
             queue.next_s(now)
             self._loaded_at[queue.number] = now
         elif not queue.running:
             queue.model = target
             self.loads += 1
-            worker.load(self._model(queue, target))
+            worker.load(model)
         else:
             return
         self._tell()

@@ -217,11 +217,7 @@ class _Worker:
         while True:
             while self._pipe.poll():
                 self._take(self._pipe.recv())
-            try:
-                self._admit()
-            except _LoadFailed as failed:
-                self._pipe.send(Unusable(failed.model, failed.error))
-                return
+            self._admit()
             self._clock()
             if self._engines.busy:
                 self._step()
@@ -258,25 +254,24 @@ class _Worker:
                 del self._tasks[engine, ticket]
 
     def _admit(self) -> None:
-        """Do what waits, in its order, until something must wait for the engines' tasks. Raises
-        _LoadFailed."""
-        while self._waiting:
-            first = self._waiting[0]
+        """Do what waits, in its order, until something must wait for the engines' tasks."""
+        while self._waiting and not self._is_blocked(self._waiting[0]):
+            first = self._waiting.popleft()
             if isinstance(first, Task):
-                alone = first.alone or any(task.alone for task in self._tasks.values())
-                if alone and self._tasks:
-                    return
                 self._begin(first)
             elif isinstance(first, Load):
-                if self._occupied and first.model not in self._engines.held:
-                    return
                 self._load(first.model)
             else:
-                if self._occupied:
-                    return
                 self._engines.keep(first.models)
                 self._pipe.send(Held(self._engines.held))
-            self._waiting.popleft()
+
+    def _is_blocked(self, request: Task | Load | Keep) -> bool:
+        if isinstance(request, Task):
+            alone = request.alone or any(task.alone for task in self._tasks.values())
+            return alone and bool(self._tasks)
+        if isinstance(request, Load) and request.model in self._engines.held:
+            return False
+        return self._occupied
 
     @property
     def _occupied(self) -> bool:
@@ -284,11 +279,16 @@ class _Worker:
         return bool(self._tasks or self._engines.busy)
 
     def _load(self, model: Model) -> None:
+        """Take up a model. If it cannot be loaded, which is not tried beside tasks, the process
+        ends: what waits has no model."""
         try:
             self._engines.take_up(model)
         except ArgusError as error:
-            raise _LoadFailed(model, error) from error
-        self._pipe.send(Ready(model, self._engines.held))
+            self._pipe.send(Unusable(model, error))
+            self._waiting.clear()
+            self._stopping = True
+        else:
+            self._pipe.send(Ready(model, self._engines.held))
 
     def _begin(self, task: Task) -> None:
         engine = self._engines.serving
@@ -353,14 +353,6 @@ class _Worker:
 
     def _shower(self, task: Task) -> Callable[[int, Image.Image], None]:
         return lambda index, image: self._pipe.send(Preview(task.number, index, image))
-
-
-class _LoadFailed(Exception):
-    """A model cannot be loaded, because of an `error`."""
-
-    def __init__(self, model: Model, error: ArgusError) -> None:
-        super().__init__()
-        self.model, self.error = model, error
 
 
 def _public(error: Exception) -> ArgusError:

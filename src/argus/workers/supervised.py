@@ -88,12 +88,11 @@ class SupervisedWorker(abc.ABC):
     """Runs jobs in a process, many at once. For use from one asyncio loop.
 
     A process that dies is started again and gets the unanswered jobs, but those of a model that was
-    held before: they raise Unanswered. Those that were in flight
-    then run one at a time, so that a job that crashes the process does so alone; it fails at its
-    third death. A model that does not load (an error, or three deaths while loading) makes the
-    worker unusable. A process that has jobs and sends nothing for longer than `silence_s()` seconds
-    is killed and replaced; loading has no time limit. `on_change` is called whenever `state` may
-    have changed.
+    held before: they raise Unanswered. Those that were in flight then run one at a time, so that a
+    job that crashes the process does so alone; it fails at its third death. A model that does not
+    load (an error, or three deaths while loading) makes the worker unusable. A process that has
+    jobs and sends nothing for longer than `silence_s()` seconds is killed and replaced; loading has
+    no time limit. `on_change` is called whenever `state` may have changed.
     """
 
     opaque = False
