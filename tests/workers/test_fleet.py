@@ -26,6 +26,7 @@ from argus.workers import fleet as fleets
 from argus.workers.fleet import MOST_YIELDING, Fleet, HandedBack, TooLate, Yielded
 from argus.workers.local import LocalWorker
 from argus.workers.worker import Finished, Model, WorkerError
+from tests.workers.pictures import alike
 
 JOB = Job("a red fish", seed=1, steps=6, guidance=3.0, width=32, height=32)
 LONG = Job("a red fish", seed=1, steps=400, guidance=3.0, width=32, height=32)
@@ -37,7 +38,7 @@ def with_fleet(family_file: Path, use: Callable[[Fleet], Awaitable[None]]) -> No
     profile = Profile.read(family_file.parent / "profile.json")
     models = [
         Model(source, sampler, threads=1)
-        for source, sampler in zip(family.models.values(), ("ddim", "euler"), strict=True)
+        for source, sampler in zip(family.models.values(), ("ddim", "lcm"), strict=True)
     ]
     table = variant_table(family, [DeviceType.of(profile)])
     workers = [LocalWorker(models[0]) for _ in range(2)]
@@ -87,7 +88,8 @@ def test_models_at_hand_are_taken_up_while_pictures_are_made(
 ) -> None:
     family = read_family(measured_family)
     source = list(family.models.values())[1]
-    expected = Engine.load(source, sampler="euler").run(JOB).image.tobytes()
+    expected = Engine.load(source, sampler="lcm").run(JOB).image
+    assert not alike(expected, Engine.load(source, sampler="ddim").run(JOB).image)
 
     async def use(fleet: Fleet) -> None:
         await fleet.calibrate([(JOB, 6.0)] * 2)
@@ -96,7 +98,7 @@ def test_models_at_hand_are_taken_up_while_pictures_are_made(
         fleet.move([1, 1])
         assert fleet.cluster().models == [1, 1] and max(fleet.cluster().wait_s) == 0
         made = await asyncio.gather(*(fleet.run(request(), JOB, n % 2, 1) for n in range(6)))
-        assert {one.image.tobytes() for one in made} == {expected}
+        assert all(alike(one.image, expected) for one in made)
         assert not held.done() and isinstance(await held, Finished)
         assert fleet.queues[0].guests == set()
 

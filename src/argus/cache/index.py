@@ -17,7 +17,7 @@ Kind = Literal["array", "graph"]
 FEW = 128  # most entries of a scope that need no graph, which takes 50 kB even for one entry
 READ_AT_ONCE = 10_000  # vectors of `add_all` in memory beside the index
 ALIKE = 2e-3  # most that an f16 number of a unit vector differs from what it was made from
-ADDED_AT_ONCE = 128  # usearch keeps Python's lock in each call: other threads run in between
+ADDED_AT_ONCE = 64  # usearch keeps Python's lock in each call: other threads run in between
 
 
 class SimilarityIndex:
@@ -37,7 +37,7 @@ class SimilarityIndex:
         return self._size
 
     def add_all(self, known: Iterable[tuple[int, str, Vector]]) -> None:
-        """Add many (entry, scope key, vector), with all cores."""
+        """Add many (entry, scope key, vector)."""
         left = iter(known)
         while some := list(islice(left, READ_AT_ONCE)):
             by_scope: dict[str, tuple[list[int], list[Vector]]] = {}
@@ -226,7 +226,8 @@ class _Graph:
         return vector
 
     def add(self, entries: list[int], vectors: NDArray[np.float32]) -> None:
-        self._index.add(np.array(entries), vectors)
+        # One thread: entries that several threads add are there, yet never found (USearch #735).
+        self._index.add(np.array(entries), vectors, threads=1)
 
     def remove(self, entry: int) -> None:
         self._index.remove(entry)
