@@ -620,6 +620,7 @@ def simulation_of(
         events=[(at, slow(factor)) for at, factor in live.slowness],
         window_s=window,
         margin=MARGIN,
+        at_hand=True,
     )
     chosen = new_policy(policy, world.table, setup.slos(1.0))
     return Simulation(world, chosen, requests, setup).run()

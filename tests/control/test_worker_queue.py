@@ -15,9 +15,11 @@ def asked(deadline_s: float, work_steps: float = 10.0, grace_s: float = 0.0) -> 
 
 
 def queue(batching: StepBatching | AdditiveIncrease | None = None) -> WorkerQueue[Request]:
-    """A step takes a tenth of a second, and as much more as there are more than four."""
+    """A step takes a tenth of a second, half of it by model 1, and as much more as there are more
+    than four."""
     return WorkerQueue(
-        number=0, kind=0, model=0, step_s=lambda kind, model, size: 0.1 * max(1.0, size / 4),
+        number=0, kind=0, model=0,
+        step_s=lambda kind, model, size: 0.1 / (1 + model) * max(1.0, size / 4),
         batching=batching or StepBatching(), batch_limit=lambda kind, model: 4, largest_batch=4,
     )  # fmt: skip
 
@@ -101,8 +103,10 @@ def test_nothing_is_learnt_from_what_runs_while_another_model_is_taken_up() -> N
     one.enqueue(guest, 0.0)
     one.begin(0.0)
     assert one.drain() == []
+    one.advance(0.5)
+    end_s = one.next_s(0.5)
     one.take_up(1, 0.5)
-    assert one.serving == 1
+    assert one.serving == 1 and one.next_s(0.5) == pytest.approx(end_s)
     one.enqueue(beside, 0.5)
     assert one.begin(0.5) == ([beside], [])
     one.remove(guest, 3.0)  # a second was foretold

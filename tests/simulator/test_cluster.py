@@ -43,13 +43,14 @@ def run(
     workers: int = 1,
     deadline_s: float = 6.0,
     events: list[tuple[float, Happening]] | None = None,
+    at_hand: bool = False,
 ) -> Simulation:
     here, count = world(), len(at)
     slo = Slo(deadline_s)
     requests = Requests.new(
         np.array(at, dtype=float), np.zeros(count, dtype=np.int64), np.full(count, -1)
     )
-    setup = Setup(slo, [0] * workers, events=events or ())
+    setup = Setup(slo, [0] * workers, events=events or (), at_hand=at_hand)
     simulation = Simulation(here, new_policy(policy, here.table, [slo]), requests, setup)
     simulation.run()
     return simulation
@@ -108,6 +109,22 @@ def test_a_seed_repeats_a_run_exactly(policy: str) -> None:
     one, other = (simulate(scenario(2.0), policy)[1].requests for _ in range(2))
     np.testing.assert_array_equal(one.ended_s, other.ended_s)
     np.testing.assert_array_equal(one.variant, other.variant)
+
+
+def test_a_model_at_hand_is_taken_up_without_a_load() -> None:
+    """Wanted from the first moment is the small model, the large one is held; a load takes 10 s."""
+    simulation = run([1.0], "clipper-ht", at_hand=True)
+    assert simulation.requests.ended_s[0] == pytest.approx(1.0 + 20 * 0.04)
+    assert simulation.ledger.loads == 1
+    assert run([1.0], "clipper-ht").requests.outcome[0] == SHED
+
+
+def test_models_at_hand_change_under_load_and_nothing_is_lost_of_it() -> None:
+    loaded, _ = simulate(scenario(7.0), "price")
+    at_hand, simulation = simulate(scenario(7.0, at_hand=True), "price")
+    assert simulation.ledger.loads > 0
+    assert at_hand.whole.violation_ratio < loaded.whole.violation_ratio
+    assert all(not worker.guests for worker in simulation.workers)
 
 
 def test_no_worker_makes_more_than_its_profile_allows() -> None:

@@ -57,6 +57,14 @@ def simulate(
     minutes: Annotated[
         int | None, typer.Option(help="Use only so many first minutes of the trace.", min=1)
     ] = None,
+    at_hand: Annotated[
+        bool,
+        typer.Option(
+            "--at-hand",
+            help="Workers have every model at hand, as a server's have where half of the device's "
+            "memory stays free: changing takes no time.",
+        ),
+    ] = False,
     seed: Annotated[int, typer.Option(help="Random seed; the same one repeats a run.")] = 0,
     table: worlds.TableOption = None,
     profile: worlds.ProfileOption = None,
@@ -106,6 +114,7 @@ def simulate(
         at_s=asked.at_s,
         topics=asked.topics,
         compressed=asked.compressed,
+        at_hand=at_hand,
     )
     names = worlds.policies_of(policies)
     progress = Progress(

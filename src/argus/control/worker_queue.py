@@ -127,9 +127,16 @@ class WorkerQueue(Generic[R]):
         self.at_s = now
 
     def take_up(self, model: int, now: float) -> None:
-        """Serve with another model from now on; what runs goes on with its own."""
+        """Serve with another model from now on; what runs goes on with its own, in its time."""
         self.advance(now)
+        size = max(1, len(self.running))
+        before_s = self._step(size)
         self.model, self.ready = model, True
+        steps = before_s / self._step(size)  # of this model in the time of one of the last
+        self.running = [
+            (self.progress + steps * (end - self.progress), order, request)
+            for end, order, request in self.running
+        ]
         self.guests = {request for _, _, request in self.running}
         self._untypical |= self.guests
 
@@ -160,6 +167,8 @@ class WorkerQueue(Generic[R]):
         while self.running and self.running[0][0] <= self.progress + 1e-9:
             done.append(heapq.heappop(self.running)[2])
             self._begun_at.pop(done[-1], None)
+            if self._untypical:
+                self._forget({done[-1]})
             self._all_in_time &= done[-1].deadline_s >= self.at_s
         return done
 

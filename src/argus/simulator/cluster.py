@@ -47,8 +47,9 @@ class Setup:
 
     `kinds` are the workers' types of device. `events` are (seconds, function of the simulation),
     for failures and slowdowns. A plan is made every `window_s` seconds. `margin` is the share of
-    deadlines that is reserved for prediction errors. `known_rate` gives the policy the future
-    requests a second instead of a forecast, `truthful` the true quality.
+    deadlines that is reserved for prediction errors. `at_hand` says that workers have every model,
+    and take one up without a load, beside the pictures that they still make. `known_rate` gives the
+    policy the future requests a second instead of a forecast, `truthful` the true quality.
     """
 
     slo: Slo
@@ -57,6 +58,7 @@ class Setup:
     events: Sequence[tuple[float, Happening]] = ()
     window_s: float = WINDOW_S
     margin: float = 0.0
+    at_hand: bool = False
     known_rate: Callable[[float], float] | None = None
     truthful: bool = False
 
@@ -417,17 +419,21 @@ class Simulation:
         self.ledger.placements.append((self.now, held.tolist()))
 
     def _drain(self, worker: Worker) -> None:
-        """Route queued requests again, finish running ones, then load."""
+        """Route queued requests again, finish running ones, then load; if models are at hand, serve
+        with the next at once."""
         self._settle(worker, worker.finished_by(self.now))
         evicted = worker.drain()
+        if self.setup.at_hand:
+            self.ledger.loads += 1
+            worker.take_up(worker.target, self.now)
         self._cluster.models[worker.number] = worker.serving
         self._changed(worker)
-        for request in evicted:
-            self._again(request)
-        if worker.running:
+        if worker.running or worker.ready:
             self._go_on(worker)
         else:
             self._load(worker)
+        for request in evicted:
+            self._again(request)
 
     def _load(self, worker: Worker) -> None:
         worker.version += 1

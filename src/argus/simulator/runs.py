@@ -27,7 +27,8 @@ class Scenario:
     or at `at_s` (n,) seconds, ascending, if those are given for an `own` workload and the load is
     1, or, if they are to be `compressed`, in less time the higher the load and the capacity are.
     `topics` (n,) are theirs; None: drawn at random.
-    `slo_multiple` is the deadline in multiples of the exact variant's latency.
+    `slo_multiple` is the deadline in multiples of the exact variant's latency. `at_hand`: workers
+    change models without a load.
     """
 
     world: World
@@ -41,6 +42,7 @@ class Scenario:
     at_s: Numbers | None = None
     topics: Whole | None = None
     compressed: bool = False
+    at_hand: bool = False
 
     @property
     def slo(self) -> Slo:
@@ -99,7 +101,7 @@ def simulate(
     oracle = name == "oracle"
     setup = Setup(
         scenario.slo, scenario.kinds, scenario.seed, scenario.events,
-        known_rate=rate if oracle else None, truthful=oracle,
+        at_hand=scenario.at_hand, known_rate=rate if oracle else None, truthful=oracle,
     )  # fmt: skip
     chosen = policy or new_policy(name, scenario.world.table, [scenario.slo])
     simulation = Simulation(scenario.world, chosen, scenario.requests(), setup, on_progress)
