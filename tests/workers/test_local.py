@@ -6,11 +6,13 @@ import signal
 import threading
 import time
 import weakref
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from multiprocessing import Pipe
 from pathlib import Path
+from typing import Any
 
 import pytest
+import torch
 from PIL import Image
 
 from argus.core.errors import ModelError, NotEnoughMemory
@@ -347,3 +349,46 @@ def test_a_model_that_cannot_be_loaded_ahead_costs_nothing(
     other = Model(str(tiny_sd), sampler="euler")
     engines.keep([model, Model("./nowhere"), other])
     assert engines.held == (model, other)
+
+
+@pytest.mark.parametrize("most", [0, 1], ids=["no picture fits", "one at a time fits"])
+def test_pictures_that_lack_memory_are_made_without_the_models_at_hand(
+    tiny_sd: Path, monkeypatch: pytest.MonkeyPatch, most: int
+) -> None:
+    """Memory runs out while another model is held, with more than `most` pictures at once."""
+    monkeypatch.setattr(process, "lower_priority", lambda: None)
+    monkeypatch.setattr(engine_memory, "memory", lambda: (100 * GB, 100 * GB))
+    model, other = Model(str(tiny_sd)), Model(str(tiny_sd), sampler="lcm")
+    kept, advance = list[weakref.ref[Engine]](), Engine._advance
+    keep = _Engines.keep
+
+    def keeping(engines: _Engines, models: Iterable[Model]) -> None:
+        keep(engines, models)
+        kept.extend(weakref.ref(engines._held[one]) for one in (other,))
+
+    def short(engine: Engine, group: Sequence[Any]) -> None:
+        if kept[0]() is not None and len(group) > most:
+            raise torch.OutOfMemoryError("no room")
+        advance(engine, group)
+
+    monkeypatch.setattr(_Engines, "keep", keeping)
+    monkeypatch.setattr(Engine, "_advance", short)
+    ours, theirs = Pipe()
+    thread = threading.Thread(target=run_worker, args=(theirs, model))
+    thread.start()
+    assert ours.recv() == Ready(model, (model,))
+    ours.send(Keep((other,)))
+    assert ours.recv() == Held((model, other))
+    for number in range(3):
+        ours.send(Task(number, Job("a red fish", seed=number, steps=3)))
+    answers = list[Answer]()
+    while sum(isinstance(one, Done | Failed) for one in answers) < 3:
+        answers.append(ours.recv())
+    ours.send(Stop())
+    thread.join()
+    assert [one for one in answers if isinstance(one, Held)] == [Held((model,))]
+    pictures = {one.number: one.finished.image for one in answers if isinstance(one, Done)}
+    alone = Engine.load(str(tiny_sd))
+    for number in range(3):
+        job = Job("a red fish", seed=number, steps=3)
+        assert alike(pictures[number], alone.run(job).image)

@@ -125,6 +125,16 @@ class _Engines:
                 _clean_up(model.device)
                 return
 
+    def give_way(self) -> bool:
+        """Let go of the engines that only wait to be taken up, whose memory pictures need; whether
+        there were any."""
+        idle = [m for m, engine in self._held.items() if m != self._serving and not engine.busy]
+        for model in idle:
+            del self._held[model]
+        for device in {model.device for model in idle}:
+            _clean_up(device)
+        return bool(idle)
+
     def _loaded(self, model: Model) -> Engine:
         try:
             return _load(model)
@@ -258,7 +268,7 @@ class _Worker:
         while self._waiting and not self._is_blocked(self._waiting[0]):
             first = self._waiting.popleft()
             if isinstance(first, Task):
-                self._begin(first)
+                self._begin(first, self._engines.serving)
             elif isinstance(first, Load):
                 self._load(first.model)
             else:
@@ -290,8 +300,7 @@ class _Worker:
         else:
             self._pipe.send(Ready(model, self._engines.held))
 
-    def _begin(self, task: Task) -> None:
-        engine = self._engines.serving
+    def _begin(self, task: Task, engine: Engine) -> None:
         try:
             ticket = engine.admit(
                 task.job,
@@ -320,9 +329,18 @@ class _Worker:
         self._begun = begun
         for engine in engines:
             self._beat()
-            for ticket, outcome in engine.step():
-                number = self._tasks.pop((engine, ticket)).number
-                self._pipe.send(self._answer(number, outcome))
+            most, outcomes = engine.max_batch, engine.step()
+            short = any(isinstance(outcome, NotEnoughMemory) for _, outcome in outcomes)
+            more = (short or engine.max_batch < most) and self._engines.give_way()
+            if more:
+                engine.max_batch = most
+                self._pipe.send(Held(self._engines.held))
+            for ticket, outcome in outcomes:
+                task = self._tasks.pop((engine, ticket))
+                if more and isinstance(outcome, NotEnoughMemory):
+                    self._begin(task, engine)
+                else:
+                    self._pipe.send(self._answer(task.number, outcome))
             for other in engines:
                 if other is not engine:
                     other.resume()
