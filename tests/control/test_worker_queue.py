@@ -109,7 +109,8 @@ def test_nothing_is_learnt_from_what_runs_while_another_model_is_taken_up() -> N
     assert one.serving == 1 and one.next_s(0.5) == pytest.approx(end_s)
     one.enqueue(beside, 0.5)
     assert one.begin(0.5) == ([beside], [])
-    one.remove(guest, 3.0)  # a second was foretold
+    assert one.next_s(0.5) == pytest.approx(0.5 + 5 * (0.1 + 0.05))  # a step of each in turn
+    one.remove(guest, 3.0)
     one.enqueue(after, 3.0)
     assert one.begin(3.0) == ([after], [])
     one.remove(beside, 9.0)

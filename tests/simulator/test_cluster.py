@@ -119,10 +119,23 @@ def test_a_model_at_hand_is_taken_up_without_a_load() -> None:
     assert run([1.0], "clipper-ht").requests.outcome[0] == SHED
 
 
+def test_who_is_made_when_another_model_is_taken_up_is_made_by_the_first() -> None:
+    def take_up(simulation: Simulation) -> None:
+        simulation.workers[0].target = 1
+        simulation._drain(simulation.workers[0])
+
+    simulation = run([0.0, 1.0], events=[(0.5, take_up)], at_hand=True)
+    assert simulation.requests.outcome.tolist() == [ON_TIME, SHED]  # nobody has the large model
+    assert simulation.requests.ended_s[0] == pytest.approx(20 * 0.1)
+    assert simulation.workers[0].guests == set()
+
+
 def test_models_at_hand_change_under_load_and_nothing_is_lost_of_it() -> None:
     loaded, _ = simulate(scenario(7.0), "price")
     at_hand, simulation = simulate(scenario(7.0, at_hand=True), "price")
     assert simulation.ledger.loads > 0
+    assert np.isfinite(simulation.requests.ended_s).all()
+    assert (simulation.requests.outcome != FAILED).all()
     assert at_hand.whole.violation_ratio < loaded.whole.violation_ratio
     assert all(not worker.guests for worker in simulation.workers)
 

@@ -17,7 +17,7 @@ Kind = Literal["array", "graph"]
 FEW = 128  # most entries of a scope that need no graph, which takes 50 kB even for one entry
 READ_AT_ONCE = 10_000  # vectors of `add_all` in memory beside the index
 ALIKE = 2e-3  # most that an f16 number of a unit vector differs from what it was made from
-ADDED_AT_ONCE = 64  # usearch keeps Python's lock in each call: other threads run in between
+ADDED_AT_ONCE = 64  # some 10 ms; usearch keeps Python's lock in each call: others run between
 
 
 class SimilarityIndex:

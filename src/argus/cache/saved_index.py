@@ -17,7 +17,7 @@ from argus.files import written_aside
 
 log = logging.getLogger(__name__)
 
-FORMAT = 1  # another one when the layout or the graphs' parameters change
+FORMAT = 2  # another one when the layout changes, or how graphs are built
 LAST = len('{"sha256": ""}\n') + 64  # bytes of the last line
 READ_BYTES = 1 << 20
 CHECKED = 64  # newest entries whose vectors must be the catalogue's

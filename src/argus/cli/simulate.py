@@ -61,8 +61,8 @@ def simulate(
         bool,
         typer.Option(
             "--at-hand",
-            help="Workers have every model at hand, as a server's have where half of the device's "
-            "memory stays free: changing takes no time.",
+            help="Workers have loaded every model and take one up at once, as a server does where "
+            "half of the device's memory stays free.",
         ),
     ] = False,
     seed: Annotated[int, typer.Option(help="Random seed; the same one repeats a run.")] = 0,

@@ -49,8 +49,8 @@ class WorkerQueue(Generic[R]):
     `alive` does not advance; one that is not `ready` begins nothing. A request with no more than
     `handover_steps` to go makes room for the next, to hide the time of the handover. A `curve`
     takes the place of `step_s`, and learns from every picture how the number of running requests
-    changes their time. `guests` run with the model before; slowness is not learnt from them, nor
-    from what began beside them.
+    changes their time. `guests` run with the model before, in turn with the others; slowness is not
+    learnt from them, nor from what began beside them.
     """
 
     number: int
@@ -79,6 +79,7 @@ class WorkerQueue(Generic[R]):
     arrivals_at_s: float = 0.0
     free_at_s: float = 0.0
     guests: set[R] = field(default_factory=set)
+    _before: int = NOTHING
     _order: itertools.count[int] = field(default_factory=itertools.count)
     _untypical: set[R] = field(default_factory=set)
     _crowd_s: float = 0.0
@@ -123,20 +124,13 @@ class WorkerQueue(Generic[R]):
         if self.running and self.alive:
             self.busy_s += now - self.at_s
             self._crowd_s += (now - self.at_s) * len(self.running)
-            self.progress += (now - self.at_s) / self._step(len(self.running))
+            self.progress += (now - self.at_s) / self._round(len(self.running))
         self.at_s = now
 
     def take_up(self, model: int, now: float) -> None:
-        """Serve with another model from now on; what runs goes on with its own, in its time."""
+        """Serve with another model from now on; what runs goes on with its own."""
         self.advance(now)
-        size = max(1, len(self.running))
-        before_s = self._step(size)
-        self.model, self.ready = model, True
-        steps = before_s / self._step(size)  # of this model in the time of one of the last
-        self.running = [
-            (self.progress + steps * (end - self.progress), order, request)
-            for end, order, request in self.running
-        ]
+        self._before, self.model, self.ready = self.model, model, True
         self.guests = {request for _, _, request in self.running}
         self._untypical |= self.guests
 
@@ -231,7 +225,7 @@ class WorkerQueue(Generic[R]):
         self.version += 1
         if self.running:
             left = self.running[0][0] - self.progress
-            at = now + max(0.0, left) * self._step(len(self.running))
+            at = now + max(0.0, left) * self._round(len(self.running))
         elif self.queued and self.alive and self.ready:
             deadline, _, first = self.queued[0]
             at = now + max(0.05, min(0.1 * (deadline - now), first.work_steps * self._step(1)))
@@ -308,7 +302,7 @@ class WorkerQueue(Generic[R]):
         It waits for them only where that makes it meet its deadline and joining does not: a request
         that is late anyway must not have a worker to itself while others are queued.
         """
-        joined = now + request.work_steps * self._step(len(self.running) + 1)
+        joined = now + request.work_steps * self._round(len(self.running) + 1)
         if joined <= request.deadline_s:
             return self._is_bearable(now)
         left = [end - self.progress for end, _, _ in self.running]
@@ -320,7 +314,7 @@ class WorkerQueue(Generic[R]):
     def _is_bearable(self, now: float) -> bool:
         """Whether one more makes no running request miss its deadline."""
         size = len(self.running)
-        before, after = self._step(size), self._step(size + 1)
+        before, after = self._round(size), self._round(size + 1)
         for end, _, other in self.running:
             left = end - self.progress
             if now + left * after > other.deadline_s >= now + left * before:
@@ -329,7 +323,8 @@ class WorkerQueue(Generic[R]):
 
     def _has_room(self, now: float) -> bool:
         """Whether one more like the last one started could start at once."""
-        return bool(self._joins(max(self.running)[2], now))
+        own = [entry for entry in self.running if entry[2] not in self.guests]
+        return bool(self._joins(max(own or self.running)[2], now))
 
     def _batch(self, now: float) -> tuple[list[R], list[R]]:
         """The batch that begins now, and the requests that are dropped.
@@ -404,13 +399,22 @@ class WorkerQueue(Generic[R]):
             return self.slowness * self.curve.step_s(size)
         return self.slowness * self.step_s(self.kind, self.model, size)
 
+    def _round(self, size: int) -> float:
+        """Seconds of a step of so many running requests: those of guests' and own models are made
+        in turn."""
+        guests = len(self.guests)
+        if not 0 < guests <= size:
+            return self._step(size)
+        own_s = self._step(size - guests) if size > guests else 0.0
+        return own_s + self.slowness * self.step_s(self.kind, self._before, guests)
+
     def _size_limit(self) -> int:
         return self.batch_limit(self.kind, self.model)
 
     def _together_s(self, work_steps: list[float]) -> float:
         """Seconds until a batch with these steps to go is done, if no request joins it."""
         left = sorted(max(0.0, one) for one in work_steps)
-        steps = [self._step(size) for size in range(len(left), 0, -1)]
+        steps = [self._round(size) for size in range(len(left), 0, -1)]
         before, total = 0.0, 0.0
         for own, step in zip(left, steps, strict=True):
             total += (own - before) * step
