@@ -7,6 +7,7 @@ import threading
 import time
 import weakref
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from multiprocessing import Pipe
 from pathlib import Path
 from typing import Any
@@ -151,6 +152,17 @@ def test_cancelled_tasks_are_dropped_inside_the_process(
     assert not ours.poll()
 
 
+@contextmanager
+def worker_of(model: Model) -> Iterator[Any]:
+    """Our end of the pipe to a worker in a thread, which is stopped at the end."""
+    ours, theirs = Pipe()
+    thread = threading.Thread(target=run_worker, args=(theirs, model))
+    thread.start()
+    yield ours
+    ours.send(Stop())
+    thread.join()
+
+
 class Decoding:
     """An engine whose cancelled job is being decoded while another one goes on."""
 
@@ -266,21 +278,17 @@ def test_a_worker_goes_back_to_an_engine_it_had(
         return load(wanted)
 
     monkeypatch.setattr(process, "_load", noting)
-    ours, theirs = Pipe()
     model, other = Model(str(tiny_sd), sampler="ddim"), Model(str(tiny_sd), sampler="lcm")
-    thread = threading.Thread(target=run_worker, args=(theirs, model))
-    thread.start()
     ready, pictures = list[Model](), list[Image.Image]()
-    for number, wanted in enumerate((model, other, model), 1):
-        if number > 1:
-            ours.send(Load(wanted))
-        ready.append(ours.recv().model)
-        ours.send(Task(number, Job("a red fish", steps=3)))
-        while not isinstance(answer := ours.recv(), Done):
-            pass
-        pictures.append(answer.finished.image)
-    ours.send(Stop())
-    thread.join()
+    with worker_of(model) as ours:
+        for number, wanted in enumerate((model, other, model), 1):
+            if number > 1:
+                ours.send(Load(wanted))
+            ready.append(ours.recv().model)
+            ours.send(Task(number, Job("a red fish", steps=3)))
+            while not isinstance(answer := ours.recv(), Done):
+                pass
+            pictures.append(answer.finished.image)
     assert ready == [model, other, model] and loaded == [model, other]
     assert alike(pictures[0], pictures[2]) and not alike(pictures[0], pictures[1])
 
@@ -290,23 +298,19 @@ def test_tasks_go_on_beside_those_of_a_model_at_hand(
 ) -> None:
     monkeypatch.setattr(process, "lower_priority", lambda: None)
     monkeypatch.setattr(engine_memory, "memory", lambda: (100 * GB, 100 * GB))
-    ours, theirs = Pipe()
     model, other = Model(str(tiny_sd), sampler="ddim"), Model(str(tiny_sd), sampler="lcm")
-    thread = threading.Thread(target=run_worker, args=(theirs, model))
-    thread.start()
-    assert ours.recv() == Ready(model, (model,))
-    ours.send(Keep((model, other)))
-    assert ours.recv() == Held((model, other))
     jobs = {1: Job("a red fish", seed=1, steps=30), 2: Job("a red fish", seed=1, steps=4)}
-    ours.send(Task(1, jobs[1]))
-    ours.send(Load(other))
-    ours.send(Task(2, jobs[2]))
     done = list[Done]()
-    while len(done) < 2:
-        if isinstance(answer := ours.recv(), Done):
-            done.append(answer)
-    ours.send(Stop())
-    thread.join()
+    with worker_of(model) as ours:
+        assert ours.recv() == Ready(model, (model,))
+        ours.send(Keep((model, other)))
+        assert ours.recv() == Held((model, other))
+        ours.send(Task(1, jobs[1]))
+        ours.send(Load(other))
+        ours.send(Task(2, jobs[2]))
+        while len(done) < 2:
+            if isinstance(answer := ours.recv(), Done):
+                done.append(answer)
     assert [one.number for one in done] == [2, 1]
     for one, own, foreign in zip(done, (other, model), (model, other), strict=True):
         fits = [
@@ -364,7 +368,7 @@ def test_pictures_that_lack_memory_are_made_without_the_models_at_hand(
 
     def keeping(engines: _Engines, models: Iterable[Model]) -> None:
         keep(engines, models)
-        kept.extend(weakref.ref(engines._held[one]) for one in (other,))
+        kept.append(weakref.ref(engines._held[other]))
 
     def short(engine: Engine, group: Sequence[Any]) -> None:
         if kept[0]() is not None and len(group) > most:
@@ -373,22 +377,18 @@ def test_pictures_that_lack_memory_are_made_without_the_models_at_hand(
 
     monkeypatch.setattr(_Engines, "keep", keeping)
     monkeypatch.setattr(Engine, "_advance", short)
-    ours, theirs = Pipe()
-    thread = threading.Thread(target=run_worker, args=(theirs, model))
-    thread.start()
-    assert ours.recv() == Ready(model, (model,))
-    ours.send(Keep((other,)))
-    assert ours.recv() == Held((model, other))
-    for number in range(3):
-        ours.send(Task(number, Job("a red fish", seed=number, steps=3)))
+    jobs = [Job("a red fish", seed=seed, steps=3) for seed in range(3)]
     answers = list[Answer]()
-    while sum(isinstance(one, Done | Failed) for one in answers) < 3:
-        answers.append(ours.recv())
-    ours.send(Stop())
-    thread.join()
+    with worker_of(model) as ours:
+        assert ours.recv() == Ready(model, (model,))
+        ours.send(Keep((other,)))
+        assert ours.recv() == Held((model, other))
+        for number, job in enumerate(jobs):
+            ours.send(Task(number, job))
+        while sum(isinstance(one, Done | Failed) for one in answers) < 3:
+            answers.append(ours.recv())
     assert [one for one in answers if isinstance(one, Held)] == [Held((model,))]
     pictures = {one.number: one.finished.image for one in answers if isinstance(one, Done)}
     alone = Engine.load(str(tiny_sd))
-    for number in range(3):
-        job = Job("a red fish", seed=number, steps=3)
+    for number, job in enumerate(jobs):
         assert alike(pictures[number], alone.run(job).image)

@@ -103,7 +103,7 @@ class _Engines:
         if model not in self._held:
             engine = self._loaded(model)
             if self._held and not _has_room(model.device):
-                self._let_go(model.device)
+                self._let_go(self.held)
             self._held[model] = engine
         self._serving = model
         self.serving.max_batch = model.max_batch  # which a lack of memory may have lowered
@@ -121,18 +121,14 @@ class _Engines:
             except ArgusError as error:
                 log.info("A model is not loaded ahead: %s", error)
             if not _has_room(model.device):
-                self._held.pop(model, None)
-                _clean_up(model.device)
+                self._let_go([model])
                 return
 
     def give_way(self) -> bool:
         """Let go of the engines that only wait to be taken up, whose memory pictures need; whether
         there were any."""
         idle = [m for m, engine in self._held.items() if m != self._serving and not engine.busy]
-        for model in idle:
-            del self._held[model]
-        for device in {model.device for model in idle}:
-            _clean_up(device)
+        self._let_go(idle)
         return bool(idle)
 
     def _loaded(self, model: Model) -> Engine:
@@ -142,13 +138,13 @@ class _Engines:
             if not self._held:
                 raise
         # not before, as the error holds what was loaded so far
-        self._let_go(model.device)
+        self._let_go(self.held)
         return _load(model)
 
-    def _let_go(self, device: str) -> None:
-        self._held.clear()
-        self._serving = None
-        _clean_up(device)
+    def _let_go(self, models: Iterable[Model]) -> None:
+        for model in models:
+            self._held.pop(model, None)
+            _clean_up(model.device)
 
 
 def _clean_up(device: str) -> None:
