@@ -67,7 +67,8 @@ def test_the_shares_of_a_burst_are_the_workers_busy_time(argus: Running) -> None
     with ThreadPoolExecutor(BURST) as pool:
         reports = list(pool.map(lambda fields: made(argus, **fields), cases))
     spent_s = sum(report["gpu_seconds"] for report in reports)
-    assert spent_s == pytest.approx(busy_s(argus) - before, rel=0.01)
+    busy = busy_s(argus) - before  # also until pictures are packed to be sent
+    assert 0.8 * busy < spent_s <= busy + 1e-6 * BURST
     assert spent_s < sum(report["timings_ms"]["denoise"] for report in reports) / 1000 / 2
     for report in reports:
         assert report["cost"] == pytest.approx(report["gpu_seconds"] / 1000, abs=1e-8)

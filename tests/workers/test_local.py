@@ -218,6 +218,25 @@ def test_time_without_pictures_is_not_busy_after_one_was_cancelled(
     assert inside.busy_s == busy_s
 
 
+def test_a_worker_is_busy_from_the_admission_of_a_task(
+    tiny_sd: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(process, "lower_priority", lambda: None)
+    admit = Engine.admit
+
+    def slow(engine: Engine, *given: Any, **named: Any) -> int:
+        ticket = admit(engine, *given, **named)
+        time.sleep(0.2)
+        return ticket
+
+    monkeypatch.setattr(Engine, "admit", slow)
+    with worker_of(Model(str(tiny_sd))) as ours:
+        ours.send(Task(1, Job("a red fish", steps=3)))
+        while not isinstance(answer := ours.recv(), Done):
+            pass
+    assert 0.2 < answer.finished.worker_s <= answer.busy_s
+
+
 def test_a_process_keeps_engines_while_there_is_memory(
     tiny_sd: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -322,7 +341,7 @@ def test_tasks_go_on_beside_those_of_a_model_at_hand(
         ]
         assert fits == [True, False]
     seconds = sum(one.finished.worker_s for one in done)
-    assert seconds <= done[-1].busy_s + 1e-3  # none is counted twice
+    assert seconds <= done[-1].busy_s + 1e-6  # none is counted twice
 
 
 @pytest.mark.parametrize(

@@ -223,22 +223,19 @@ class _Worker:
         while True:
             while self._pipe.poll():
                 self._take(self._pipe.recv())
+            self._rest()
             self._admit()
-            self._clock()
             if self._engines.busy:
                 self._step()
-                self._clock()
             elif self._stopping:
                 return
             else:
                 self._take(self._pipe.recv())
 
-    def _clock(self) -> None:
-        """Begin or end to count time as busy."""
+    def _rest(self) -> None:
+        """End to count time as busy if nothing is left to do."""
         if not self._engines.busy:
             self._busy_before_s, self._since_s = self.busy_s, None
-        elif self._since_s is None:
-            self._since_s = time.perf_counter()
 
     def _take(self, request: Request) -> None:
         if isinstance(request, Cancel):
@@ -297,6 +294,7 @@ class _Worker:
             self._pipe.send(Ready(model, self._engines.held))
 
     def _begin(self, task: Task, engine: Engine) -> None:
+        now_s = time.perf_counter()  # of before, as the shares count from the admission
         try:
             ticket = engine.admit(
                 task.job,
@@ -310,6 +308,8 @@ class _Worker:
             self._pipe.send(Failed(task.number, _public(error)))
         else:
             self._tasks[engine, ticket] = task
+            if self._since_s is None:
+                self._since_s = now_s
 
     def _step(self) -> None:
         """A step of every engine that has tasks."""
