@@ -93,7 +93,7 @@ def served(
         reading.join(10)
 
 
-def wait_until(true: Callable[[], bool], limit_s: float = 120.0) -> None:
+def wait_until(true: Callable[[], bool], limit_s: float = 300.0) -> None:
     """Poll for what another process does; fails the test if it never does."""
     deadline = time.monotonic() + limit_s
     while not true():

@@ -83,7 +83,11 @@ def test_a_predictor_that_is_off_is_trained_anew_and_swapped(argus: Running) -> 
                    0.6, service.model.made_for, time.time())
         )  # fmt: skip
     service.loop.call_soon_threadsafe(lambda: service.learning.retrain("a test asks for it"))
-    wait_until(lambda: argus.metric("argus_retrainings_total", result="accepted") == 1)
+
+    def accepted() -> bool:
+        return argus.metric("argus_retrainings_total", result="accepted") == 1
+
+    wait_until(accepted, limit_s=900.0)  # the training gives way to all else
     told = argus.generate("a fish number 7", argus={"variant": "other"}).json()["argus"][0]
     assert told["predicted_quality"] == pytest.approx(0.2, abs=0.15)
 

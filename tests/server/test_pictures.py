@@ -70,11 +70,12 @@ def test_how_long_large_pictures_take_to_encode_is_learnt() -> None:
         before = encoding.expected_s("webp", large)
         await encoding.encode(image, "webp", small)
         assert encoding.expected_s("webp", large) == before
+        took_s = list[float]()
         for _ in range(4):
             begun = time.perf_counter()
             await encoding.encode(image, "webp", large)
-            took_s = time.perf_counter() - begun
-        assert before < encoding.expected_s("webp", large) < 2 * took_s
+            took_s.append(time.perf_counter() - begun)
+        assert before < encoding.expected_s("webp", large) < 2 * max(took_s)
         assert encoding.expected_s("png", large) == before
         assert encoding.expected_s("webp", small) < encoding.expected_s("webp", large) / 200
         encoding.close()

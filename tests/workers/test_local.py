@@ -209,9 +209,10 @@ def test_time_without_pictures_is_not_busy_after_one_was_cancelled(
     while not isinstance(ours.recv(), Progress):
         pass
     ours.send(Cancel(1))
-    time.sleep(0.5)
+    while inside._since_s is not None:
+        time.sleep(0.01)
     busy_s = inside.busy_s
-    time.sleep(0.5)
+    time.sleep(0.2)
     assert inside.busy_s == busy_s
     ours.send(Stop())
     thread.join()
