@@ -26,7 +26,7 @@ def serve(measured_family: Path, tmp_path: Path) -> Iterator[Serve]:
             given: dict[str, Any] = {
                 "family": str(measured_family),
                 "data": tmp_path,
-                "slo": {"default": {"latency": "30s"}},
+                "slo": {"default": {"latency": "120s"}},
                 "workers": 2,
                 "truth_share": 0.0,
             }

@@ -47,7 +47,7 @@ class Load:
         self._thread.join()
 
     async def _send(self) -> None:
-        async with httpx.AsyncClient(base_url=self._server.url, timeout=120) as http:
+        async with httpx.AsyncClient(base_url=self._server.url, timeout=300) as http:
 
             async def one(number: int) -> httpx.Response:
                 body = {"prompt": f"{number} red fish", "seed": number, **self._fields}

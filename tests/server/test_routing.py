@@ -94,6 +94,25 @@ def test_a_smaller_picture_waits_as_long_as_any(led: Led) -> None:
     assert led.decide(halved).worker is None
 
 
+@pytest.mark.usefixtures("still")
+def test_a_request_goes_back_to_a_worker_it_failed_at_only_if_no_other_is_in_time(
+    measured_family: Path, tmp_path: Path
+) -> None:
+    service = Service(
+        Settings(family=str(measured_family), data=tmp_path, workers=2, policy="price")
+    )
+    exact_s = float(service.model.table.alone_s[EXACT].min())
+    for queue in service.fleet.queues:
+        queue.ready = True
+    led = Led(service, service._new_router(Classes({}, exact_s, measured=True)))
+    failed = led.asked(8 * exact_s)
+    failed.failed_at = (0,)
+    assert led.decide(failed).worker == 1
+    lengthen(service.fleet.queues[1], 60 * exact_s)
+    assert led.decide(failed).worker == 0
+    service.cache.close()
+
+
 def test_workers_that_come_and_go_leave_the_forecast_as_it_is(led: Led) -> None:
     planning, metrics, rate = led.router.planning, led.service.metrics, 200.0
     request = led.asked(led.exact_s)

@@ -109,14 +109,13 @@ class Router:
         return decision
 
     async def _routed(self, request: ImageRequest) -> Decision:
-        cluster = self.planning.cluster().without(request.failed_at)
+        cluster = self.planning.cluster()
         if request.yields:
             models = enumerate(cluster.models)
             cluster.models = [m if self._fleet.spare(w) else NOTHING for w, m in models]
-        if request.cheapest:
-            decision = self._cheapest(request, cluster)
-        else:
-            decision = self._controller.route(request, cluster)
+        decision = self._of_policy(request, cluster.without(request.failed_at))
+        if decision.worker is None and request.failed_at:  # better one of those than none
+            decision = self._of_policy(request, cluster)
         if decision.worker is not None and not request.allowed[decision.variant]:
             decision = await self._allowed(request, decision)
         if decision.worker is None and self.planning.settling and not request.background:
@@ -134,6 +133,11 @@ class Router:
         if request.too_late_for >= 0 and hopeless:
             raise Expired("The deadline left no time to make the picture.")
         return decision
+
+    def _of_policy(self, request: ImageRequest, cluster: Cluster) -> Decision:
+        if request.cheapest:
+            return self._cheapest(request, cluster)
+        return self._controller.route(request, cluster)
 
     def _cheapest(self, request: ImageRequest, cluster: Cluster) -> Decision:
         """The policy's decision among the cheapest of the allowed variants that can be in time;

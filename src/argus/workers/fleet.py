@@ -790,7 +790,9 @@ class Fleet:
         for request in queue.evict(running=False):
             self._fail(request, HandedBack())
         for request in running:
-            request.deaths += not opaque
+            if not opaque:
+                request.deaths += 1
+                request.failed_at += (queue.number,)  # which dies again where it is at fault
             if opaque or request.deaths < DEADLY:
                 task = self._tasks.pop(request, None)
                 if task is not None:
