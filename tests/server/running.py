@@ -55,7 +55,7 @@ def running(settings: Settings, headers: dict[str, str] | None = None) -> Iterat
         wait_until(lambda: server.started)
         port = server.servers[0].sockets[0].getsockname()[1]
         url = f"http://127.0.0.1:{port}"
-        with httpx.Client(base_url=url, timeout=120, headers=headers) as http:
+        with httpx.Client(base_url=url, timeout=300, headers=headers) as http:
             wait_until(lambda: http.get("/ready").status_code == 200)
             yield Running(service, url, http)
     finally:

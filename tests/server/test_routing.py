@@ -17,7 +17,7 @@ from argus.control.request import Request
 from argus.control.variants import EXACT
 from argus.control.worker_queue import WorkerQueue
 from argus.server.request import ImageRequest
-from argus.server.router import Router
+from argus.server.router import Router, live_policy
 from argus.server.service import Service
 from argus.server.slo import DEFAULT, Classes
 from argus.workers.fleet import Yielded
@@ -94,23 +94,43 @@ def test_a_smaller_picture_waits_as_long_as_any(led: Led) -> None:
     assert led.decide(halved).worker is None
 
 
-@pytest.mark.usefixtures("still")
-def test_a_request_goes_back_to_a_worker_it_failed_at_only_if_no_other_is_in_time(
-    measured_family: Path, tmp_path: Path
-) -> None:
+@pytest.fixture
+def two(measured_family: Path, tmp_path: Path) -> Iterator[Led]:
+    """`price` over two workers that can serve."""
     service = Service(
         Settings(family=str(measured_family), data=tmp_path, workers=2, policy="price")
     )
     exact_s = float(service.model.table.alone_s[EXACT].min())
     for queue in service.fleet.queues:
         queue.ready = True
-    led = Led(service, service._new_router(Classes({}, exact_s, measured=True)))
-    failed = led.asked(8 * exact_s)
-    failed.failed_at = (0,)
-    assert led.decide(failed).worker == 1
-    lengthen(service.fleet.queues[1], 60 * exact_s)
-    assert led.decide(failed).worker == 0
+    yield Led(service, service._new_router(Classes({}, exact_s, measured=True)))
     service.cache.close()
+
+
+@pytest.mark.usefixtures("still")
+def test_a_request_goes_back_to_a_worker_it_failed_at_only_if_no_other_is_in_time(
+    two: Led,
+) -> None:
+    failed = two.asked(8 * two.exact_s)
+    failed.failed_at = (0,)
+    assert two.decide(failed).worker == 1
+    lengthen(two.service.fleet.queues[1], 60 * two.exact_s)
+    assert two.decide(failed).worker == 0
+
+
+@pytest.mark.usefixtures("still")
+@pytest.mark.parametrize("policy", ["price", "clipper-ht"])
+@pytest.mark.parametrize("slack", [8.0, 0.5], ids=["in time", "late"])
+def test_a_request_goes_back_to_a_worker_it_failed_at_if_no_other_makes_what_it_allows(
+    two: Led, policy: str, slack: float
+) -> None:
+    slos = two.router.classes.slos(two.service.fleet.scale)
+    two.router.planning.adopt(live_policy(policy, two.service.model.table, slos))
+    two.service.fleet.queues[1].model = 1
+    failed = two.asked(slack * two.exact_s)
+    failed.failed_at, failed.least_quality = (0,), 1.0  # which exact alone meets
+    decision = two.decide(failed)
+    assert (decision.variant, decision.worker) == (EXACT, 0)
 
 
 def test_workers_that_come_and_go_leave_the_forecast_as_it_is(led: Led) -> None:

@@ -220,7 +220,7 @@ def test_a_hung_worker_s_jobs_are_handed_back_and_it_is_replaced(measured_family
     async def use(fleet: Fleet, plans: list[int]) -> None:
         assert isinstance(await fleet.run(request(), JOB, 0, 0), Finished)
         kill(fleet.workers[0], signal.SIGSTOP)
-        asked = request()
+        asked = request(300.0)
         with pytest.raises(HandedBack):
             await fleet.run(asked, JOB, 0, 0)
         assert asked.failed_at == (0,)  # it goes to others first

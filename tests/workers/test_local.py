@@ -202,21 +202,34 @@ def test_time_without_pictures_is_not_busy_after_one_was_cancelled(
 ) -> None:
     ours, theirs = Pipe()
     monkeypatch.setattr(process, "lower_priority", lambda: None)
-    inside = _Worker(theirs, Model(str(tiny_sd)))
+    model, other = Model(str(tiny_sd)), Model(str(tiny_sd), sampler="lcm")
+    inside, load = _Worker(theirs, model), process._load
+    loads = list[float]()
+
+    def watched(wanted: Model) -> Engine:
+        before_s = inside.busy_s
+        engine = load(wanted)
+        loads.append(inside.busy_s - before_s)
+        return engine
+
+    monkeypatch.setattr(process, "_load", watched)
     thread = threading.Thread(target=inside.serve)
     ours.send(Task(1, Job("an endless fish", steps=LONG), progress=True))
     thread.start()
-    while not isinstance(ours.recv(), Progress):
-        pass
-    ours.send(Cancel(1))
-    while inside._since_s is not None:
-        time.sleep(0.01)
-    busy_s = inside.busy_s
-    time.sleep(0.2)
-    assert inside.busy_s == busy_s
-    ours.send(Stop())
-    thread.join()
-    assert inside.busy_s == busy_s
+    try:
+        while not isinstance(ours.recv(), Progress):
+            pass
+        ours.send(Cancel(1))
+        ours.send(Load(other))
+        while not isinstance(ours.recv(), Ready):
+            pass
+        busy_s = inside.busy_s
+        time.sleep(0.2)
+    finally:
+        ours.send(Stop())
+        thread.join()
+    assert busy_s == inside.busy_s > 0
+    assert loads == [0.0, 0.0]
 
 
 def test_a_worker_is_busy_from_the_admission_of_a_task(

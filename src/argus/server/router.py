@@ -3,6 +3,7 @@ share, or the policy's choice."""
 
 from __future__ import annotations
 
+import itertools
 import logging
 import math
 import time
@@ -114,7 +115,7 @@ class Router:
             models = enumerate(cluster.models)
             cluster.models = [m if self._fleet.spare(w) else NOTHING for w, m in models]
         decision = self._of_policy(request, cluster.without(request.failed_at))
-        if decision.worker is None and request.failed_at:  # better one of those than none
+        if request.failed_at and not self._can_be(decision, request):
             decision = self._of_policy(request, cluster)
         if decision.worker is not None and not request.allowed[decision.variant]:
             decision = await self._allowed(request, decision)
@@ -138,6 +139,11 @@ class Router:
         if request.cheapest:
             return self._cheapest(request, cluster)
         return self._controller.route(request, cluster)
+
+    def _can_be(self, decision: Decision, request: ImageRequest) -> bool:
+        """Whether a decision has a worker make what the request allows and is not too late for."""
+        v = decision.variant
+        return decision.worker is not None and request.allowed[v] and v != request.too_late_for
 
     def _cheapest(self, request: ImageRequest, cluster: Cluster) -> Decision:
         """The policy's decision among the cheapest of the allowed variants that can be in time;
@@ -192,19 +198,20 @@ class Router:
         return bool(load_s + share * min(self._alone_s[EXACT]) <= request.slack_s)
 
     def _best(self, request: ImageRequest) -> Decision:
-        """The best picture that a worker can make in time with the model it holds; if none can be
-        in time, the best of all."""
-        cluster = self._fleet.cluster().without(request.failed_at)
-        held, late = set(cluster.models), request.too_late_for
-        able = [
-            v for v, allowed in enumerate(request.allowed)
-            if allowed and self._models[v] in held and v != late
-        ]  # fmt: skip
-        able = [v for v in able if self._in_time(request, v, cluster)] or able
-        if not able:
-            return Decision(EXACT, None, "")
-        best = max(able, key=lambda v: request.quality[v])
-        return Decision(best, first_free(cluster, self._models[best]), "")
+        """The best picture that a worker can make in time with the model it holds, one that the
+        request failed at only where no other can; if none can be in time, the best of all."""
+        every, late = self._fleet.cluster(), request.too_late_for
+        clusters = every.without(request.failed_at), every
+        for in_time, cluster in itertools.product((True, False), clusters):
+            able = [
+                v for v, allowed in enumerate(request.allowed)
+                if allowed and v != late and self._models[v] in cluster.models
+                and (not in_time or self._in_time(request, v, cluster))
+            ]  # fmt: skip
+            if able:
+                best = max(able, key=lambda v: request.quality[v])
+                return Decision(best, first_free(cluster, self._models[best]), "")
+        return Decision(EXACT, None, "")
 
     async def _held(self, variant: str, reason: str, request: ImageRequest) -> Decision:
         """A decision without the policy, for the worker with the variant's model that is free

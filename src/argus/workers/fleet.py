@@ -498,7 +498,7 @@ class Fleet:
         except Unanswered as error:
             if not error.busy:
                 request.failed_at += (queue.number,)
-            failed = len(request.failed_at) >= MOST_FAILURES
+            failed = not error.busy and len(request.failed_at) >= MOST_FAILURES
             if not run.answer.done():
                 run.answer.set_exception(error if failed else HandedBack())
         except Exception as error:
