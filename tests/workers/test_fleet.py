@@ -55,7 +55,7 @@ def with_fleet(family_file: Path, use: Callable[[Fleet], Awaitable[None]]) -> No
     asyncio.run(asyncio.wait_for(run(), 300))
 
 
-def request(job: Job = JOB, limit_s: float = 60.0) -> Request:
+def request(job: Job = JOB, limit_s: float = 600.0) -> Request:
     at = time.monotonic() + limit_s
     return Request(deadline_s=at, expires_s=at, work_steps=float(job.steps))
 
@@ -96,7 +96,8 @@ def test_models_at_hand_are_taken_up_while_pictures_are_made(
         held = asyncio.create_task(fleet.run(request(LONG), LONG, 0, 0))
         await until(lambda: fleet.cluster().running[0] == 1)
         fleet.move([1, 1])
-        assert fleet.cluster().models == [1, 1] and max(fleet.cluster().wait_s) == 0
+        assert fleet.cluster().models == [1, 1]
+        assert max(queue.free_at_s for queue in fleet.queues) <= time.monotonic()  # they begin more
         made = await asyncio.gather(*(fleet.run(request(), JOB, n % 2, 1) for n in range(6)))
         assert all(alike(one.image, expected) for one in made)
         assert not held.done() and isinstance(await held, Finished)
