@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -26,7 +27,7 @@ from tests.conftest import WIDTH
 
 @dataclass(frozen=True)
 class Led:
-    """`price` over one worker that can serve, though no process is started."""
+    """`price` over workers that can serve, though no process is started."""
 
     service: Service
     router: Router
@@ -53,17 +54,28 @@ class Led:
         return asyncio.run(self.router.decide(request))
 
 
-@pytest.fixture
-def led(measured_family: Path, tmp_path: Path) -> Iterator[Led]:
+@contextmanager
+def leading(family: Path, data: Path, workers: int) -> Iterator[Led]:
     service = Service(
-        Settings(
-            family=str(measured_family), data=tmp_path, workers=1, window_s=0.6, policy="price"
-        )
+        Settings(family=str(family), data=data, workers=workers, window_s=0.6, policy="price")
     )
     exact_s = float(service.model.table.alone_s[EXACT].min())
-    service.fleet.queues[0].ready = True
+    for queue in service.fleet.queues:
+        queue.ready = True
     yield Led(service, service._new_router(Classes({}, exact_s, measured=True)))
     service.cache.close()
+
+
+@pytest.fixture
+def led(measured_family: Path, tmp_path: Path) -> Iterator[Led]:
+    with leading(measured_family, tmp_path, workers=1) as led:
+        yield led
+
+
+@pytest.fixture
+def two(measured_family: Path, tmp_path: Path) -> Iterator[Led]:
+    with leading(measured_family, tmp_path, workers=2) as led:
+        yield led
 
 
 @pytest.fixture
@@ -92,19 +104,6 @@ def test_a_smaller_picture_waits_as_long_as_any(led: Led) -> None:
     lengthen(led.service.fleet.queues[0], 1.5 * led.exact_s)
     halved = led.asked(0.75 * led.exact_s, size_factor=0.25)
     assert led.decide(halved).worker is None
-
-
-@pytest.fixture
-def two(measured_family: Path, tmp_path: Path) -> Iterator[Led]:
-    """`price` over two workers that can serve."""
-    service = Service(
-        Settings(family=str(measured_family), data=tmp_path, workers=2, policy="price")
-    )
-    exact_s = float(service.model.table.alone_s[EXACT].min())
-    for queue in service.fleet.queues:
-        queue.ready = True
-    yield Led(service, service._new_router(Classes({}, exact_s, measured=True)))
-    service.cache.close()
 
 
 @pytest.mark.usefixtures("still")

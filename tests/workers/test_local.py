@@ -158,9 +158,11 @@ def worker_of(model: Model) -> Iterator[Any]:
     ours, theirs = Pipe()
     thread = threading.Thread(target=run_worker, args=(theirs, model))
     thread.start()
-    yield ours
-    ours.send(Stop())
-    thread.join()
+    try:
+        yield ours
+    finally:
+        ours.send(Stop())
+        thread.join()
 
 
 class Decoding:

@@ -101,6 +101,11 @@ class Cluster:
             return self
         return replace(self, models=models, index=None)
 
+    def rather_without(self, numbers: Collection[int]) -> tuple[Cluster, ...]:
+        """To be tried in turn: the workers without some, where others serve, and all of them."""
+        others = self.without(numbers) if numbers else self
+        return (self,) if others is self else (others, self)
+
 
 @dataclass(frozen=True, slots=True)
 class Decision:

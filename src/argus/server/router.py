@@ -114,9 +114,10 @@ class Router:
         if request.yields:
             models = enumerate(cluster.models)
             cluster.models = [m if self._fleet.spare(w) else NOTHING for w, m in models]
-        decision = self._of_policy(request, cluster.without(request.failed_at))
-        if request.failed_at and not self._can_be(decision, request):
-            decision = self._of_policy(request, cluster)
+        for workers in cluster.rather_without(request.failed_at):
+            decision = self._of_policy(request, workers)
+            if self._can_be(decision, request):
+                break
         if decision.worker is not None and not request.allowed[decision.variant]:
             decision = await self._allowed(request, decision)
         if decision.worker is None and self.planning.settling and not request.background:
@@ -200,12 +201,11 @@ class Router:
     def _best(self, request: ImageRequest) -> Decision:
         """The best picture that a worker can make in time with the model it holds, one that the
         request failed at only where no other can; if none can be in time, the best of all."""
-        every, late = self._fleet.cluster(), request.too_late_for
-        clusters = every.without(request.failed_at), every
+        clusters = self._fleet.cluster().rather_without(request.failed_at)
         for in_time, cluster in itertools.product((True, False), clusters):
             able = [
                 v for v, allowed in enumerate(request.allowed)
-                if allowed and v != late and self._models[v] in cluster.models
+                if allowed and v != request.too_late_for and self._models[v] in cluster.models
                 and (not in_time or self._in_time(request, v, cluster))
             ]  # fmt: skip
             if able:
